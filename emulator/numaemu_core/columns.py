@@ -1,0 +1,78 @@
+"""The shared arrays of a machine as numpy views: built from mapped segments, or from plain memory for tests.
+
+`Columns` only names cells; rules about them live in the modules that bear Linux's names. Arrays that every access
+indexes by a flat entry number (`table * 512 + index`) are kept flat.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from numaemu_core.layout import Layout, SegmentLayout
+
+U1 = npt.NDArray[np.uint8]
+U2 = npt.NDArray[np.uint16]
+U4 = npt.NDArray[np.uint32]
+U8 = npt.NDArray[np.uint64]
+I8 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+#: The shortest way to say "none of them".
+NO_INDEXES: Final[I8] = np.empty(0, np.int64)
+
+
+def column_views(segment: SegmentLayout, buffer: Any) -> dict[str, npt.NDArray[Any]]:  # noqa: ANN401 - any buffer
+    """The columns of one segment as arrays over its buffer."""
+    views: dict[str, npt.NDArray[Any]] = {}
+    for column in segment.columns:
+        count = int(np.prod(column.shape, dtype=np.int64))
+        flat = np.frombuffer(buffer, column.dtype, count, column.offset)
+        views[column.name] = flat.reshape(column.shape)
+    return views
+
+
+class Columns:
+    """Every shared column of the machine by name, and all frames as one array of pages."""
+
+    def __init__(self, layout: Layout, buffers: Mapping[str, Any], frames: Any, swap: Any) -> None:  # noqa: ANN401
+        """Views over `buffers` (a buffer a segment); `frames` holds all pools back to back, `swap` the swap area."""
+        views: dict[str, npt.NDArray[Any]] = {}
+        for name in ("swap_map", "ptes", "pte_bits", "frames", "control", "locks"):
+            views |= column_views(layout.segments[name], buffers[name])
+        page_size = layout.topology.page_size
+        self.layout = layout
+        self.frames: U1 = np.frombuffer(frames, np.uint8, layout.frame_count * page_size).reshape(-1, page_size)
+        self.swap: U1 = np.frombuffer(swap, np.uint8, layout.slot_count * page_size).reshape(-1, page_size)
+        self.swap_count: U2 = views["swap_count"]
+        self.pte_tables: U8 = views["pte"]
+        self.pte: U8 = self.pte_tables.reshape(-1)
+        self.accessed: U1 = views["accessed"].reshape(-1)
+        self.dirty: U1 = views["dirty"].reshape(-1)
+        self.free_state: U1 = views["free_state"]
+        self.page_lock_owner: U4 = views["page_lock_owner"]
+        self.lru_state: U2 = views["lru_state"]
+        self.lru_stamp: U8 = views["lru_stamp"]
+        self.pg_flags: U2 = views["pg_flags"]
+        self.mapcount: U4 = views["mapcount"]
+        self.mapping: U4 = views["mapping"]
+        self.index: U8 = views["index"]
+        self.private: U4 = views["private"]
+        self.numastat: I8 = views["numastat"]
+        self.cleaned: I8 = views["cleaned"]
+        self.generation: U8 = views["generation"]
+        self.mm_epoch: U8 = views["mm_epoch"]
+        self.window: U8 = views["window"]
+        self.window_mm: U8 = views["window_mm"]
+        self.pin_count: U8 = views["pin_count"]
+        self.pins: U4 = views["pins"]
+        self.needs_recovery: U1 = views["needs_recovery"]
+
+
+def columns_in_memory(layout: Layout) -> Columns:
+    """The same arrays over memory of this process alone, all zero."""
+    buffers = {name: np.zeros(segment.size, np.uint8) for name, segment in layout.segments.items()}
+    page_size = layout.topology.page_size
+    frames = np.zeros(layout.frame_count * page_size, np.uint8)
+    return Columns(layout, buffers, frames, buffers["swap"])

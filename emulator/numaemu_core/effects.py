@@ -1,0 +1,96 @@
+"""What a kernel task yields: everything that it needs from the world.
+
+A kernel task is a generator. It changes shared state between yields, alone; at a yield other tasks run. The *performer*
+(the daemon's loop, or a seeded one in tests) does what is yielded and resumes the task with the answer.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from numaemu_core.columns import I8
+from numaemu_core.locks import Key, Mode, Rank, SemGuard, SpinGuard
+
+
+@dataclass(frozen=True, slots=True)
+class Breathe:
+    """cond_resched: let others run. Answer: None."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpinBusy:
+    """Another process holds one of these spin locks: let others run, then try again. Answer: None."""
+
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DownSem:
+    """Sleep for an mmap_sem. Answer: its SemGuard."""
+
+    mm_id: int
+    mode: Mode
+
+
+@dataclass(frozen=True, slots=True)
+class WaitPageLocks:
+    """Sleep until at least one of these frames is not locked. Answer: None."""
+
+    pfns: I8
+
+
+@dataclass(frozen=True, slots=True)
+class WaitWriteback:
+    """Sleep until none of these frames is under writeback. Answer: None."""
+
+    pfns: I8
+
+
+@dataclass(frozen=True, slots=True)
+class Shootdown:
+    """Wait until no window that was open in these mms before now is still open (bounded).
+
+    Answer: the stragglers, a dict of access slot → window counter; empty when all have closed.
+    """
+
+    mm_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class WritePages:
+    """Start writing frames to their slots of the swap area; `end_swap_write` follows by itself. Answer: None."""
+
+    pfns: I8
+    slots: I8
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPages:
+    """Read slots of the swap area into frames. Answer: None."""
+
+    slots: I8
+    pfns: I8
+
+
+Effect = Breathe | SpinBusy | DownSem | WaitPageLocks | WaitWriteback | Shootdown | WritePages | ReadPages
+
+T = TypeVar("T")
+#: A kernel task, or a part of one: yields effects, returns T.
+KernelTask = Generator[Effect, Any, T]
+
+__all__ = [
+    "Breathe",
+    "DownSem",
+    "Effect",
+    "KernelTask",
+    "Mode",
+    "Rank",
+    "ReadPages",
+    "SemGuard",
+    "Shootdown",
+    "SpinBusy",
+    "SpinGuard",
+    "WaitPageLocks",
+    "WaitWriteback",
+    "WritePages",
+]

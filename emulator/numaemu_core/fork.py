@@ -1,0 +1,235 @@
+"""Tasks and address spaces come and go: attach, fork with copy-on-write, exit.
+
+Mirrors: kernel/fork.c dup_mmap, mm/memory.c copy_page_range (2.6.15), for many pages at a time.
+"""
+
+import errno
+
+import numpy as np
+
+from numaemu_core import limits
+from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
+from numaemu_core.effects import KernelTask, Shootdown
+from numaemu_core.errors import MmError, OutOfMemory
+from numaemu_core.kernel import Kernel
+from numaemu_core.lru import lru_cache_add_active
+from numaemu_core.memory import make_entries, vm_page_prot
+from numaemu_core.mempolicy import alloc_page_vma
+from numaemu_core.mm_types import VM_LOCKED, Mm, Task, VmArea
+from numaemu_core.mmap import exit_mmap, insert_vm_struct
+from numaemu_core.mmzone import free_pages
+from numaemu_core.page_flags import PG_REFERENCED, PG_UPTODATE
+from numaemu_core.page_table import PTE_WRITABLE, flats_of, is_present, is_swapped, is_writable, pte_lock_keys
+from numaemu_core.rmap import pinned_pages, put_pages, set_anon_identity
+from numaemu_core.runs import copy_rows
+from numaemu_core.swapfile import SWAP_LOCK, swap_duplicate
+from numaemu_core.task_locks import down_write, spin_lock
+from numaemu_core.uapi import CAPABILITIES
+
+#: Tables of the parent, and as many of the child, whose locks one step of a fork takes.
+_TABLES_PER_STEP = limits.PTE_LOCK_BATCH // 2
+
+
+def new_mm(k: Kernel) -> Mm:
+    """An empty address space (mm_alloc).
+
+    Raises:
+        MmError: ENOMEM: too many are alive, or no page-table page is left.
+    """
+    mm_id = k.free_mm_id()
+    if mm_id < 0:
+        raise MmError(errno.ENOMEM, f"a machine has at most {limits.MAX_MMS} address spaces")
+    mm = Mm(mm_id, k.tables.alloc_table(), limits.START_BRK, limits.START_BRK)
+    k.mms[mm_id] = mm
+    k.journal.mm(mm)
+    return mm
+
+
+def _add_task(k: Kernel, task: Task) -> Task:
+    k.tasks[task.pid] = task
+    k.next_pid = task.pid + 1
+    k.journal.task(task)
+    return task
+
+
+def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None) -> Task:
+    """A new task, with an mm of its own or with that of the task `share_mm`.
+
+    Raises:
+        MmError: EINVAL (no such CPU or capability), ESRCH (no task `share_mm`), ENOMEM.
+    """
+    if cpu not in k.cpu_node:
+        raise MmError(errno.EINVAL, f"CPU {cpu} is not there; CPUs: {sorted(k.cpu_node)}")
+    unknown = sorted(set(capabilities) - CAPABILITIES)
+    if unknown:
+        raise MmError(errno.EINVAL, f"capability {unknown[0]!r} is not known; known: {', '.join(sorted(CAPABILITIES))}")
+    if share_mm is None:
+        mm = new_mm(k)
+    else:
+        mm = task_of(k, share_mm).mm
+        mm.mm_users += 1
+    return _add_task(k, Task(k.next_pid, mm, cpu, frozenset(capabilities), mems_allowed=k.online))
+
+
+def task_of(k: Kernel, pid: int) -> Task:
+    """The task of that pid.
+
+    Raises:
+        MmError: ESRCH.
+    """
+    task = k.tasks.get(pid)
+    if task is None or task.exiting:
+        raise MmError(errno.ESRCH, f"no task {pid}")
+    return task
+
+
+def sys_exit(k: Kernel, task: Task) -> KernelTask[int]:
+    """The task ends; its mm goes with its last task (do_exit)."""
+    task.exiting = True
+    task.mm.mm_users -= 1
+    if task.mm.mm_users == 0:
+        yield from exit_mmap(k, task.mm)
+    del k.tasks[task.pid]
+    k.journal.append(["task_gone", task.pid])
+    return 0
+
+
+def sys_set_cpu(k: Kernel, task: Task, cpu: int) -> KernelTask[int]:
+    """Move the task to another CPU; its node is where local allocations go.
+
+    Raises:
+        MmError: EINVAL: no such CPU.
+    """
+    if cpu not in k.cpu_node:
+        raise MmError(errno.EINVAL, f"CPU {cpu} is not there; CPUs: {sorted(k.cpu_node)}")
+    task.cpu = cpu
+    k.journal.task(task)
+    yield from ()  # it needs nothing from the world
+    return 0
+
+
+def sys_fork(k: Kernel, task: Task) -> KernelTask[Task]:
+    """A child with a copy of the address space: pages are shared until one of the two writes (do_fork).
+
+    Raises:
+        MmError: ENOMEM: no page-table page or address space is left; nothing has changed then.
+    """
+    child = new_mm(k)
+    try:
+        with (yield from down_write(task.mm)):
+            yield from dup_mmap(k, task, child)
+    except OutOfMemory as error:
+        yield from exit_mmap(k, child)
+        raise MmError(errno.ENOMEM, error.detail) from None
+    twin = Task(k.next_pid, child, task.cpu, task.capabilities, task.policy, task.il_next, task.mems_allowed)
+    return _add_task(k, twin)
+
+
+def dup_mmap(k: Kernel, task: Task, child: Mm) -> KernelTask[None]:
+    """Copy VMAs and page tables; mmap_sem of the parent is held for writing.
+
+    Writable pages are write-protected, and every window in which they might still be written has closed, before the
+    child maps any of them. Pages that a straggler may still write, and pinned pages, are copied for the child at once.
+    """
+    parent = task.mm
+    child.start_brk, child.brk = parent.start_brk, parent.brk
+    for vma in parent.vmas:
+        copy = VmArea(
+            child, vma.vm_start, vma.vm_end, vma.vm_flags & ~VM_LOCKED, vma.vm_pgoff, vma.vm_policy, vma.anon_vma
+        )
+        insert_vm_struct(k, copy)
+    k.journal.mm(child)
+    k.journal.vmas(child, 0, limits.TASK_SIZE_BYTES)
+    protected = yield from _write_protect(k, parent)
+    stragglers: dict[int, int] = (yield Shootdown(frozenset([parent.id]))) if len(protected) else {}
+    eager = protected if stragglers else NO_INDEXES
+    for vma in child.vmas:
+        yield from copy_page_range(k, task, vma, eager)
+
+
+def _write_protect(k: Kernel, mm: Mm) -> KernelTask[I8]:
+    """Take the right to write from every entry of an mm; gives the virtual pages that had it."""
+    tables, bases = k.tables.pte_tables(mm.pgd, 0, limits.TASK_SIZE_BYTES >> k.page_shift)
+    protected = []
+    for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
+        batch = slice(part, part + limits.PTE_LOCK_BATCH)
+        flats, vpns = flats_of(tables[batch], bases[batch], 0, limits.TASK_SIZE_BYTES >> k.page_shift)
+        with (yield from spin_lock(k, pte_lock_keys(flats))):
+            writable = is_writable(k.c.pte[flats])
+            k.c.pte[flats[writable]] &= ~np.uint64(PTE_WRITABLE)
+        protected.append(vpns[writable])
+    return np.concatenate([NO_INDEXES, *protected])
+
+
+def copy_page_range(k: Kernel, task: Task, vma: VmArea, eager: I8) -> KernelTask[None]:
+    """Give the child's VMA the pages that the parent has there; those of `eager` (ascending) as copies of its own.
+
+    Mirrors: copy_page_range, mm/memory.c (2.6.15): young is cleared in the child only; slots get a reference more.
+    """
+    first, last = vma.vm_start >> k.page_shift, vma.vm_end >> k.page_shift
+    tables, bases = k.tables.pte_tables(task.mm.pgd, first, last)
+    pinned = np.unique(pinned_pages(k))
+    for part in range(0, len(tables), _TABLES_PER_STEP):
+        batch = slice(part, part + _TABLES_PER_STEP)
+        flats, vpns = flats_of(tables[batch], bases[batch], first, last)
+        used = k.c.pte[flats] != 0
+        flats, vpns = flats[used], vpns[used]
+        if len(flats):
+            yield from _copy_entries(k, task, vma, vpns, flats, np.isin(vpns, eager), pinned)
+
+
+def _copy_entries(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, eager: Bool, pinned: I8) -> KernelTask[None]:
+    """Copy some entries of the parent (copy_one_pte)."""
+    c = k.c
+    ours = np.concatenate([_alloc_ptes(k, vma.vm_mm, span) for span in _spans(vpns)])
+    copied = eager | is_writable(c.pte[flats]) | _names_any(k, c.pte[flats], pinned)
+    copied &= is_present(c.pte[flats]) & (c.pte[flats] >> np.uint64(k.page_shift) != k.zero_pfn)
+    spare = NO_INDEXES
+    if copied.any():
+        spare = yield from alloc_page_vma(k, task, vma, vpns[copied], zero=False)
+        if len(spare) < np.count_nonzero(copied):
+            yield from free_pages(k, spare)
+            raise OutOfMemory
+        set_anon_identity(k, vma, spare, vpns[copied])
+        c.pg_flags[spare] = PG_UPTODATE | PG_REFERENCED
+        c.mapcount[spare] = 1
+        yield from lru_cache_add_active(k, spare)
+    with (yield from spin_lock(k, [*pte_lock_keys(np.concatenate((flats, ours))), SWAP_LOCK])):
+        entries = c.pte[flats]
+        stay = ~copied & (entries != 0) | copied & ~is_present(entries)
+        swap_duplicate(k, _numbers(k, entries[stay & is_swapped(entries)]))
+        pfns = _numbers(k, entries[stay & is_present(entries)])
+        c.mapcount[pfns[pfns != k.zero_pfn]] += 1
+        c.accessed[ours[stay]] = 0
+        c.dirty[ours[stay]] = c.dirty[flats[stay]]
+        c.pte[ours[stay]] = entries[stay] & ~np.uint64(PTE_WRITABLE)
+        mine = copied & is_present(entries)
+        kept = mine[copied]
+        copy_rows(c.frames, spare[kept], c.frames, _numbers(k, entries[mine]))
+        c.accessed[ours[mine]] = 0
+        c.dirty[ours[mine]] = 1
+        c.pte[ours[mine]] = make_entries(k, spare[kept], vm_page_prot(vma) | PTE_WRITABLE)
+    unused = spare[~kept]
+    c.mapcount[unused] = 0
+    yield from put_pages(k, unused)
+
+
+def _numbers(k: Kernel, entries: U8) -> I8:
+    """The frames or slots that entries name."""
+    return (entries >> np.uint64(k.page_shift)).astype(np.int64)
+
+
+def _names_any(k: Kernel, entries: U8, pfns: I8) -> Bool:
+    """Which entries map one of these frames."""
+    return is_present(entries) & np.isin(_numbers(k, entries), pfns)
+
+
+def _spans(vpns: I8) -> list[I8]:
+    """Ascending pages cut where they leave a pte table."""
+    return np.split(vpns, np.flatnonzero(np.diff(vpns >> limits.TABLE_SHIFT)) + 1)
+
+
+def _alloc_ptes(k: Kernel, mm: Mm, vpns: I8) -> I8:
+    """The flat indexes of pages of one pte table, which is made if it is missing."""
+    base = k.tables.pte_alloc(mm.pgd, int(vpns[0]), int(vpns[0]) + 1)
+    return base + (vpns - vpns[0])

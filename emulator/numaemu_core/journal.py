@@ -1,0 +1,199 @@
+"""The journal: what VMAs, policies, mms and tasks are, in shared memory, so that a new daemon finds them.
+
+Two halves; one is written, and when it is full a snapshot of everything opens the other. A record is a length word, a
+sequence word and a msgpack body; the sequence word is stored last, so that a record that was being written when the
+daemon died is not there. Records are states, not changes: applying one twice does no harm.
+
+    ["intent", connection, request, name, args]   a mutating call begins
+    ["vmas", mm, start, end, rows]                the VMAs that overlap [start, end) are now these, whole
+    ["mm", mm, fields] / ["mm_gone", mm]          an address space
+    ["task", pid, fields] / ["task_gone", pid]    a task
+    ["done", connection, request, reply]          a mutating call is over; its answer may be sent
+
+Faults, aging and eviction are not in it: their truth is the identity of the frame and the entry of the page table.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgpack
+import numpy as np
+
+from numaemu_core.columns import U1
+from numaemu_core.errors import BugError
+from numaemu_core.mm_types import Mempolicy, Mm, Task, VmArea
+
+_WORD: Final = 8
+_HEADER: Final = 2 * _WORD
+#: Head of the journal: number of the half in use.
+_PREFIX: Final = 64
+
+Row = list[Any]
+
+
+@dataclass(slots=True)
+class Truth:
+    """What the journal says: enough to rebuild every task, mm, VMA and policy."""
+
+    tasks: dict[int, Row] = field(default_factory=dict)
+    mms: dict[int, Row] = field(default_factory=dict)
+    vmas: dict[int, list[Row]] = field(default_factory=dict)
+    #: Last request of each connection: [request, name and args, or None once done, reply].
+    calls: dict[int, Row] = field(default_factory=dict)
+
+    def apply(self, record: Row) -> None:
+        """One record on top of the state so far."""
+        match record:
+            case ["vmas", mm, start, end, rows]:
+                kept = [row for row in self.vmas.get(mm, []) if row[1] <= start or row[0] >= end]
+                self.vmas[mm] = sorted([*kept, *rows])
+            case ["mm", mm, fields]:
+                self.mms[mm] = fields
+                self.vmas.setdefault(mm, [])
+            case ["mm_gone", mm]:
+                self.mms.pop(mm, None)
+                self.vmas.pop(mm, None)
+            case ["task", pid, fields]:
+                self.tasks[pid] = fields
+            case ["task_gone", pid]:
+                self.tasks.pop(pid, None)
+            case ["intent", connection, request, name, args]:
+                self.calls[connection] = [request, [name, args], None]
+            case ["done", connection, request, reply]:
+                self.calls[connection] = [request, None, reply]
+            case ["hung_up", connection]:
+                self.calls.pop(connection, None)
+            case _:
+                message = f"a journal record that nobody knows: {record!r}"
+                raise BugError(message)
+
+    def records(self) -> Iterable[Row]:
+        """Records that make this state from nothing: a snapshot."""
+        for mm, fields in self.mms.items():
+            yield ["mm", mm, fields]
+            yield ["vmas", mm, 0, 1 << 63, self.vmas.get(mm, [])]
+        for pid, fields in self.tasks.items():
+            yield ["task", pid, fields]
+        for connection, (request, call, reply) in self.calls.items():
+            if call is None:
+                yield ["done", connection, request, reply]
+            else:
+                yield ["intent", connection, request, *call]
+
+
+class Journal:
+    """Appends records to shared memory; `buffer` is two halves behind a prefix."""
+
+    def __init__(self, buffer: U1) -> None:
+        """Over a buffer of zeros: an empty journal."""
+        self._bytes = buffer
+        self._half_bytes = (len(buffer) - _PREFIX) // 2
+        self._half = 0
+        self._at = _PREFIX
+        self._sequence = 1
+        #: The same state that a replay gives, kept for snapshots.
+        self._truth: Callable[[], Truth] = Truth
+
+    def snapshot_from(self, truth: Callable[[], Truth]) -> None:
+        """Where a snapshot of the live state comes from when a half is full."""
+        self._truth = truth
+
+    def append(self, record: Row) -> None:
+        """Write a record; open the other half with a snapshot when this one is full."""
+        body = msgpack.packb(record)
+        if self._at + _HEADER + len(body) + _HEADER > _PREFIX + (self._half + 1) * self._half_bytes:
+            self._turn()
+        self._write(body)
+
+    def _turn(self) -> None:
+        """Go over to the other half: the snapshot first, the prefix last."""
+        calls = self.replay().calls
+        truth = self._truth()
+        truth.calls = calls
+        self._half = 1 - self._half
+        self._at = _PREFIX + self._half * self._half_bytes
+        self._sequence += 1 << 32
+        for record in truth.records():
+            self._write(msgpack.packb(record))
+        self._bytes[:_WORD].view(np.uint64)[0] = self._half
+
+    def _write(self, body: bytes) -> None:
+        size = _HEADER + -(-len(body) // _WORD) * _WORD
+        if self._at + size + _HEADER > _PREFIX + (self._half + 1) * self._half_bytes:
+            message = "the state of the machine does not fit into half a journal"
+            raise BugError(message)
+        head = self._bytes[self._at : self._at + size + _HEADER].view(np.uint64)
+        head[size // _WORD + 1] = 0  # the next record is not there yet
+        self._bytes[self._at + _HEADER : self._at + _HEADER + len(body)] = np.frombuffer(body, np.uint8)
+        head[0] = len(body)
+        head[1] = self._sequence
+        self._sequence += 1
+        self._at += size
+
+    def replay(self) -> Truth:
+        """The state that the records in shared memory give: what a new daemon would begin with."""
+        half = int(self._bytes[:_WORD].view(np.uint64)[0])
+        at = _PREFIX + half * self._half_bytes
+        truth = Truth()
+        expected = 0
+        while True:
+            length, sequence = self._bytes[at : at + _HEADER].view(np.uint64).tolist()
+            if not sequence or (expected and sequence != expected):
+                return truth
+            body = self._bytes[at + _HEADER : at + _HEADER + length].tobytes()
+            truth.apply(msgpack.unpackb(body, strict_map_key=False))
+            at += _HEADER + -(-length // _WORD) * _WORD
+            expected = sequence + 1
+
+    # -- records of live objects ---------------------------------------------------------------------------------------
+
+    def vmas(self, mm: Mm, start: int, end: int) -> None:
+        """The VMAs of an mm over [start, end) have changed.
+
+        The neighbours are told, too: what a split leaves outside of the range is one.
+        """
+        rows = [vma_row(vma) for vma in mm.vmas.overlapping(max(start - 1, 0), end + 1)]
+        low = min([start, *(row[0] for row in rows)])
+        high = max([end, *(row[1] for row in rows)])
+        self.append(["vmas", mm.id, low, high, rows])
+
+    def mm(self, mm: Mm) -> None:
+        """An mm was made or its fields changed."""
+        self.append(["mm", mm.id, mm_row(mm)])
+
+    def task(self, task: Task) -> None:
+        """A task was made or its fields changed."""
+        self.append(["task", task.pid, task_row(task)])
+
+
+def vma_row(vma: VmArea) -> Row:
+    """A VMA as plain data: [start, end, flags, pgoff, policy, anon_vma]."""
+    return [vma.vm_start, vma.vm_end, vma.vm_flags, vma.vm_pgoff, policy_row(vma.vm_policy), vma.anon_vma]
+
+
+def policy_row(policy: Mempolicy | None) -> Row | None:
+    """A policy as plain data; masks as bytes, because they may be wider than a word."""
+    if policy is None:
+        return None
+    return [policy.mode, policy.nodes.to_bytes((policy.nodes.bit_length() + 7) // 8, "little"), policy.preferred]
+
+
+def mm_row(mm: Mm) -> Row:
+    """An mm as plain data: [pgd, start_brk, brk, def_flags]."""
+    return [mm.pgd, mm.start_brk, mm.brk, mm.def_flags]
+
+
+def task_row(task: Task) -> Row:
+    """A task as plain data: [mm, cpu, capabilities, policy, il_next, mems_allowed]."""
+    capabilities = sorted(task.capabilities)
+    return [task.mm.id, task.cpu, capabilities, policy_row(task.policy), task.il_next, task.mems_allowed]
+
+
+def truth_of(tasks: Iterable[Task], mms: Iterable[Mm]) -> Truth:
+    """The live state in the form that a replay gives."""
+    truth = Truth(tasks={task.pid: task_row(task) for task in tasks})
+    for mm in mms:
+        truth.mms[mm.id] = mm_row(mm)
+        truth.vmas[mm.id] = [vma_row(vma) for vma in mm.vmas]
+    return truth

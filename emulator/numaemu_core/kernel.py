@@ -1,0 +1,76 @@
+"""The state of one machine as its kernel daemon knows it. Every module with a Linux name works on a `Kernel`."""
+
+from collections import Counter
+
+import numpy as np
+
+from numaemu_core import limits
+from numaemu_core.columns import I8, Columns
+from numaemu_core.journal import Journal
+from numaemu_core.layout import Layout
+from numaemu_core.locks import HostLocks, LockTable
+from numaemu_core.mm_types import AddressSpace, AnonVma, Mm, Task
+from numaemu_core.mmzone import Zone, build_zonelists, make_zones
+from numaemu_core.page_table import TableArena
+from numaemu_core.profiles import profile_named
+from numaemu_core.quarantine import Quarantine
+
+
+class Kernel:
+    """Everything that a kernel task may touch. One task runs at a time; between two yields it is alone."""
+
+    def __init__(self, layout: Layout, columns: Columns, journal: Journal, host: HostLocks) -> None:
+        """A machine just switched on: all frames free and clean but the zero page, no task."""
+        self.layout = layout
+        self.topology = layout.topology
+        self.profile = profile_named(layout.topology.profile)
+        self.page_shift = layout.page_shift
+        self.page_size = 1 << layout.page_shift
+        self.c = columns
+        self.journal = journal
+        self.locks = LockTable(host)
+        self.online = layout.topology.online
+        self.cpu_node = {cpu: node.id for node in layout.topology.nodes for cpu in node.cpus}
+        self.zones: dict[int, Zone] = make_zones(layout, columns)
+        self.zonelists = build_zonelists(layout.topology)
+        self.nid_of_pfn: I8 = np.empty(layout.frame_count, np.int64)
+        for nid, (first, end) in layout.node_pfns.items():
+            self.nid_of_pfn[first:end] = nid
+        #: pfn of the page that every first read maps.
+        self.zero_pfn = min(first for first, _ in layout.node_pfns.values())
+        self.tables = TableArena(layout, columns)
+        #: The swap cache by slot: its frame, -1 where the slot is not cached.
+        self.slot_frame: I8 = np.full(layout.slot_count, -1, np.int64)
+        self.slot_cursor = 0
+        self.nr_swap_pages = layout.slot_count
+        self.lru_clock = 0
+        self.quarantine = Quarantine()
+        self.tasks: dict[int, Task] = {}
+        self.mms: dict[int, Mm] = {}
+        self.anon_vmas: dict[int, AnonVma] = {}
+        #: Objects that pages of files belong to, by the id in the `mapping` column (PAGE_MAPPING_FILE set).
+        self.address_spaces: dict[int, AddressSpace] = {}
+        self.next_pid = 1
+        self.next_mm = 0
+        self.next_anon_vma = 1
+        #: Events since boot by their name in /proc/vmstat.
+        self.vmstat: Counter[str] = Counter()
+        #: Set whenever a page lock is dropped or a writeback ends: the performer looks at its sleepers.
+        self.pages_changed = False
+
+    def count(self, event: str, times: int = 1) -> None:
+        """Count an event for vmstat."""
+        self.vmstat[event] += times
+
+    def node_of_task(self, task: Task) -> int:
+        """numa_node_id() while that task runs."""
+        return self.cpu_node[task.cpu]
+
+    def free_mm_id(self) -> int:
+        """An id for a new mm; ids go round, so that a stale one is not soon another's."""
+        for step in range(limits.MAX_MMS):
+            mm_id = (self.next_mm + step) % limits.MAX_MMS
+            if mm_id not in self.mms:
+                self.next_mm = mm_id + 1
+                return mm_id
+        return -1

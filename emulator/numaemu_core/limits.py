@@ -1,0 +1,78 @@
+"""Every bound of the machine, each with its unit in its name; relations between them are asserted at import."""
+
+from typing import Final
+
+#: Node ids run from 0 to MAX_NUMNODES - 1 (x86_64 of 2.6.15: NODES_SHIFT 6).
+MAX_NUMNODES: Final = 64
+#: CPU numbers run from 0 to MAX_CPUS - 1.
+MAX_CPUS: Final = 1024
+#: Entries of one page-table page, at each of the four levels.
+PTRS_PER_TABLE: Final = 512
+#: log2 of PTRS_PER_TABLE.
+TABLE_SHIFT: Final = 9
+#: Levels of a page table: pgd, pud, pmd, pte.
+TABLE_LEVELS: Final = 4
+#: User addresses end here (x86_64: 47 bits).
+TASK_SIZE_BYTES: Final = 1 << 47
+#: mmap without an address looks for room from here upwards (x86_64 of 2.6.15: TASK_SIZE / 3, rounded up).
+TASK_UNMAPPED_BASE: Final = 0x2AAAAAAAB000
+#: Where the heap of a new address space begins.
+START_BRK: Final = 0x600000
+
+PAGE_SHIFT_MIN: Final = 12
+PAGE_SHIFT_MAX: Final = 16
+
+#: VMAs of one address space (sysctl_max_map_count of 2.6.15).
+MAX_MAP_COUNT: Final = 65536
+#: Address spaces alive at one time: rows of the epoch column.
+MAX_MMS: Final = 4096
+#: Access slots: one a thread and task that touches memory.
+MAX_ACCESS_SLOTS: Final = 4096
+#: Pin records of one client thread's task: frames it may hold pinned at one time.
+MAX_PINS_PER_SLOT: Final = 65536
+
+#: Frames of a whole machine: a pfn fits 31 bits.
+MAX_FRAMES: Final = 1 << 31
+#: A swap map counter saturates here (SWAP_MAP_MAX of 2.6.15).
+SWAP_MAP_MAX: Final = 0x7FFF
+
+#: Passes of swapout_pages over its list ("Swap migration V3: Page Eviction": pass runs 0..10).
+SWAPOUT_PASSES: Final = 11
+#: The first passes only try a page lock; later ones sleep for it.
+SWAPOUT_TRYLOCK_PASSES: Final = 3
+#: Pages that one step of swapout_pages handles between two yields.
+SWAPOUT_BATCH_PAGES: Final = 2048
+#: Pages that one step of a range fault handles between two yields.
+FAULT_BATCH_PAGES: Final = 1024
+#: Pages that one fault request may cover.
+FAULT_REQUEST_PAGES: Final = 4096
+#: Page-table pages whose entries one step scans, and so the pte locks held at one time.
+PTE_LOCK_BATCH: Final = 512
+#: States that one step of the search for free frames or slots looks at.
+SCAN_CHUNK_MAX: Final = 1 << 18
+
+#: A running client's open window is waited for so long; past it, it is a straggler.
+WINDOW_BOUND_RUNNING_S: Final = 5.0
+#: A stopped client's open window is waited for so long.
+WINDOW_BOUND_STOPPED_S: Final = 0.2
+
+#: One half of the journal.
+JOURNAL_HALF_BYTES: Final = 16 << 20
+
+#: One message on the wire, either way.
+MESSAGE_BYTES_MAX: Final = 1 << 20
+#: The secret that binds a connection to the process that got the descriptors.
+TOKEN_BYTES: Final = 16
+#: Words of a node mask on the wire: one page of bits.
+MASK_WORDS_MAX: Final = (1 << PAGE_SHIFT_MAX) // 8
+#: Names of machines: they become part of a socket path of at most 107 bytes.
+MACHINE_NAME_MAX: Final = 32
+
+#: A robust mutex list that the host's kernel recovers holds no more than this many.
+ROBUST_LIST_MAX: Final = 2048
+
+assert 1 << TABLE_SHIFT == PTRS_PER_TABLE
+assert PTE_LOCK_BATCH + 3 * MAX_NUMNODES + 1 <= ROBUST_LIST_MAX // 2
+assert FAULT_BATCH_PAGES <= FAULT_REQUEST_PAGES
+assert SWAPOUT_TRYLOCK_PASSES < SWAPOUT_PASSES
+assert TASK_SIZE_BYTES <= 1 << (PAGE_SHIFT_MIN + TABLE_LEVELS * TABLE_SHIFT)

@@ -1,0 +1,51 @@
+"""The LRU of each node: which frames are on a list, which are isolated, and the order.
+
+Order is a stamp that only grows, not a linked list: taking a thousand frames off is one masked write. The columns are
+guarded by the node's lru_lock. Mirrors: mm/swap.c and mm/vmscan.c (2.6.15), "Swap migration V4: LRU operations". Left
+out: the per-CPU batches of frames on their way to a list: a frame is on its list at once, as after a drain.
+"""
+
+import numpy as np
+
+from numaemu_core.columns import I8, Bool
+from numaemu_core.effects import KernelTask
+from numaemu_core.kernel import Kernel
+from numaemu_core.locks import Key, Rank
+from numaemu_core.page_flags import LRU_ACTIVE, LRU_ISOLATED, LRU_NONE, LRU_ON_LIST, LRU_PG_ACTIVE
+from numaemu_core.task_locks import spin_lock
+
+
+def lru_lock_keys(k: Kernel, pfns: I8) -> list[Key]:
+    """The lru_locks of the nodes of these frames, in the order in which they are taken."""
+    return [(Rank.LRU, nid) for nid in np.unique(k.nid_of_pfn[pfns]).tolist()]
+
+
+def add_to_list_heads(k: Kernel, pfns: I8, states: I8 | int) -> None:
+    """Put frames at the heads of their lists, one after the other, so that the last is nearest; lru_locks are held."""
+    k.c.lru_stamp[pfns] = np.arange(k.lru_clock, k.lru_clock + len(pfns), dtype=np.uint64)
+    k.lru_clock += len(pfns)
+    k.c.lru_state[pfns] = states
+
+
+def lru_cache_add_active(k: Kernel, pfns: I8) -> KernelTask[None]:
+    """New pages go to the head of the active list (mm/swap.c lru_cache_add_active)."""
+    with (yield from spin_lock(k, lru_lock_keys(k, pfns))):
+        add_to_list_heads(k, pfns, LRU_ACTIVE)
+
+
+def isolate_lru_page(k: Kernel, pfns: I8) -> Bool:
+    """Take frames off their lists for the caller, whose lru_locks are held; True for those that it got.
+
+    A frame that is on no list (isolated by another, say) is "not movable now". PG_active stays as it was.
+    Mirrors: isolate_lru_page, "Swap migration V4: LRU operations"; results 1 and 0.
+    """
+    states = k.c.lru_state[pfns]
+    got = states & LRU_ON_LIST != 0
+    k.c.lru_state[pfns[got]] = states[got] & LRU_PG_ACTIVE | LRU_ISOLATED
+    return np.asarray(got)
+
+
+def lru_cache_del(k: Kernel, pfns: I8) -> KernelTask[None]:
+    """Frames that are about to be freed leave their lists (mm/swap.c __page_cache_release)."""
+    with (yield from spin_lock(k, lru_lock_keys(k, pfns))):
+        k.c.lru_state[pfns] = LRU_NONE

@@ -1,0 +1,397 @@
+"""Faults: what happens when a page is touched that no entry maps, or not in this way; and unmapping.
+
+Mirrors: mm/memory.c (2.6.15), for ranges of pages. Left out: files, readahead of swap, reclaim.
+
+A fault holds mmap_sem for reading. Entries are looked at again under the pte lock after everything that may have slept;
+what has changed meanwhile is left to the next fault.
+"""
+
+import numpy as np
+
+from numaemu_core import limits
+from numaemu_core.columns import I8, NO_INDEXES, U8
+from numaemu_core.effects import Breathe, KernelTask, ReadPages, Shootdown
+from numaemu_core.errors import OutOfMemory, SegmentationFault
+from numaemu_core.kernel import Kernel
+from numaemu_core.lru import lru_cache_add_active
+from numaemu_core.mempolicy import alloc_page_vma
+from numaemu_core.mm_types import VM_ACCESS_FLAGS, VM_EXEC, VM_READ, VM_WRITE, Mm, Task, VmArea
+from numaemu_core.mmzone import free_pages
+from numaemu_core.page_flags import PG_REFERENCED, PG_SWAPCACHE, PG_UPTODATE
+from numaemu_core.page_lock import lock_some_pages, trylock_pages, unlock_pages
+from numaemu_core.page_table import (
+    PTE_PRESENT,
+    PTE_READABLE,
+    PTE_WRITABLE,
+    flats_of,
+    is_present,
+    is_swapped,
+    is_writable,
+    pte_lock_keys,
+)
+from numaemu_core.rmap import put_pages, set_anon_identity
+from numaemu_core.runs import copy_rows
+from numaemu_core.swap_state import free_page_and_swap_cache, free_swap_and_cache, remove_exclusive_swap_page
+from numaemu_core.swapfile import SWAP_LOCK, swap_duplicate, swap_free, vm_swap_full
+from numaemu_core.task_locks import down_read, spin_lock
+
+
+def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> KernelTask[int]:
+    """Make the pages of [addr, addr + length) accessible; gives how many bytes from addr are, at least one page's.
+
+    Raises:
+        SegmentationFault: the first page may not be accessed so. OutOfMemory: it can get no frame.
+    """
+    first, end = (
+        addr >> k.page_shift,
+        min((addr + length - 1) >> k.page_shift, limits.TASK_SIZE_BYTES >> k.page_shift) + 1,
+    )
+    vpn = first
+    with (yield from down_read(task.mm)):
+        while vpn < end:
+            try:
+                vma = _accessible_vma(k, task.mm, vpn, write=write)
+                stop = min(end, vma.vm_end >> k.page_shift, vpn + limits.FAULT_BATCH_PAGES)
+                yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
+            except (SegmentationFault, OutOfMemory):
+                if vpn == first:
+                    raise
+                break
+            vpn = stop
+            if vpn < end:
+                yield Breathe()
+    return (vpn << k.page_shift) - addr
+
+
+def _accessible_vma(k: Kernel, mm: Mm, vpn: int, *, write: bool) -> VmArea:
+    """The VMA of a page, if it allows this access (arch/x86_64/mm/fault.c do_page_fault)."""
+    address = vpn << k.page_shift
+    vma = mm.vmas.find_vma(address)
+    if vma is None or vma.vm_start > address:
+        raise SegmentationFault(address, f"nothing is mapped at {address:#x}")
+    if not vma.vm_flags & (VM_WRITE if write else VM_READ | VM_EXEC):
+        raise SegmentationFault(
+            address, f"the mapping at {address:#x} does not allow {'writing' if write else 'reading'}"
+        )
+    return vma
+
+
+def handle_mm_fault(
+    k: Kernel, task: Task, vma: VmArea, first_vpn: int, end_vpn: int, *, write: bool
+) -> KernelTask[None]:
+    """Fault in the pages [first_vpn, end_vpn) of a VMA.
+
+    Raises:
+        OutOfMemory: the first of them that needs a frame can get none; those before it are there.
+    """
+    flats = k.tables.pte_alloc(task.mm.pgd, first_vpn, end_vpn)
+    vpns = np.arange(first_vpn, end_vpn)
+    entries = k.c.pte[flats]
+    none = entries == 0
+    swapped = is_swapped(entries)
+    if none.any():
+        if write:
+            yield from do_anonymous_page(k, task, vma, vpns[none], flats[none])
+        else:
+            yield from _map_zero_page(k, vma, flats[none])
+    if swapped.any():
+        yield from do_swap_page(k, task, vma, vpns[swapped], flats[swapped], write=write)
+    if write and not none.all():
+        entries = k.c.pte[flats]
+        protected = is_present(entries) & ~is_writable(entries)
+        if protected.any():
+            yield from do_wp_page(k, task, vma, vpns[protected], flats[protected], entries[protected])
+
+
+def vm_page_prot(vma: VmArea) -> int:
+    """The bits of a present entry of a VMA, not writable: that is earned by a write fault (PAGE_COPY)."""
+    return PTE_PRESENT | (PTE_READABLE if vma.vm_flags & VM_ACCESS_FLAGS else 0)
+
+
+def make_entries(k: Kernel, pfns: I8, bits: int) -> U8:
+    """Entries that map frames."""
+    return (pfns << k.page_shift | bits).astype(np.uint64)
+
+
+def _set_ptes(k: Kernel, flats: I8, entries: U8, *, dirty: int) -> None:
+    """Entries become present: the bits first; the pte locks are held."""
+    k.c.accessed[flats] = 1
+    k.c.dirty[flats] = dirty
+    k.c.pte[flats] = entries
+
+
+# -- anonymous pages ---------------------------------------------------------------------------------------------------
+
+
+def do_anonymous_page(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8) -> KernelTask[None]:
+    """First writes: a zeroed frame for each page, where the policy says."""
+    pfns = yield from alloc_page_vma(k, task, vma, vpns)
+    got = len(pfns)
+    if got:
+        yield from _install_new(k, vma, vpns[:got], flats[:got], np.zeros(got, np.uint64), pfns)
+        k.count("pgfault", got)
+    if got < len(vpns):
+        raise OutOfMemory
+
+
+def _map_zero_page(k: Kernel, vma: VmArea, flats: I8) -> KernelTask[None]:
+    """First reads: the one page of zeros, not writable."""
+    with (yield from spin_lock(k, pte_lock_keys(flats))):
+        empty = flats[k.c.pte[flats] == 0]
+        zero = np.uint64(k.zero_pfn << k.page_shift | vm_page_prot(vma))
+        _set_ptes(k, empty, np.broadcast_to(zero, len(empty)), dirty=0)
+    k.count("pgfault", len(flats))
+
+
+def _install_new(k: Kernel, vma: VmArea, vpns: I8, flats: I8, expected: U8, pfns: I8) -> KernelTask[I8]:
+    """Map new frames writable where the entries are still what was expected; gives the positions that were mapped.
+
+    Frames that came too late are freed.
+    """
+    c = k.c
+    set_anon_identity(k, vma, pfns, vpns)
+    c.pg_flags[pfns] = PG_UPTODATE | PG_REFERENCED
+    c.mapcount[pfns] = 1
+    yield from lru_cache_add_active(k, pfns)
+    with (yield from spin_lock(k, pte_lock_keys(flats))):
+        same = c.pte[flats] == expected
+        if same.all():
+            _set_ptes(k, flats, make_entries(k, pfns, vm_page_prot(vma) | PTE_WRITABLE), dirty=1)
+            return np.arange(len(pfns))
+        entries = make_entries(k, pfns[same], vm_page_prot(vma) | PTE_WRITABLE)
+        _set_ptes(k, flats[same], entries, dirty=1)
+    late = pfns[~same]
+    c.mapcount[late] = 0
+    yield from put_pages(k, late)
+    return np.flatnonzero(same)
+
+
+# -- copy on write -----------------------------------------------------------------------------------------------------
+
+
+def do_wp_page(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, entries: U8) -> KernelTask[None]:
+    """Writes to pages mapped read-only: the last sharer takes the page over, others get a copy where their policy says.
+
+    A page that somebody has locked is copied, too. Mirrors: do_wp_page, mm/memory.c (2.6.15).
+    """
+    pfns = (entries >> np.uint64(k.page_shift)).astype(np.int64)
+    copied = np.ones(len(pfns), np.bool_)
+    anonymous = np.flatnonzero(pfns != k.zero_pfn)
+    if len(anonymous):
+        got = yield from trylock_pages(k, pfns[anonymous])
+        mine = anonymous[got]
+        reused = yield from _reuse(k, pfns[mine], flats[mine], entries[mine])
+        copied[mine[reused]] = False
+        yield from unlock_pages(k, pfns[mine])
+        yield from free_page_and_swap_cache(k, pfns[mine])
+    if copied.any():
+        yield from _copy_on_write(k, task, vma, vpns[copied], flats[copied], entries[copied])
+    k.count("pgfault", len(pfns))
+
+
+def can_share_swap_page(k: Kernel, pfns: I8) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    """Is this mapping the only user of each locked page (mm/swapfile.c can_share_swap_page)? The swap_lock is held."""
+    users = k.c.mapcount[pfns].astype(np.int64)
+    cached = k.c.pg_flags[pfns] & PG_SWAPCACHE != 0
+    slots = k.c.private[pfns[cached]]
+    users[cached] += k.c.swap_count[slots].astype(np.int64) - 1
+    return np.asarray(users == 1)
+
+
+def _reuse(k: Kernel, pfns: I8, flats: I8, entries: U8) -> KernelTask[I8]:
+    """Make entries writable whose pages nobody shares; gives their positions."""
+    if not len(pfns):
+        return NO_INDEXES
+    with (yield from spin_lock(k, [*pte_lock_keys(flats), SWAP_LOCK])):
+        same = k.c.pte[flats] == entries
+        mine = same & can_share_swap_page(k, pfns)
+        _set_ptes(k, flats[mine], entries[mine] | np.uint64(PTE_WRITABLE), dirty=1)
+        done = mine | ~same
+    return np.flatnonzero(done)
+
+
+def _copy_on_write(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, entries: U8) -> KernelTask[None]:
+    """Give the writer frames of its own; the old ones lose a mapping once no window can still read them through it."""
+    new = yield from alloc_page_vma(k, task, vma, vpns)
+    got = len(new)
+    if got:
+        old = (entries[:got] >> np.uint64(k.page_shift)).astype(np.int64)
+        real = old != k.zero_pfn
+        copy_rows(k.c.frames, new[real], k.c.frames, old[real])
+        mapped = yield from _install_new(k, vma, vpns[:got], flats[:got], entries[:got], new)
+        left = old[mapped][real[mapped]]
+        if len(left):
+            yield from release_mappings(k, task.mm, left, [])
+    if got < len(vpns):
+        raise OutOfMemory
+
+
+def release_mappings(k: Kernel, mm: Mm, pfns: I8, tables: list[int]) -> KernelTask[dict[int, int]]:
+    """Entries of an mm no longer map these frames, tables are unlinked: shoot down, then let go of both.
+
+    Gives the stragglers for whose sake all of it went into quarantine, if there were any.
+    """
+    stragglers: dict[int, int] = yield Shootdown(frozenset([mm.id]))
+    if stragglers:
+        k.quarantine.add(stragglers, pfns, tables)
+        return stragglers
+    for table in tables:
+        k.tables.free_table(table)
+    yield from page_remove_rmap(k, pfns)
+    return stragglers
+
+
+def page_remove_rmap(k: Kernel, pfns: I8) -> KernelTask[None]:
+    """One mapping less of each page; what nobody uses any more is freed."""
+    if len(pfns):
+        assert (k.c.mapcount[pfns] > 0).all()
+        k.c.mapcount[pfns] -= 1
+        yield from free_page_and_swap_cache(k, pfns)
+
+
+def release_quarantine(k: Kernel) -> KernelTask[int]:
+    """Let go of what waited for windows that have closed meanwhile; gives how many frames and tables."""
+    count = 0
+    for held in k.quarantine.release(k.c):
+        for table in held.tables:
+            k.tables.free_table(table)
+        yield from page_remove_rmap(k, held.pfns)
+        count += len(held.pfns) + len(held.tables)
+    return count
+
+
+# -- pages in the swap area --------------------------------------------------------------------------------------------
+
+
+def do_swap_page(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, *, write: bool) -> KernelTask[None]:
+    """Bring pages back: from the swap cache the frame they still have, else a new one where the policy now says.
+
+    Mirrors: do_swap_page, mm/memory.c (2.6.15).
+    """
+    while True:
+        entries = k.c.pte[flats]
+        swapped = is_swapped(entries)
+        if not swapped.any():
+            return
+        vpns, flats, entries = vpns[swapped], flats[swapped], entries[swapped]
+        slots = (entries >> np.uint64(k.page_shift)).astype(np.int64)
+        missing = k.slot_frame[slots] < 0
+        if missing.any():
+            yield from _read_and_map(k, task, vma, vpns[missing], flats[missing], entries[missing], write=write)
+        pfns = k.slot_frame[slots]
+        cached = (pfns >= 0) & (k.c.pte[flats] == entries)
+        if not cached.any():
+            continue
+        pfns, vpns, flats, entries = pfns[cached], vpns[cached], flats[cached], entries[cached]
+        got = yield from lock_some_pages(k, pfns)
+        yield from _map_locked(k, vma, vpns[got], flats[got], entries[got], pfns[got], write=write)
+
+
+def _read_and_map(
+    k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, entries: U8, *, write: bool
+) -> KernelTask[None]:
+    """Major faults: allocate, read, map (read_swap_cache_async, without readahead)."""
+    c = k.c
+    pfns = yield from alloc_page_vma(k, task, vma, vpns, zero=False)
+    got = len(pfns)
+    slots = (entries[:got] >> np.uint64(k.page_shift)).astype(np.int64)
+    locked = yield from trylock_pages(k, pfns)
+    assert locked.all(), "a new frame was locked"
+    with (yield from spin_lock(k, [SWAP_LOCK])):
+        fresh = (c.pte[flats[:got]] == entries[:got]) & (k.slot_frame[slots] < 0)
+        mine, my_slots = pfns[fresh], slots[fresh]
+        c.private[mine] = my_slots
+        c.pg_flags[mine] = PG_SWAPCACHE
+        swap_duplicate(k, my_slots)
+        k.slot_frame[my_slots] = mine
+    yield from unlock_pages(k, pfns[~fresh])
+    yield from free_pages(k, pfns[~fresh])
+    if len(mine):
+        yield from lru_cache_add_active(k, mine)
+        yield ReadPages(my_slots, mine)
+        c.pg_flags[mine] |= PG_UPTODATE
+        k.count("pswpin", len(mine))
+        k.count("pgmajfault", len(mine))
+        kept = np.flatnonzero(fresh)
+        yield from _map_locked(k, vma, vpns[kept], flats[kept], entries[kept], mine, write=write)
+    if got < len(vpns):
+        raise OutOfMemory
+
+
+def _map_locked(k: Kernel, vma: VmArea, vpns: I8, flats: I8, entries: U8, pfns: I8, *, write: bool) -> KernelTask[None]:
+    """Map locked swap-cache pages whose entries still name their slots, and unlock them."""
+    c = k.c
+    slots = (entries >> np.uint64(k.page_shift)).astype(np.int64)
+    with (yield from spin_lock(k, [*pte_lock_keys(flats), SWAP_LOCK])):
+        same = (c.pte[flats] == entries) & (k.slot_frame[slots] == pfns) & (c.pg_flags[pfns] & PG_UPTODATE != 0)
+        mapped, at = pfns[same], flats[same]
+        set_anon_identity(k, vma, mapped, vpns[same])
+        c.mapcount[mapped] += 1
+        swap_free(k, slots[same])
+        fresh = make_entries(k, mapped, vm_page_prot(vma))
+        if write:
+            exclusive = can_share_swap_page(k, mapped)
+            fresh[exclusive] |= np.uint64(PTE_WRITABLE)
+            _set_ptes(k, at[exclusive], fresh[exclusive], dirty=1)
+            _set_ptes(k, at[~exclusive], fresh[~exclusive], dirty=0)
+        else:
+            _set_ptes(k, at, fresh, dirty=0)
+    c.pg_flags[mapped] |= PG_REFERENCED
+    k.count("pgfault", len(mapped))
+    if vm_swap_full(k):
+        yield from remove_exclusive_swap_page(k, mapped, references=2)
+    yield from unlock_pages(k, pfns)
+    yield from free_page_and_swap_cache(k, pfns[~same])
+
+
+# -- ranges ------------------------------------------------------------------------------------------------------------
+
+
+def make_pages_present(k: Kernel, task: Task, start: int, end: int) -> KernelTask[None]:
+    """Fault a range in, for writing where the VMA allows it; errors end it quietly (2.6.15 make_pages_present)."""
+    for vma in task.mm.vmas.overlapping(start, end):
+        if not vma.vm_flags & VM_ACCESS_FLAGS:
+            continue
+        write = bool(vma.vm_flags & VM_WRITE)
+        first, last = max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift
+        for vpn in range(first, last, limits.FAULT_BATCH_PAGES):
+            stop = min(last, vpn + limits.FAULT_BATCH_PAGES)
+            try:
+                yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
+            except OutOfMemory:
+                return
+
+
+def unmap_vmas(
+    k: Kernel, mm: Mm, start: int, end: int, *, free_tables: bool, free_pgd: bool = False
+) -> KernelTask[None]:
+    """Drop every page of a range of an mm, and the page tables that are empty then (unmap_vmas and free_pgtables).
+
+    The VMAs are out of the mm's list, or stay (MADV_DONTNEED). A frame or a table goes only when no window of the mm
+    can reach it any more.
+    """
+    c = k.c
+    first, last = start >> k.page_shift, end >> k.page_shift
+    tables, bases = k.tables.pte_tables(mm.pgd, first, last)
+    frames: list[I8] = []
+    swapped: list[I8] = []
+    for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
+        batch = slice(part, part + limits.PTE_LOCK_BATCH)
+        flats, _ = flats_of(tables[batch], bases[batch], first, last)
+        with (yield from spin_lock(k, pte_lock_keys(flats))):
+            entries = c.pte[flats]
+            used = entries != 0
+            c.pte[flats[used]] = 0
+        numbers = (entries >> np.uint64(k.page_shift)).astype(np.int64)
+        mapped = numbers[is_present(entries)]
+        frames.append(mapped[mapped != k.zero_pfn])
+        swapped.append(numbers[is_swapped(entries)])
+    unlinked = k.tables.unlink_empty(mm.pgd, first, last) if free_tables else []
+    if unlinked or free_pgd:
+        c.mm_epoch[mm.id] += np.uint64(1)
+    if free_pgd:
+        unlinked.append(mm.pgd)
+    pfns = np.concatenate([NO_INDEXES, *frames])
+    if len(pfns) or unlinked:
+        yield from release_mappings(k, mm, pfns, unlinked)
+    yield from free_swap_and_cache(k, np.concatenate([NO_INDEXES, *swapped]))

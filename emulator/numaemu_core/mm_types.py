@@ -1,0 +1,163 @@
+"""The objects of an address space: VMA, mm, task, anon_vma, policy; as Linux names them, and no code about them.
+
+Addresses are bytes; `vm_pgoff` counts pages. All of these live in the kernel daemon alone; what recovery needs of them
+is in the journal.
+"""
+
+import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+VM_READ: Final = 0x1
+VM_WRITE: Final = 0x2
+VM_EXEC: Final = 0x4
+VM_SHARED: Final = 0x8
+VM_MAYSHARE: Final = 0x80
+VM_SHM: Final = 0x400
+VM_DENYWRITE: Final = 0x800
+VM_LOCKED: Final = 0x2000
+VM_IO: Final = 0x4000
+VM_RESERVED: Final = 0x80000
+VM_ACCESS_FLAGS: Final = VM_READ | VM_WRITE | VM_EXEC
+
+
+@dataclass(frozen=True, slots=True)
+class Mempolicy:
+    """A policy object. MPOL_DEFAULT is the absence of one (None).
+
+    Equal objects are what vma_merge calls equal policies.
+    """
+
+    mode: int
+    #: INTERLEAVE and BIND: the nodes as a mask.
+    nodes: int = 0
+    #: PREFERRED: the node, -1 for local.
+    preferred: int = -1
+
+
+@dataclass(slots=True, eq=False)
+class AddressSpace:
+    """What a file's pages belong to: who maps any part of it. Guarded by its i_mmap_lock."""
+
+    id: int
+    #: Every VMA that maps part of the file.
+    i_mmap: list["VmArea"] = field(default_factory=list)
+    #: VMAs of these that are VM_SHARED: they may write to the file.
+    i_mmap_writable: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class VmArea:
+    """One mapping: [vm_start, vm_end) in bytes."""
+
+    vm_mm: "Mm"
+    vm_start: int
+    vm_end: int
+    vm_flags: int
+    #: Private anonymous memory: vm_start >> PAGE_SHIFT of when it was mapped; index = pgoff + pages from vm_start.
+    vm_pgoff: int
+    vm_policy: Mempolicy | None = None
+    #: Id of its anon_vma; None while no page of it was ever anonymous.
+    anon_vma: int | None = None
+
+
+@dataclass(slots=True)
+class AnonVma:
+    """Which VMAs may map the anonymous pages that were born in one of them. Guarded by the anon_vma lock."""
+
+    id: int
+    vmas: list[VmArea] = field(default_factory=list)
+
+
+class VmaList:
+    """The VMAs of an mm, ascending and not overlapping: two parallel lists and a bisection."""
+
+    __slots__ = ("_areas", "_starts")
+
+    def __init__(self) -> None:
+        """Empty."""
+        self._starts: list[int] = []
+        self._areas: list[VmArea] = []
+
+    def __len__(self) -> int:
+        """map_count."""
+        return len(self._areas)
+
+    def __iter__(self) -> Iterator[VmArea]:
+        """Ascending."""
+        return iter(self._areas)
+
+    def find_vma(self, address: int) -> VmArea | None:
+        """The first VMA that ends above `address`, or None (mm/mmap.c find_vma)."""
+        at = bisect.bisect_right(self._starts, address)
+        if at and self._areas[at - 1].vm_end > address:
+            return self._areas[at - 1]
+        return self._areas[at] if at < len(self._areas) else None
+
+    def before(self, address: int) -> VmArea | None:
+        """The last VMA that starts below `address`, or None."""
+        at = bisect.bisect_left(self._starts, address)
+        return self._areas[at - 1] if at else None
+
+    def overlapping(self, start: int, end: int) -> list[VmArea]:
+        """The VMAs that share a byte with [start, end), ascending; a copy."""
+        low = bisect.bisect_right(self._starts, start)
+        if low and self._areas[low - 1].vm_end > start:
+            low -= 1
+        return self._areas[low : bisect.bisect_left(self._starts, end)]
+
+    def last(self) -> VmArea | None:
+        """The highest one."""
+        return self._areas[-1] if self._areas else None
+
+    def insert(self, vma: VmArea) -> None:
+        """Link a VMA in (insert_vm_struct)."""
+        at = bisect.bisect_left(self._starts, vma.vm_start)
+        self._starts.insert(at, vma.vm_start)
+        self._areas.insert(at, vma)
+
+    def remove(self, vma: VmArea) -> None:
+        """Unlink a VMA."""
+        at = bisect.bisect_left(self._starts, vma.vm_start)
+        assert self._areas[at] is vma
+        del self._starts[at]
+        del self._areas[at]
+
+    def move_start(self, vma: VmArea, start: int) -> None:
+        """Change where a VMA begins without changing its place among the others."""
+        at = bisect.bisect_left(self._starts, vma.vm_start)
+        assert self._areas[at] is vma
+        self._starts[at] = vma.vm_start = start
+
+
+@dataclass(slots=True, eq=False)
+class Mm:
+    """An address space. `id` numbers its mmap_sem and its row in the epoch column."""
+
+    id: int
+    #: Table number of the pgd in the arena.
+    pgd: int
+    start_brk: int
+    brk: int
+    vmas: VmaList = field(default_factory=VmaList)
+    #: Flags that every new mapping gets: VM_LOCKED after mlockall(MCL_FUTURE).
+    def_flags: int = 0
+    #: Tasks that use it (mm_users).
+    mm_users: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """A task: one thread of control with a policy, a CPU and capabilities."""
+
+    pid: int
+    mm: Mm
+    cpu: int
+    capabilities: frozenset[str]
+    policy: Mempolicy | None = None
+    #: Next node of an interleave that has no address to go by.
+    il_next: int = 0
+    #: Nodes of its cpuset, as a mask.
+    mems_allowed: int = 0
+    exiting: bool = False

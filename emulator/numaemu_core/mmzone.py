@@ -1,0 +1,170 @@
+"""Zones: the frames of a node, which of them are free, the order in which nodes are tried, and the NUMA counters.
+
+One zone a node. `free_state` is the truth about a frame; there is no free list to lose. A frame leaves the zone under
+the zone lock; the daemon is the only one that allocates and frees, the node process turns unclean frames into clean
+ones.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from numaemu_core import limits
+from numaemu_core.columns import I8, NO_INDEXES, Columns
+from numaemu_core.effects import KernelTask
+from numaemu_core.layout import NUMA_COUNTERS, Layout
+from numaemu_core.locks import Key, Rank
+from numaemu_core.next_fit import next_fit
+from numaemu_core.page_flags import ALLOCATED, FREE_CLEAN, FREE_UNCLEAN, RESERVED
+from numaemu_core.profiles import profile_named
+from numaemu_core.runs import clear_rows
+from numaemu_core.task_locks import spin_lock
+from numaemu_core.topology import Topology
+
+if TYPE_CHECKING:
+    from numaemu_core.kernel import Kernel
+
+NUMA_HIT, NUMA_MISS, NUMA_FOREIGN, INTERLEAVE_HIT, LOCAL_NODE, OTHER_NODE = range(len(NUMA_COUNTERS))
+
+
+@dataclass(slots=True)
+class Zone:
+    """The frames [first, end) of node `nid`."""
+
+    nid: int
+    first: int
+    end: int
+    #: Free frames, clean or not.
+    nr_free: int
+    #: Where the next search for free frames begins, from `first`: frames are reused late, which leaves time to clean.
+    cursor: int = 0
+    #: Frames freed since the node process was last told to clean.
+    freed: int = 0
+
+    @property
+    def present_pages(self) -> int:
+        """Frames of the zone, the reserved one included."""
+        return self.end - self.first
+
+
+def make_zones(layout: Layout, columns: Columns) -> dict[int, Zone]:
+    """The zones of a machine by node id; the zero page is set apart in the first one that has memory."""
+    zones = {nid: Zone(nid, first, end, end - first) for nid, (first, end) in layout.node_pfns.items()}
+    home = min(zones.values(), key=lambda zone: zone.first)
+    columns.free_state[home.first] = RESERVED
+    home.nr_free -= 1
+    return zones
+
+
+def build_zonelists(topology: Topology) -> dict[int, tuple[int, ...]]:
+    """For each online node, the nodes with memory in the order in which an allocation there tries them.
+
+    Mirrors: build_zonelists and find_next_best_node, mm/page_alloc.c (2.6.15).
+    """
+    ids = [node.id for node in topology.nodes]
+    position = {nid: i for i, nid in enumerate(ids)}
+    has_cpus = {node.id: bool(node.cpus) for node in topology.nodes}
+    has_memory = {node.id: node.memory_bytes > 0 for node in topology.nodes}
+    node_load = dict.fromkeys(ids, 0)
+    rotates = profile_named(topology.profile).zonelist_rotates
+    zonelists: dict[int, tuple[int, ...]] = {}
+    for local in ids:
+        order = [local]
+        load = len(ids)
+        previous = local
+        start = position[local] if rotates else 0
+        candidates = [nid for nid in ids[start:] + ids[:start] if nid != local]
+        while candidates:
+            distances = topology.distances[position[local]]
+
+            def cost(nid: int, distances: tuple[int, ...] = distances) -> int:
+                return (distances[position[nid]] + has_cpus[nid]) * len(ids) * limits.MAX_NUMNODES + node_load[nid]
+
+            best = min(candidates, key=cost)
+            candidates.remove(best)
+            if distances[position[best]] != distances[position[previous]]:
+                node_load[best] += load
+            load -= 1
+            previous = best
+            order.append(best)
+        zonelists[local] = tuple(nid for nid in order if has_memory[nid])
+    return zonelists
+
+
+def alloc_pages(
+    k: "Kernel", zonelist: tuple[int, ...], count: int, cpu_node: int, *, interleave: bool = False, zero: bool = True
+) -> KernelTask[I8]:
+    """Take `count` frames from the nodes of a zonelist, in its order; fewer when all of them are empty.
+
+    The frames are ALLOCATED and, with `zero`, all bytes 0; they are on no list and have no identity yet.
+    Mirrors: __alloc_pages, mm/page_alloc.c (2.6.15). Left out: watermarks and reclaim.
+    """
+    taken: list[I8] = []
+    for nid in zonelist:
+        zone = k.zones[nid]
+        if count and zone.nr_free:
+            keys = [(Rank.ZONE, n) for n in sorted({nid, zonelist[0]})]
+            with (yield from spin_lock(k, keys)):
+                pfns, unclean = _take_free(k.c, zone, count)
+                _zone_statistics(k.c, nid, zonelist[0], cpu_node, len(pfns), interleave=interleave)
+            if zero and len(unclean):
+                clear_rows(k.c.frames, unclean)
+            count -= len(pfns)
+            taken.append(pfns)
+    if not taken:
+        return NO_INDEXES
+    return taken[0] if len(taken) == 1 else np.concatenate(taken)
+
+
+def free_pages(k: "Kernel", pfns: I8) -> KernelTask[None]:
+    """Give frames that nobody knows back to their nodes (free_hot_cold_page, mm/page_alloc.c, 2.6.15)."""
+    if len(pfns):
+        with (yield from spin_lock(k, zone_lock_keys(k, pfns))):
+            free_locked(k, pfns)
+
+
+def zone_lock_keys(k: "Kernel", pfns: I8) -> list[Key]:
+    """The zone locks of the nodes of these frames, in the order in which they are taken."""
+    return [(Rank.ZONE, nid) for nid in np.unique(k.nid_of_pfn[pfns]).tolist()]
+
+
+def free_locked(k: "Kernel", pfns: I8) -> None:
+    """Frames become free at once: identity gone, unclean. The zone locks are held."""
+    c = k.c
+    assert (c.free_state[pfns] == ALLOCATED).all()
+    c.pg_flags[pfns] = 0
+    c.mapping[pfns] = 0
+    c.index[pfns] = 0
+    c.free_state[pfns] = FREE_UNCLEAN
+    nodes, counts = np.unique(k.nid_of_pfn[pfns], return_counts=True)
+    for nid, count in zip(nodes.tolist(), counts.tolist(), strict=True):
+        k.zones[nid].nr_free += count
+        k.zones[nid].freed += count
+
+
+def _take_free(c: Columns, zone: Zone, count: int) -> tuple[I8, I8]:
+    """Up to `count` free frames in the order of the cursor, marked ALLOCATED; and which of them are unclean."""
+    count = min(count, zone.nr_free)
+    states = c.free_state[zone.first : zone.end]
+    places, zone.cursor = next_fit(states, FREE_UNCLEAN + 1, count, zone.cursor)
+    pfns = places + zone.first
+    unclean = pfns[c.free_state[pfns] != FREE_CLEAN]
+    c.free_state[pfns] = ALLOCATED
+    zone.nr_free -= count
+    return pfns, unclean
+
+
+def _zone_statistics(c: Columns, used: int, first: int, cpu_node: int, count: int, *, interleave: bool) -> None:
+    """The NUMA counters of `count` allocations from node `used` when `first` headed the zonelist.
+
+    Mirrors: zone_statistics, mm/page_alloc.c (2.6.15).
+    """
+    if used == first:
+        c.numastat[used, NUMA_HIT] += count
+        if interleave:
+            c.numastat[used, INTERLEAVE_HIT] += count
+    else:
+        c.numastat[used, NUMA_MISS] += count
+        c.numastat[first, NUMA_FOREIGN] += count
+    c.numastat[used, LOCAL_NODE if used == cpu_node else OTHER_NODE] += count

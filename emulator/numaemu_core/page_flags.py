@@ -1,0 +1,32 @@
+"""Bits of pg_flags and values of the other frame columns (include/linux/page-flags.h and mmzone.h of 2.6.15).
+
+PG_locked is not a bit here: the owner column says who holds the page lock. PG_lru and PG_active are the LRU column.
+"""
+
+from typing import Final
+
+PG_REFERENCED: Final = 1 << 2
+PG_UPTODATE: Final = 1 << 3
+PG_DIRTY: Final = 1 << 4
+PG_WRITEBACK: Final = 1 << 12
+PG_SWAPCACHE: Final = 1 << 15
+
+# free_state: a frame is in exactly one of these.
+FREE_CLEAN: Final = 0
+FREE_UNCLEAN: Final = 1
+ALLOCATED: Final = 2
+RESERVED: Final = 3
+QUARANTINED: Final = 4
+
+# lru_state: 0 is off the lists; PG_active is kept while isolated.
+LRU_NONE: Final = 0
+LRU_INACTIVE: Final = 1
+LRU_ACTIVE: Final = 3
+LRU_ON_LIST: Final = 1
+LRU_PG_ACTIVE: Final = 2
+#: Isolated: this bit, PG_active as it was, and who did it above LRU_OWNER_SHIFT (0: the daemon, n + 1: node n).
+LRU_ISOLATED: Final = 4
+LRU_OWNER_SHIFT: Final = 3
+
+#: Bit of the mapping column: an address_space and not an anon_vma (PageAnon is its absence).
+PAGE_MAPPING_FILE: Final = 1 << 31

@@ -1,0 +1,41 @@
+"""The page lock (PG_locked): a column that says which kernel task owns a frame, changed under the zone lock.
+
+Node processes read it. A task that holds page locks only tries further ones.
+"""
+
+import numpy as np
+
+from numaemu_core.columns import I8, Bool
+from numaemu_core.effects import KernelTask, WaitPageLocks
+from numaemu_core.kernel import Kernel
+from numaemu_core.mmzone import zone_lock_keys
+from numaemu_core.task_locks import spin_lock
+
+
+def trylock_pages(k: Kernel, pfns: I8) -> KernelTask[Bool]:
+    """Lock those frames that nobody has locked; True for each that the task has now. No frame stands twice."""
+    with (yield from spin_lock(k, zone_lock_keys(k, pfns))):
+        got = k.c.page_lock_owner[pfns] == 0
+        k.c.page_lock_owner[pfns[got]] = k.locks.current
+    k.locks.held(k.locks.current).page_locks += int(np.count_nonzero(got))
+    return np.asarray(got)
+
+
+def lock_some_pages(k: Kernel, pfns: I8) -> KernelTask[Bool]:
+    """Sleep until at least one of these frames could be locked (lock_page, for many); the task holds no page lock."""
+    while True:
+        got = yield from trylock_pages(k, pfns)
+        if got.any():
+            return got
+        yield WaitPageLocks(pfns)
+
+
+def unlock_pages(k: Kernel, pfns: I8) -> KernelTask[None]:
+    """Drop page locks of this task."""
+    if not len(pfns):
+        return
+    with (yield from spin_lock(k, zone_lock_keys(k, pfns))):
+        assert (k.c.page_lock_owner[pfns] == k.locks.current).all()
+        k.c.page_lock_owner[pfns] = 0
+    k.locks.held(k.locks.current).page_locks -= len(pfns)
+    k.pages_changed = True

@@ -1,0 +1,240 @@
+"""A performer of kernel tasks in one process: runs them against one another in an order drawn from a seed.
+
+It keeps what the daemon's loop keeps (who waits for what) and does in memory what other processes do there. Every
+interleaving of tasks at their yields is one number, and can be replayed from it. Simulated clients are tasks, too: they
+open windows, read entries and touch bytes with yields in between, or a missing shootdown could never be found.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from numaemu_core.columns import columns_in_memory
+from numaemu_core.effects import (
+    Breathe,
+    DownSem,
+    Effect,
+    ReadPages,
+    Shootdown,
+    SpinBusy,
+    WaitPageLocks,
+    WaitWriteback,
+    WritePages,
+)
+from numaemu_core.errors import BugError, MmError
+from numaemu_core.journal import Journal, truth_of
+from numaemu_core.kernel import Kernel
+from numaemu_core.layout import layout_of
+from numaemu_core.locks import Key, Mode, NoHost
+from numaemu_core.page_flags import PG_WRITEBACK
+from numaemu_core.runs import copy_rows
+from numaemu_core.swap_state import end_swap_write
+from numaemu_core.topology import Topology
+
+JOURNAL_BYTES = 1 << 18
+#: Steps after which a run that has not ended is called a livelock.
+STEPS_MAX = 200_000
+#: Steps that a shootdown waits for an open window before it calls it a straggler.
+WINDOW_BOUND_STEPS = 60
+
+
+def open_windows(k: Kernel, mm_ids: frozenset[int]) -> dict[int, int]:
+    """Access slots of these mms that are inside a window, with their counters."""
+    slots = np.flatnonzero((k.c.window_mm > 0) & (k.c.window & np.uint64(1) != 0))
+    return {s: int(k.c.window[s]) for s in slots.tolist() if int(k.c.window_mm[s]) - 1 in mm_ids}
+
+
+@dataclass(slots=True)
+class Running:
+    """A task of the performer: a generator, what it waits for, and how it ended."""
+
+    number: int
+    name: str
+    body: Generator[Effect | None, Any, Any]
+    ready: Callable[[], tuple[bool, Any]] | None = None
+    value: Any = None
+    result: Any = None
+    error: MmError | None = None
+    done: bool = False
+
+
+class SeededHost(NoHost):
+    """Other processes, in the shape of a coin: a spin lock is sometimes busy."""
+
+    def __init__(self, draw: Callable[[int], int]) -> None:
+        """`draw(n)` gives a number below n."""
+        self.draw = draw
+
+    def try_spin(self, keys: list[Key]) -> bool:  # type: ignore[override]  # the performer passes lists only
+        """Busy in one of eight."""
+        del keys
+        return self.draw(8) > 0
+
+
+class Performer:
+    """A whole machine in one process, its tasks run in a seeded order (seed None: each runs as far as it can)."""
+
+    def __init__(self, topology: Topology, seed: int | None = None) -> None:
+        """A machine just switched on."""
+        self._state = (seed or 0) * 2 + 1
+        self.seed = seed
+        layout = layout_of(topology)
+        columns = columns_in_memory(layout)
+        host = NoHost() if seed is None else SeededHost(self.draw)
+        self.k = Kernel(layout, columns, Journal(np.zeros(JOURNAL_BYTES, np.uint8)), host)
+        self.k.journal.snapshot_from(lambda: truth_of(self.k.tasks.values(), self.k.mms.values()))
+        self.tasks: list[Running] = []
+        self._writes: list[WritePages] = []
+        self._next = 1
+        self._steps = 0
+
+    def draw(self, below: int) -> int:
+        """The next number of the seed's sequence, less than `below` (xorshift of 64 bits)."""
+        x = self._state
+        x ^= x << 13 & (1 << 64) - 1
+        x ^= x >> 7
+        x ^= x << 17 & (1 << 64) - 1
+        self._state = x
+        return (x >> 11) % below
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def start(self, name: str, body: Generator[Any, Any, Any]) -> Running:
+        """Add a task; it runs with the others."""
+        task = Running(self._next, name, body)
+        self._next += 1
+        self.tasks.append(task)
+        return task
+
+    def call(self, body: Generator[Any, Any, Any]) -> Any:  # noqa: ANN401 - whatever the task returns
+        """Run one task to its end, with whatever else is there, and give its result.
+
+        Raises:
+            MmError: the task was refused.
+        """
+        task = self.start("call", body)
+        self.run(until=lambda: task.done)
+        if task.error is not None:
+            raise task.error
+        return task.result
+
+    def run(self, until: Callable[[], bool] | None = None) -> None:
+        """Run until every task has ended and every write is done (or `until` holds).
+
+        Raises:
+            BugError: nothing can go on (a deadlock), or it goes on for ever.
+        """
+        idle = 0
+        while not (until() if until else not self.tasks and not self._writes):
+            self._steps += 1
+            if self._steps > STEPS_MAX:
+                raise BugError(f"seed {self.seed}: no end after {STEPS_MAX} steps: {self._stuck()}")
+            idle = 0 if self._step() else idle + 1
+            if idle > 64 * (len(self.tasks) + 1) + 4 * WINDOW_BOUND_STEPS:
+                raise BugError(f"seed {self.seed}: nothing can go on: {self._stuck()}")
+
+    def _stuck(self) -> str:
+        return ", ".join(f"{task.name} {task.number}" for task in self.tasks)
+
+    def _step(self) -> bool:
+        """One step of one task, or one write; False when the draw fell on a task that sleeps."""
+        choices = len(self.tasks) + (1 if self._writes else 0)
+        at = self.draw(choices) if self.seed is not None else self._first_ready()
+        if at >= len(self.tasks):
+            if self._writes:
+                self._finish_write(self.draw(len(self._writes)) if self.seed is not None else 0)
+                return True
+            return False
+        task = self.tasks[at]
+        if task.ready is not None:
+            self.k.locks.current = task.number
+            awake, value = task.ready()
+            if not awake:
+                return False
+            task.ready, task.value = None, value
+        self._resume(task)
+        return True
+
+    def _first_ready(self) -> int:
+        """Without a seed: tasks in turn, the writes when all of them sleep."""
+        for _ in range(len(self.tasks)):
+            task = self.tasks[0]
+            self.k.locks.current = task.number
+            if task.ready is None:
+                return 0
+            awake, value = task.ready()
+            if awake:
+                task.ready, task.value = None, value
+                return 0
+            self.tasks.append(self.tasks.pop(0))
+        return len(self.tasks)
+
+    def _resume(self, task: Running) -> None:
+        self.k.locks.current = task.number
+        try:
+            effect = task.body.send(task.value)
+        except StopIteration as end:
+            task.result = end.value
+            self._end(task)
+        except MmError as error:
+            task.error = error
+            self._end(task)
+        else:
+            task.value = None
+            if effect is not None:
+                self.k.locks.check_yield(task.number, waits_for_lock=isinstance(effect, WaitPageLocks))
+                self._perform(task, effect)
+
+    def _end(self, task: Running) -> None:
+        task.done = True
+        self.tasks.remove(task)
+        self.k.locks.check_end(task.number)
+
+    # -- effects -------------------------------------------------------------------------------------------------------
+
+    def _perform(self, task: Running, effect: Effect) -> None:
+        k = self.k
+        match effect:
+            case Breathe() | SpinBusy():
+                pass
+            case DownSem(mm_id, mode):
+                awake, task.value = self._try_sem(mm_id, mode)
+                if not awake:
+                    task.ready = lambda: self._try_sem(mm_id, mode)
+            case WaitPageLocks(pfns):
+                task.ready = lambda: (bool((k.c.page_lock_owner[pfns] == 0).any()), None)
+            case WaitWriteback(pfns):
+                task.ready = lambda: (not (k.c.pg_flags[pfns] & PG_WRITEBACK).any(), None)
+            case Shootdown(mm_ids):
+                self._shootdown(task, mm_ids)
+            case WritePages():
+                self._writes.append(effect)
+            case ReadPages(slots, pfns):
+                task.ready = lambda: self._read(slots, pfns)
+
+    def _try_sem(self, mm_id: int, mode: Mode) -> tuple[bool, Any]:
+        guard = self.k.locks.try_sem(mm_id, mode)
+        return guard is not None, guard
+
+    def _shootdown(self, task: Running, mm_ids: frozenset[int]) -> None:
+        waiting = open_windows(self.k, mm_ids)
+        last_step = self._steps + WINDOW_BOUND_STEPS
+
+        def closed() -> tuple[bool, Any]:
+            for slot, counter in list(waiting.items()):
+                if int(self.k.c.window[slot]) != counter:
+                    del waiting[slot]
+            return not waiting or self._steps > last_step, dict(waiting)
+
+        task.ready = closed
+
+    def _read(self, slots: Any, pfns: Any) -> tuple[bool, Any]:  # noqa: ANN401 - arrays of an effect
+        copy_rows(self.k.c.frames, pfns, self.k.c.swap, slots)
+        return True, None
+
+    def _finish_write(self, at: int) -> None:
+        effect = self._writes.pop(at)
+        copy_rows(self.k.c.swap, effect.slots, self.k.c.frames, effect.pfns)
+        end_swap_write(self.k, effect.pfns)

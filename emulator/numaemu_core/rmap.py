@@ -1,0 +1,231 @@
+"""Who maps a page: references, map counts, and unmapping a page everywhere.
+
+Mirrors: mm/rmap.c (2.6.15). Left out: pages of files. A page's references are not stored but counted:
+map count + swap cache + isolation + pins.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from numaemu_core import limits
+from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
+from numaemu_core.effects import KernelTask, Shootdown, SpinBusy
+from numaemu_core.kernel import Kernel
+from numaemu_core.locks import Rank
+from numaemu_core.lru import lru_lock_keys
+from numaemu_core.mm_types import VM_LOCKED, AnonVma, Mm, VmArea
+from numaemu_core.mmzone import free_locked, zone_lock_keys
+from numaemu_core.page_flags import LRU_ISOLATED, LRU_NONE, LRU_ON_LIST, PG_DIRTY, PG_SWAPCACHE
+from numaemu_core.page_table import PTE_SWAPPED, PTE_WRITABLE, is_present, is_writable, pte_lock_keys
+from numaemu_core.swapfile import SWAP_LOCK, swap_duplicate, swap_free
+from numaemu_core.task_locks import spin_lock
+
+
+def pinned_pages(k: Kernel) -> I8:
+    """The frames that clients hold pinned, once for each pin: every table that is in use is read."""
+    slots = np.flatnonzero(k.c.pin_count)
+    if not len(slots):
+        return NO_INDEXES
+    tables = [k.c.pins[slot, : int(k.c.pin_count[slot])] for slot in slots.tolist()]
+    pins = np.concatenate(tables).astype(np.int64)
+    return pins[pins > 0] - 1
+
+
+def page_count(k: Kernel, pfns: I8) -> I8:
+    """References of frames: page_count of the kernel, computed."""
+    c = k.c
+    count = c.mapcount[pfns].astype(np.int64)
+    count += c.pg_flags[pfns] & PG_SWAPCACHE != 0
+    count += c.lru_state[pfns] & LRU_ISOLATED != 0
+    pins = pinned_pages(k)
+    if len(pins):
+        numbers, times = np.unique(pins, return_counts=True)
+        at = np.minimum(np.searchsorted(numbers, pfns), len(numbers) - 1)
+        count += np.where(numbers[at] == pfns, times[at], 0)
+    return count
+
+
+def put_pages(k: Kernel, pfns: I8) -> KernelTask[None]:
+    """Free those of these frames that have no reference left and are not locked (put_page, __page_cache_release).
+
+    Whether a frame goes is decided and done under its locks: two tasks may put the same one. A frame that is on no list
+    is not yet anybody's, or already free.
+    """
+    if not len(pfns) or not (page_count(k, pfns) == 0).any():
+        return
+    with (yield from spin_lock(k, [*lru_lock_keys(k, pfns), *zone_lock_keys(k, pfns)])):
+        unused = (page_count(k, pfns) == 0) & (k.c.page_lock_owner[pfns] == 0)
+        gone = pfns[unused & (k.c.lru_state[pfns] & LRU_ON_LIST != 0)]
+        k.c.lru_state[gone] = LRU_NONE
+        free_locked(k, gone)
+
+
+def anon_vma_prepare(k: Kernel, vma: VmArea) -> AnonVma:
+    """The anon_vma of a VMA, made at its first anonymous page (2.6.15 anon_vma_prepare).
+
+    A neighbour that the VMA could be merged with gives its own, so that they still can be.
+    """
+    if vma.anon_vma is None:
+        anon_vma = _find_mergeable_anon_vma(k, vma)
+        if anon_vma is None:
+            anon_vma = AnonVma(k.next_anon_vma)
+            k.next_anon_vma += 1
+            k.anon_vmas[anon_vma.id] = anon_vma
+        vma.anon_vma = anon_vma.id
+        anon_vma.vmas.append(vma)
+        k.journal.vmas(vma.vm_mm, vma.vm_start, vma.vm_end)
+    return k.anon_vmas[vma.anon_vma]
+
+
+def _find_mergeable_anon_vma(k: Kernel, vma: VmArea) -> AnonVma | None:
+    vmas = vma.vm_mm.vmas
+    for near in (vmas.find_vma(vma.vm_end), vmas.before(vma.vm_start)):
+        if (
+            near is not None
+            and near.anon_vma is not None
+            and (near.vm_start == vma.vm_end or near.vm_end == vma.vm_start)
+            and near.vm_policy == vma.vm_policy
+            and (near.vm_flags ^ vma.vm_flags) & ~7 == 0
+            and near.vm_pgoff - (near.vm_start >> k.page_shift) == vma.vm_pgoff - (vma.vm_start >> k.page_shift)
+        ):
+            return k.anon_vmas[near.anon_vma]
+    return None
+
+
+def linear_page_index(k: Kernel, vma: VmArea, vpns: I8) -> I8:
+    """The index of pages of a VMA in their object (linear_page_index)."""
+    return vpns + (vma.vm_pgoff - (vma.vm_start >> k.page_shift))
+
+
+def set_anon_identity(k: Kernel, vma: VmArea, pfns: I8, vpns: I8) -> None:
+    """Say whose pages these frames hold: before any entry names them."""
+    k.c.mapping[pfns] = anon_vma_prepare(k, vma).id
+    k.c.index[pfns] = linear_page_index(k, vma, vpns).astype(np.uint64)
+
+
+# -- unmapping ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Cleared:
+    """Entries of one mm that try_to_unmap replaced by their slots."""
+
+    mm: Mm
+    pfns: I8
+    vpns: I8
+    flats: I8
+    entries: U8
+    #: Pages that count as dirty only because they might be: taken back when the harvest finds no dirty byte.
+    maybe_dirty: Bool
+
+
+def try_to_unmap(k: Kernel, pfns: I8) -> KernelTask[Bool]:
+    """Replace every entry of these locked swap-cache pages by their slots; True where no mapping is left.
+
+    A locked VMA stops the walk of a page, and so does a young entry, whose accessed byte is cleared: the caller tries
+    again. What was unmapped counts as mapped until every window that may still reach it has closed; an mm whose
+    straggler does not leave gets its entries back. Mirrors: try_to_unmap_anon and try_to_unmap_one (2.6.15).
+    """
+    walking = np.ones(len(pfns), np.bool_)
+    cleared: list[_Cleared] = []
+    for anon_id in np.unique(k.c.mapping[pfns]).tolist():
+        anon_vma = k.anon_vmas.get(anon_id)
+        if anon_vma is None:
+            continue
+        mine = k.c.mapping[pfns] == anon_id
+        lowest, highest = int(k.c.index[pfns[mine]].min()), int(k.c.index[pfns[mine]].max())
+        for vma in list(anon_vma.vmas):
+            pages = (vma.vm_end - vma.vm_start) >> k.page_shift
+            if vma.vm_pgoff > highest or vma.vm_pgoff + pages <= lowest:
+                continue
+            indexes = k.c.index[pfns].astype(np.int64)
+            inside = mine & walking & (indexes >= vma.vm_pgoff) & (indexes < vma.vm_pgoff + pages)
+            positions = np.flatnonzero(inside)
+            for part in range(0, len(positions), limits.PTE_LOCK_BATCH):
+                chosen = positions[part : part + limits.PTE_LOCK_BATCH]
+                stopped = yield from _unmap_from_vma(k, anon_id, vma, pfns[chosen], cleared)
+                walking[chosen[stopped]] = False
+    if cleared:
+        yield from _finish_unmap(k, cleared)
+    return k.c.mapcount[pfns] == 0
+
+
+def _unmap_from_vma(k: Kernel, anon_id: int, vma: VmArea, pfns: I8, cleared: list[_Cleared]) -> KernelTask[Bool]:
+    """try_to_unmap_one for many pages and one VMA; True for pages whose walk stops here."""
+    c = k.c
+    while True:
+        vpns = c.index[pfns].astype(np.int64) + ((vma.vm_start >> k.page_shift) - vma.vm_pgoff)
+        flats = k.tables.walk(vma.vm_mm.pgd, vpns)
+        keys = [(Rank.ANON_VMA, anon_id), *pte_lock_keys(flats[flats >= 0]), SWAP_LOCK]
+        guard = k.locks.try_spin(keys)
+        if guard is not None:
+            break
+        yield SpinBusy(tuple(keys))
+        if k.mms.get(vma.vm_mm.id) is not vma.vm_mm:
+            return np.zeros(len(pfns), np.bool_)
+    with guard:
+        entries = c.pte[flats]
+        here = (flats >= 0) & is_present(entries) & (entries >> np.uint64(k.page_shift) == pfns.astype(np.uint64))
+        if vma.vm_flags & VM_LOCKED:
+            return here
+        young = here & (c.accessed[flats] != 0)
+        c.accessed[flats[young]] = 0
+        gone = here & ~young
+        if gone.any():
+            cleared.append(_clear_entries(k, vma.vm_mm, pfns[gone], vpns[gone], flats[gone], entries[gone]))
+    return young
+
+
+def _clear_entries(k: Kernel, mm: Mm, pfns: I8, vpns: I8, flats: I8, entries: U8) -> _Cleared:
+    """Entries become slots. What might be dirty counts as dirty from before the entry changes."""
+    c = k.c
+    dirty = c.dirty[flats] != 0
+    maybe = ~dirty & is_writable(entries) & (c.pg_flags[pfns] & PG_DIRTY == 0)
+    c.pg_flags[pfns[dirty | maybe]] |= PG_DIRTY
+    slots = c.private[pfns].astype(np.int64)
+    swap_duplicate(k, slots)
+    c.pte[flats] = swap_entries(k, slots)
+    return _Cleared(mm, pfns, vpns, flats, entries, maybe)
+
+
+def swap_entries(k: Kernel, slots: I8) -> U8:
+    """Entries that name slots."""
+    return slots.astype(np.uint64) << np.uint64(k.page_shift) | np.uint64(PTE_SWAPPED)
+
+
+def _finish_unmap(k: Kernel, cleared: list[_Cleared]) -> KernelTask[None]:
+    """Wait for the windows, then harvest; where a straggler stays, the entries come back."""
+    stragglers: dict[int, int] = yield Shootdown(frozenset(part.mm.id for part in cleared))
+    late = {int(k.c.window_mm[slot]) - 1 for slot in stragglers}
+    for part in cleared:
+        if part.mm.id in late:
+            yield from _restore(k, part, stragglers)
+        else:
+            clean = part.pfns[part.maybe_dirty & (k.c.dirty[part.flats] == 0)]
+            k.c.pg_flags[clean] &= ~np.uint16(PG_DIRTY)
+            k.c.mapcount[part.pfns] -= 1
+
+
+def _restore(k: Kernel, part: _Cleared, stragglers: dict[int, int]) -> KernelTask[None]:
+    """Map the pages again where their entry still names their slot; quarantine the others, which were unmapped."""
+    c = k.c
+    slots = c.private[part.pfns].astype(np.int64)
+    while True:
+        alive = k.mms.get(part.mm.id) is part.mm
+        flats = k.tables.walk(part.mm.pgd, part.vpns) if alive else np.full(len(part.vpns), -1)
+        keys = [*pte_lock_keys(flats[flats >= 0]), SWAP_LOCK]
+        guard = k.locks.try_spin(keys)
+        if guard is not None:
+            break
+        yield SpinBusy(tuple(keys))
+    with guard:
+        same = (flats >= 0) & (c.pte[flats] == swap_entries(k, slots))
+        swap_free(k, slots[same])
+        exclusive = (c.mapcount[part.pfns] == 1) & (c.swap_count[slots] == 1)
+        entries = np.where(exclusive, part.entries, part.entries & ~np.uint64(PTE_WRITABLE))
+        c.accessed[flats[same]] = 1
+        c.pte[flats[same]] = entries[same]
+    unmapped = part.pfns[~same]
+    if len(unmapped):
+        k.quarantine.add(stragglers, unmapped, [])

@@ -1,0 +1,50 @@
+"""Copies of many pages at a time, cut into runs of neighbours.
+
+A copy of a run is one slice; gathering row by row is 2.5 times slower where runs are long. Lists that run against the
+addresses (a pagelist linked at its head) give runs too, read backwards. Where runs are short, one gather is cheaper
+than many slices.
+"""
+
+import numpy as np
+
+from numaemu_core.columns import I8, U1
+
+#: Fewer pages a run than this, and one gather beats a Python loop over slices.
+PAGES_PER_RUN_MIN = 3
+
+
+def copy_rows(target: U1, target_rows: I8, source: U1, source_rows: I8) -> None:
+    """target[target_rows[i]] = source[source_rows[i]] for every i; arrays of pages, no row of target twice."""
+    assert len(target_rows) == len(source_rows)
+    starts, ends = _cut(target_rows, source_rows)
+    if len(starts) * PAGES_PER_RUN_MIN > len(target_rows) + PAGES_PER_RUN_MIN:
+        target[target_rows] = source[source_rows]
+        return
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        target[_slice(target_rows, start, end)] = source[_slice(source_rows, start, end)]
+
+
+def clear_rows(target: U1, rows: I8) -> None:
+    """Zero these pages."""
+    starts, ends = _cut(rows, rows)
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        target[_slice(rows, start, end)] = 0
+
+
+def _slice(rows: I8, start: int, end: int) -> slice:
+    first, last = int(rows[start]), int(rows[end - 1])
+    if last >= first:
+        return slice(first, last + 1)
+    return slice(first, last - 1 if last else None, -1)
+
+
+def _cut(left: I8, right: I8) -> tuple[I8, I8]:
+    """Starts and ends of the longest stretches in which both arrays keep going by one, up or down."""
+    if len(left) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    left_step, right_step = np.diff(left), np.diff(right)
+    code = np.where((abs(left_step) == 1) & (abs(right_step) == 1), 2 * left_step + right_step, 0)
+    breaks = code == 0
+    breaks[1:] |= (code[1:] != code[:-1]) & (code[:-1] != 0)
+    inner = np.flatnonzero(breaks) + 1
+    return np.concatenate(([0], inner)), np.concatenate((inner, [len(left)]))

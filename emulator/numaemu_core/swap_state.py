@@ -1,0 +1,97 @@
+"""The swap cache: pages that have a slot, and whether slot or frame has the newer bytes.
+
+A frame in the cache has PG_SWAPCACHE, its slot in `private`, and one reference of the slot. Mirrors: mm/swap_state.c
+and mm/page_io.c (2.6.15). Left out: readahead.
+"""
+
+import numpy as np
+
+from numaemu_core.columns import I8
+from numaemu_core.effects import KernelTask
+from numaemu_core.kernel import Kernel
+from numaemu_core.page_flags import PG_DIRTY, PG_SWAPCACHE, PG_UPTODATE, PG_WRITEBACK
+from numaemu_core.page_lock import trylock_pages, unlock_pages
+from numaemu_core.rmap import page_count, put_pages
+from numaemu_core.swapfile import SWAP_LOCK, get_swap_pages, swap_free, vm_swap_full
+from numaemu_core.task_locks import spin_lock
+
+
+def add_to_swap(k: Kernel, pfns: I8) -> KernelTask[int]:
+    """Give slots to locked anonymous pages, in their order; gives how many got one (2.6.15 add_to_swap)."""
+    with (yield from spin_lock(k, [SWAP_LOCK])):
+        slots = get_swap_pages(k, len(pfns))
+        mine = pfns[: len(slots)]
+        k.c.private[mine] = slots
+        k.c.pg_flags[mine] |= PG_SWAPCACHE | PG_DIRTY | PG_UPTODATE
+        k.slot_frame[slots] = mine
+    return len(slots)
+
+
+def delete_from_swap_cache(k: Kernel, pfns: I8) -> None:
+    """Locked pages leave the swap cache, which gives its references of their slots back; the swap_lock is held."""
+    slots = k.c.private[pfns].astype(np.int64)
+    k.slot_frame[slots] = -1
+    k.c.pg_flags[pfns] &= ~np.uint16(PG_SWAPCACHE)
+    swap_free(k, slots)
+
+
+def remove_exclusive_swap_page(k: Kernel, pfns: I8, references: int) -> KernelTask[None]:
+    """Drop the slots of locked pages that nobody else uses: the frame alone has the bytes then.
+
+    `references` are those that a page has when only the swap cache and the caller know it.
+    Mirrors: remove_exclusive_swap_page, mm/swapfile.c (2.6.15).
+    """
+    flags = k.c.pg_flags[pfns]
+    candidates = pfns[(flags & PG_SWAPCACHE != 0) & (flags & PG_WRITEBACK == 0)]
+    if not len(candidates):
+        return
+    with (yield from spin_lock(k, [SWAP_LOCK])):
+        alone = (page_count(k, candidates) == references) & (k.c.swap_count[k.c.private[candidates]] == 1)
+        exclusive = candidates[alone & (k.c.pg_flags[candidates] & PG_SWAPCACHE != 0)]
+        k.c.pg_flags[exclusive] |= PG_DIRTY
+        delete_from_swap_cache(k, exclusive)
+
+
+def free_page_and_swap_cache(k: Kernel, pfns: I8) -> KernelTask[None]:
+    """Somebody let go of each of these pages (an entry, a lock, an isolation): free what nobody uses any more, slots
+    too.
+
+    Whoever finds a page locked leaves it to the holder of the lock, who ends with this.
+    """
+    cached = pfns[k.c.pg_flags[pfns] & PG_SWAPCACHE != 0]
+    if len(cached):
+        got = yield from trylock_pages(k, cached)
+        yield from remove_exclusive_swap_page(k, cached[got], references=1)
+        yield from unlock_pages(k, cached[got])
+    yield from put_pages(k, pfns)
+
+
+def free_swap_and_cache(k: Kernel, slots: I8) -> KernelTask[None]:
+    """An entry that named each of these slots is gone (2.6.15 free_swap_and_cache)."""
+    if not len(slots):
+        return
+    with (yield from spin_lock(k, [SWAP_LOCK])):
+        swap_free(k, slots)
+        only_cached = (k.c.swap_count[slots] == 1) & (k.slot_frame[slots] >= 0)
+        pfns = k.slot_frame[slots[only_cached]]
+    if not len(pfns):
+        return
+    got = yield from trylock_pages(k, pfns)
+    mine = pfns[got]
+    with (yield from spin_lock(k, [SWAP_LOCK])):
+        flags = k.c.pg_flags[mine]
+        still = (flags & PG_SWAPCACHE != 0) & (flags & PG_WRITEBACK == 0)
+        still &= k.c.swap_count[k.c.private[mine]] == 1
+        still &= (page_count(k, mine) == 1) | vm_swap_full(k)
+        gone = mine[still]
+        k.c.pg_flags[gone] |= PG_DIRTY
+        delete_from_swap_cache(k, gone)
+    yield from unlock_pages(k, mine)
+    yield from put_pages(k, mine)
+
+
+def end_swap_write(k: Kernel, pfns: I8) -> None:
+    """The swap node has confirmed a write: what is in the slots is what is in the frames (end_swap_bio_write)."""
+    k.c.pg_flags[pfns] &= ~np.uint16(PG_WRITEBACK)
+    k.count("pswpout", len(pfns))
+    k.pages_changed = True

@@ -1,0 +1,49 @@
+"""The table of system calls: name → the kernel task that serves it, and whether it changes what the journal keeps.
+
+Arguments were checked by `wire`; a handler gets the kernel, the task and them, in the order of `wire.CALLS`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from numaemu_core import fork, mbind, memory, mempolicy, mmap, proc, protect
+from numaemu_core.effects import KernelTask
+from numaemu_core.kernel import Kernel
+from numaemu_core.mm_types import Task
+
+Handler = Callable[..., KernelTask[Any]]
+
+
+def _fault(k: Kernel, task: Task, addr: int, length: int, write: bool) -> KernelTask[int]:  # noqa: FBT001 - wire order
+    return memory.sys_fault(k, task, addr, length, write=write)
+
+
+def _get_mempolicy(k: Kernel, task: Task, maxnode: int | None, addr: int, flags: int) -> KernelTask[list[Any]]:
+    value, mask = yield from mempolicy.sys_get_mempolicy(k, task, maxnode, addr, flags)
+    return [value, None if mask is None else mask.to_bytes((mask.bit_length() + 7) // 8, "little")]
+
+
+#: Calls of a task.
+SYSCALLS: Final[dict[str, Handler]] = {
+    "brk": mmap.sys_brk,
+    "exit": fork.sys_exit,
+    "fault": _fault,
+    "fork": fork.sys_fork,
+    "get_mempolicy": _get_mempolicy,
+    "madvise": protect.sys_madvise,
+    "mbind": mbind.sys_mbind,
+    "mlock": protect.sys_mlock,
+    "mlockall": protect.sys_mlockall,
+    "mmap": mmap.sys_mmap,
+    "mprotect": protect.sys_mprotect,
+    "munlock": protect.sys_munlock,
+    "munlockall": protect.sys_munlockall,
+    "munmap": mmap.sys_munmap,
+    "numa_maps": proc.sys_numa_maps,
+    "set_cpu": fork.sys_set_cpu,
+    "set_mempolicy": mempolicy.sys_set_mempolicy,
+    "where": proc.sys_where,
+}
+
+#: Calls without intent and answer in the journal: what they change is told by frames and entries, or nothing changes.
+NOT_JOURNALLED: Final = frozenset({"fault", "get_mempolicy", "numa_maps", "where"})

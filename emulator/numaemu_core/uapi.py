@@ -1,0 +1,51 @@
+"""The constants that programs name: memory policy, mmap, mprotect and madvise, with the values of the kernel headers.
+
+Source: include/linux/mempolicy.h (2.6.15 and "Swap migration V3: MPOL_MF_MOVE interface"), include/asm-generic/mman.h,
+include/linux/capability.h. Values never change with the profile; which of them a profile accepts does.
+"""
+
+from typing import Final
+
+MPOL_DEFAULT: Final = 0
+MPOL_PREFERRED: Final = 1
+MPOL_BIND: Final = 2
+MPOL_INTERLEAVE: Final = 3
+
+MPOL_F_NODE: Final = 1
+MPOL_F_ADDR: Final = 2
+
+MPOL_MF_STRICT: Final = 1
+MPOL_MF_MOVE: Final = 2
+MPOL_MF_MOVE_ALL: Final = 4
+
+PROT_NONE: Final = 0
+PROT_READ: Final = 1
+PROT_WRITE: Final = 2
+PROT_EXEC: Final = 4
+
+MAP_SHARED: Final = 0x01
+MAP_PRIVATE: Final = 0x02
+MAP_FIXED: Final = 0x10
+MAP_ANONYMOUS: Final = 0x20
+MAP_LOCKED: Final = 0x2000
+MAP_NORESERVE: Final = 0x4000
+MAP_POPULATE: Final = 0x8000
+
+MADV_NORMAL: Final = 0
+MADV_RANDOM: Final = 1
+MADV_SEQUENTIAL: Final = 2
+MADV_WILLNEED: Final = 3
+MADV_DONTNEED: Final = 4
+MADV_PAGEOUT: Final = 21
+
+MCL_CURRENT: Final = 1
+MCL_FUTURE: Final = 2
+
+CAPABILITIES: Final = frozenset({"CAP_IPC_LOCK", "CAP_SYS_ADMIN", "CAP_SYS_NICE", "CAP_SYS_RESOURCE"})
+
+MODE_NAMES: Final = {
+    MPOL_DEFAULT: "default",
+    MPOL_PREFERRED: "prefer",
+    MPOL_BIND: "bind",
+    MPOL_INTERLEAVE: "interleave",
+}

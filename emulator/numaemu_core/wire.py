@@ -1,0 +1,233 @@
+"""Messages between a client and the kernel daemon: their shape, their limits, their check.
+
+A request is a msgpack array `[version, boot_id, request_id, name, args, window]`, a reply
+`[version, boot_id, request_id, status, result]`. `window` is the access slot that the sending thread has open just now,
+or nil. `status` is 0, or the errno of a refusal whose `result` is then `[kind, detail, address]`. Everything is checked
+here, size, types and counts, before anything acts on it; docs/protocol.md is the whole story.
+"""
+
+import errno
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+
+from numaemu_core import limits
+from numaemu_core.errors import MmError, OutOfMemory, PeerError, SegmentationFault
+
+VERSION: Final = 1
+
+#: Kinds of refusal.
+KIND_ERRNO: Final = "errno"
+KIND_SEGV: Final = "segv"
+KIND_OOM: Final = "oom"
+KIND_PROTOCOL: Final = "protocol"
+
+_WORD: Final = (1 << 64) - 1
+
+
+class WireError(PeerError):
+    """A message that is not what the protocol allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A checked request."""
+
+    request_id: int
+    name: str
+    args: list[Any]
+    window: int | None
+
+
+Check = Callable[[Any], Any]
+
+
+def ulong(value: object) -> int:
+    """An argument as the kernel takes it: 64 bits, negative numbers wrapped."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise MmError(errno.EINVAL, f"expected a whole number, got {_short(value)}")
+    return value & _WORD
+
+
+def number(value: object) -> int:
+    """A pid, a CPU, a slot: a whole number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise MmError(errno.EINVAL, f"expected a whole number from 0, got {_short(value)}")
+    return value
+
+
+def flag(value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise MmError(errno.EINVAL, f"expected true or false, got {_short(value)}")
+    return value
+
+
+def mask_words(value: object) -> list[int]:
+    """A node mask as words of 64 bits."""
+    if not isinstance(value, list) or len(value) > limits.MASK_WORDS_MAX:
+        raise MmError(errno.EINVAL, f"expected at most {limits.MASK_WORDS_MAX} words of a mask, got {_short(value)}")
+    return [ulong(word) for word in value]
+
+
+def names(value: object) -> list[str]:
+    """A list of capability names."""
+    if not isinstance(value, list) or len(value) > limits.MAX_NUMNODES or not all(isinstance(v, str) for v in value):
+        raise MmError(errno.EINVAL, f"expected a list of names, got {_short(value)}")
+    return list(value)
+
+
+def token(value: object) -> bytes:
+    """The secret that the descriptor socket gave."""
+    if not isinstance(value, bytes) or len(value) != limits.TOKEN_BYTES:
+        raise MmError(errno.EACCES, "expected the token of the descriptor socket")
+    return value
+
+
+def optional(check: Check) -> Check:
+    """The same, or nil."""
+    return lambda value: None if value is None else check(value)
+
+
+#: Every call: its arguments in order.
+CALLS: Final[dict[str, tuple[Check, ...]]] = {
+    "hello": (token,),
+    "attach": (number, names, optional(number)),  # cpu, capabilities, share_mm
+    "adopt": (number,),
+    "window": (number,),
+    "window_close": (number, number),
+    "exit": (number,),
+    "fork": (number,),
+    "set_cpu": (number, number),
+    "fault": (number, ulong, ulong, flag),
+    "mmap": (number, ulong, ulong, ulong, ulong),
+    "munmap": (number, ulong, ulong),
+    "mprotect": (number, ulong, ulong, ulong),
+    "mlock": (number, ulong, ulong),
+    "munlock": (number, ulong, ulong),
+    "mlockall": (number, ulong),
+    "munlockall": (number,),
+    "madvise": (number, ulong, ulong, ulong),
+    "brk": (number, ulong),
+    "mbind": (number, ulong, ulong, ulong, optional(mask_words), ulong, ulong),
+    "set_mempolicy": (number, ulong, optional(mask_words), ulong),
+    "get_mempolicy": (number, optional(ulong), ulong, ulong),
+    "where": (number, ulong, ulong),
+    "unpinned": (number,),
+    "numa_maps": (number,),
+    "hardware": (),
+    "numastat": (),
+    "meminfo": (),
+    "vmstat": (),
+    "status": (),
+    "fsck": (),
+}
+
+
+def pack_request(boot_id: str, request_id: int, name: str, args: Sequence[Any], window: int | None = None) -> bytes:
+    """A request as bytes.
+
+    Raises:
+        MmError: EINVAL: an argument does not fit 64 bits, or the message is too long.
+    """
+    try:
+        body: bytes = msgpack.packb([VERSION, boot_id, request_id, name, list(args), window])
+    except (OverflowError, TypeError, ValueError) as error:
+        raise MmError(errno.EINVAL, f"{name}: an argument cannot be sent: {error}") from None
+    if len(body) > limits.MESSAGE_BYTES_MAX:
+        raise MmError(errno.EINVAL, f"{name}: a message of {len(body)} bytes is too long")
+    return body
+
+
+def unpack_request(body: bytes | memoryview, boot_id: str) -> Request:
+    """A checked request.
+
+    Raises:
+        WireError: it is no request of this version for this machine: it gets no answer that needs its id.
+        MmError: its id is known (`request_id` attribute of the error), its name or arguments are wrong.
+    """
+    message = _unpack(body, 6)
+    version, boot, request_id, name, args, window = message
+    if version != VERSION:
+        raise WireError(f"version {_short(version)}, this machine speaks {VERSION}")
+    if boot != boot_id:
+        raise WireError("a request for another machine")
+    if isinstance(request_id, bool) or not isinstance(request_id, int) or request_id < 0:
+        raise WireError(f"request id {_short(request_id)}")
+    try:
+        return Request(request_id, name, _checked(name, args), optional(number)(window))
+    except MmError as error:
+        error.request_id = request_id
+        raise
+
+
+def _checked(name: object, args: object) -> list[Any]:
+    checks = CALLS.get(name) if isinstance(name, str) else None
+    if checks is None:
+        raise MmError(errno.ENOSYS, f"no call named {_short(name)}")
+    if not isinstance(args, list) or len(args) != len(checks):
+        raise MmError(errno.EINVAL, f"{name} takes {len(checks)} arguments")
+    return [check(value) for check, value in zip(checks, args, strict=True)]
+
+
+def pack_reply(boot_id: str, request_id: int, result: Any) -> bytes:  # noqa: ANN401 - whatever the call gives
+    """A reply that says it is done."""
+    body: bytes = msgpack.packb([VERSION, boot_id, request_id, 0, result])
+    return body
+
+
+def pack_refusal(boot_id: str, request_id: int, error: Exception) -> bytes:
+    """A reply that says no, and why."""
+    match error:
+        case SegmentationFault():
+            refusal = [error.errno, [KIND_SEGV, error.detail, error.address]]
+        case OutOfMemory():
+            refusal = [error.errno, [KIND_OOM, error.detail, 0]]
+        case MmError():
+            refusal = [error.errno, [KIND_ERRNO, error.detail, 0]]
+        case _:
+            refusal = [errno.EPROTO, [KIND_PROTOCOL, str(error), 0]]
+    body: bytes = msgpack.packb([VERSION, boot_id, request_id, *refusal])
+    return body
+
+
+def unpack_reply(body: bytes | memoryview) -> tuple[str, int, Any]:
+    """(boot id, request id, result) of a reply.
+
+    Raises:
+        MmError, SegmentationFault, OutOfMemory: the call was refused; WireError: it is no reply.
+    """
+    version, boot_id, request_id, status, result = _unpack(body, 5)
+    if version != VERSION:
+        raise WireError(f"version {_short(version)}, this library speaks {VERSION}")
+    if status == 0:
+        return boot_id, request_id, result
+    kind, detail, address = result
+    match kind:
+        case "segv":
+            raise SegmentationFault(address, detail)
+        case "oom":
+            raise OutOfMemory(detail)
+        case "protocol":
+            raise WireError(detail)
+        case _:
+            raise MmError(status, detail)
+
+
+def _unpack(body: bytes | memoryview, count: int) -> list[Any]:
+    if len(body) > limits.MESSAGE_BYTES_MAX:
+        raise WireError(f"a message of {len(body)} bytes is too long")
+    try:
+        message = msgpack.unpackb(body, raw=False, strict_map_key=True)
+    except Exception as error:  # noqa: BLE001 - msgpack raises many kinds on garbage; all mean the same
+        raise WireError(f"no msgpack: {type(error).__name__}") from None
+    if not isinstance(message, list) or len(message) != count:
+        raise WireError(f"expected an array of {count}")
+    return message
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - one line of an error
