@@ -110,7 +110,8 @@ class Held:
     sems: dict[int, Mode] = field(default_factory=dict)
     spins: list[Key] = field(default_factory=list)
     page_locks: int = 0
-    story: deque[str] = field(default_factory=lambda: deque(maxlen=16))
+    #: The last locks that it took, put into words only when an order is refused.
+    story: deque[Sequence[Key]] = field(default_factory=lambda: deque(maxlen=16))
 
 
 class SpinGuard:
@@ -186,6 +187,9 @@ class LockTable:
         self.host.spin_unlock(keys)
 
     def _check_spin_order(self, held: Held, keys: Sequence[Key]) -> None:
+        if len(keys) == 1 and not held.spins:
+            held.story.append(keys)
+            return
         previous: Key = held.spins[-1] if held.spins else (Rank.PAGE, 0)
         nested = bool(held.spins)
         for key in keys:
@@ -194,7 +198,7 @@ class LockTable:
             if key[0] is Rank.SWAP and any(rank is Rank.LRU for rank, _ in held.spins):
                 self._refuse(held, f"{_name(key)} while holding an LRU lock")
             previous, nested = key, False
-        held.story.append("took " + ", ".join(_name(key) for key in keys[:4]))
+        held.story.append(keys)
 
     # -- mmap_sem ------------------------------------------------------------------------------------------------------
 
@@ -219,7 +223,7 @@ class LockTable:
         else:
             sem.readers.add(task)
         held.sems[mm_id] = mode
-        held.story.append(f"took mmap_sem {mm_id} for {mode.value}")
+        held.story.append([(Rank.MMAP_SEM, mm_id)])
         return SemGuard(self, task, mm_id)
 
     @staticmethod
@@ -273,7 +277,7 @@ class LockTable:
         return {task: held for task, held in self._held.items() if held.sems or held.spins or held.page_locks}
 
     def _refuse(self, held: Held, what: str) -> None:
-        story = "; ".join(held.story) or "nothing"
+        story = "; ".join("took " + ", ".join(_name(key) for key in keys[:4]) for keys in held.story) or "nothing"
         message = f"lock order: {what}. Before: {story}"
         raise BugError(message)
 

@@ -11,13 +11,14 @@ from numaemu_core.columns import I8, Bool
 from numaemu_core.effects import KernelTask
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Key, Rank
+from numaemu_core.mmzone import node_lock_keys
 from numaemu_core.page_flags import LRU_ACTIVE, LRU_ISOLATED, LRU_NONE, LRU_ON_LIST, LRU_PG_ACTIVE
 from numaemu_core.task_locks import spin_lock
 
 
 def lru_lock_keys(k: Kernel, pfns: I8) -> list[Key]:
     """The lru_locks of the nodes of these frames, in the order in which they are taken."""
-    return [(Rank.LRU, nid) for nid in np.unique(k.nid_of_pfn[pfns]).tolist()]
+    return node_lock_keys(k, Rank.LRU, pfns)
 
 
 def add_to_list_heads(k: Kernel, pfns: I8, states: I8 | int) -> None:

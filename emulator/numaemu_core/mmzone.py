@@ -126,7 +126,15 @@ def free_pages(k: "Kernel", pfns: I8) -> KernelTask[None]:
 
 def zone_lock_keys(k: "Kernel", pfns: I8) -> list[Key]:
     """The zone locks of the nodes of these frames, in the order in which they are taken."""
-    return [(Rank.ZONE, nid) for nid in np.unique(k.nid_of_pfn[pfns]).tolist()]
+    return node_lock_keys(k, Rank.ZONE, pfns)
+
+
+def node_lock_keys(k: "Kernel", rank: Rank, pfns: I8) -> list[Key]:
+    """One lock for each node that has one of these frames, ascending."""
+    nodes = k.nid_of_pfn[pfns]
+    if len(nodes) == 1 or (len(nodes) and bool((nodes == nodes[0]).all())):
+        return [(rank, int(nodes[0]))]
+    return [(rank, nid) for nid in np.unique(nodes).tolist()]
 
 
 def free_locked(k: "Kernel", pfns: I8) -> None:

@@ -211,6 +211,8 @@ def _ascends(vpns: I8) -> bool:
 def pte_lock_keys(flats: I8) -> list[Key]:
     """The pte locks of the tables that hold these entries, in the order in which they are taken."""
     tables = flats >> _SHIFT
+    if len(tables) == 1:
+        return [(Rank.PTE, int(tables[0]))]
     if len(tables) and bool((tables == tables[0]).all()):
         return [(Rank.PTE, int(tables[0]))]
     tables = np.unique(tables)

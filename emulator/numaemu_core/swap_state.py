@@ -6,7 +6,7 @@ and mm/page_io.c (2.6.15). Left out: readahead.
 
 import numpy as np
 
-from numaemu_core.columns import I8
+from numaemu_core.columns import I8, Bool
 from numaemu_core.effects import KernelTask
 from numaemu_core.kernel import Kernel
 from numaemu_core.page_flags import PG_DIRTY, PG_SWAPCACHE, PG_UPTODATE, PG_WRITEBACK
@@ -53,17 +53,28 @@ def remove_exclusive_swap_page(k: Kernel, pfns: I8, references: int) -> KernelTa
 
 
 def free_page_and_swap_cache(k: Kernel, pfns: I8) -> KernelTask[None]:
-    """Somebody let go of each of these pages (an entry, a lock, an isolation): free what nobody uses any more, slots
-    too.
+    """Somebody let go of each of these pages (an entry, a lock, an isolation): free what is unused, slots too.
 
     Whoever finds a page locked leaves it to the holder of the lock, who ends with this.
     """
-    cached = pfns[k.c.pg_flags[pfns] & PG_SWAPCACHE != 0]
-    if len(cached):
-        got = yield from trylock_pages(k, cached)
-        yield from remove_exclusive_swap_page(k, cached[got], references=1)
-        yield from unlock_pages(k, cached[got])
+    while len(orphans := pfns[_is_orphan(k, pfns)]):
+        got = yield from trylock_pages(k, orphans)
+        if not got.any():
+            break
+        yield from remove_exclusive_swap_page(k, orphans[got], references=1)
+        yield from unlock_pages(k, orphans[got])
     yield from put_pages(k, pfns)
+
+
+def _is_orphan(k: Kernel, pfns: I8) -> Bool:
+    """Only the swap cache knows the page, and only the page its slot; looked at anew after each unlock.
+
+    While one task holds the page lock, another may let go of the last entry and leave the page to it.
+    """
+    cached = k.c.pg_flags[pfns] & (PG_SWAPCACHE | PG_WRITEBACK) == PG_SWAPCACHE
+    if not cached.any():
+        return cached
+    return cached & (k.c.swap_count[np.where(cached, k.c.private[pfns], 0)] == 1) & (page_count(k, pfns) == 1)
 
 
 def free_swap_and_cache(k: Kernel, slots: I8) -> KernelTask[None]:
@@ -87,7 +98,7 @@ def free_swap_and_cache(k: Kernel, slots: I8) -> KernelTask[None]:
         k.c.pg_flags[gone] |= PG_DIRTY
         delete_from_swap_cache(k, gone)
     yield from unlock_pages(k, mine)
-    yield from put_pages(k, mine)
+    yield from free_page_and_swap_cache(k, pfns)
 
 
 def end_swap_write(k: Kernel, pfns: I8) -> None:

@@ -1,0 +1,106 @@
+"""The daemon's side of the bus to node processes and the swap node: a ROUTER that they connect to.
+
+Messages are msgpack arrays: `["hello", role, node, pid]` and `["done", ticket, pages]` come in; `["clean"]`,
+`["write", ticket, pfns, slots]` and `["read", ticket, slots, pfns]` go out, page numbers as bytes of little-endian
+int64. A request to the swap node is kept until it is answered, and sent again when a new swap node says hello: copies
+can be repeated.
+"""
+
+from collections.abc import Callable
+
+import msgpack
+import numpy as np
+import zmq
+
+from numaemu_core.columns import I8
+from numaemu_daemon.logs import Event, Log
+
+
+class Bus:
+    """Messages to and from the processes that own memory."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]", log: Log) -> None:
+        """Over a bound ROUTER."""
+        self.socket = socket
+        self._log = log
+        self._swap: bytes | None = None
+        self._nodes: dict[int, bytes] = {}
+        self._ticket = 0
+        self._asked: dict[int, tuple[bytes, Callable[[], None]]] = {}
+        #: Called with the frames of a write that the swap node has confirmed.
+        self.written: Callable[[I8], None] = lambda _pfns: None
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is on its way to the swap node."""
+        return not self._asked
+
+    def write(self, pfns: I8, slots: I8) -> None:
+        """Copy frames to slots; `written` is called when it is done."""
+        self._ask("write", pfns, slots, lambda: self.written(pfns))
+
+    def read(self, slots: I8, pfns: I8, done: Callable[[], None]) -> None:
+        """Copy slots to frames; `done` is called then."""
+        self._ask("read", slots, pfns, done)
+
+    def tell_to_clean(self, nid: int) -> bool:
+        """A node has unclean frames; False while its process is not there."""
+        identity = self._nodes.get(nid)
+        if identity is not None:
+            self._send(identity, msgpack.packb(["clean"]))
+        return identity is not None
+
+    def _ask(self, verb: str, first: I8, second: I8, done: Callable[[], None]) -> None:
+        self._ticket += 1
+        body = msgpack.packb([verb, self._ticket, _packed(first), _packed(second)])
+        self._asked[self._ticket] = (body, done)
+        if self._swap is not None:
+            self._send(self._swap, body)
+
+    def _send(self, identity: bytes, body: bytes) -> None:
+        try:
+            self.socket.send_multipart([identity, body], zmq.NOBLOCK)
+        except zmq.ZMQError as error:  # it has just died; what it was asked is asked again of its successor
+            self._log.warning(Event.REPLY_DROPPED, reason=str(error))
+
+    def receive(self) -> int:
+        """Take what has come; gives how many messages."""
+        count = 0
+        while True:
+            try:
+                identity, body = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return count
+            except ValueError:
+                self._log.warning(Event.MESSAGE_DROPPED, reason="expected two frames")
+                continue
+            count += 1
+            self._take(identity, _unpacked(body))
+
+    def _take(self, identity: bytes, message: object) -> None:
+        match message:
+            case ["hello", "swap", _, pid]:
+                self._swap = identity
+                self._log.info(Event.NODE_CONNECTED, peer_role="swap", peer_pid=pid, repeated=len(self._asked))
+                for body, _done in list(self._asked.values()):
+                    self._send(identity, body)
+            case ["hello", "node", int(nid), pid]:
+                self._nodes[nid] = identity
+                self._log.info(Event.NODE_CONNECTED, peer_role="node", nid=nid, peer_pid=pid)
+            case ["done", int(ticket), _]:
+                asked = self._asked.pop(ticket, None)
+                if asked is not None:  # else: answered twice, because it was asked twice
+                    asked[1]()
+            case _:
+                self._log.warning(Event.MESSAGE_DROPPED, reason="unknown shape")
+
+
+def _unpacked(body: bytes) -> object:
+    try:
+        return msgpack.unpackb(body)
+    except Exception:  # noqa: BLE001 - msgpack raises many kinds on garbage; all mean the same
+        return None
+
+
+def _packed(numbers: I8) -> bytes:
+    return np.ascontiguousarray(numbers, "<i8").tobytes()

@@ -1,0 +1,155 @@
+"""From a request to an answer: finds the handler of a call, runs it, journals it, and gives its result.
+
+Calls of the machine itself (attach, adopt, windows, numbers) are here; those of a task are kernel tasks of the core.
+"""
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from numaemu_core import fork, proc
+from numaemu_core.errors import MmError
+from numaemu_core.kernel import Kernel
+from numaemu_core.mm_types import Task
+from numaemu_core.syscalls import NOT_JOURNALLED, SYSCALLS
+from numaemu_core.wire import Request, pack_refusal, pack_reply
+from numaemu_daemon.clients import AccessSlots, Client, Connection
+from numaemu_daemon.scheduler import Scheduler
+
+Send = Callable[[Connection, bytes], None]
+
+
+class Calls:
+    """Serves requests of connections that have said hello."""
+
+    def __init__(
+        self, k: Kernel, scheduler: Scheduler, slots: AccessSlots, boot_id: str, status: Callable[[], dict[str, Any]]
+    ) -> None:
+        """`status` gives what the `status` call answers."""
+        self._k = k
+        self._scheduler = scheduler
+        self._slots = slots
+        self._boot_id = boot_id
+        self._immediate: dict[str, Callable[..., Any]] = {
+            "attach": self._attach,
+            "adopt": self._adopt,
+            "window": self._window,
+            "window_close": self._window_close,
+            "unpinned": self._unpinned,
+            "hardware": lambda _client: proc.hardware(k),
+            "numastat": lambda _client: proc.numastat(k),
+            "meminfo": lambda _client: proc.meminfo(k),
+            "vmstat": lambda _client: proc.vmstat(k),
+            "status": lambda _client: status(),
+        }
+        #: Calls served since boot, by name.
+        self.served = 0
+
+    def serve(self, connection: Connection, request: Request, send: Send) -> None:
+        """Begin a call; its answer goes out through `send` when it is there.
+
+        A repeated request is answered again and not done again; while the first is on its way it is ignored.
+        """
+        if request.request_id <= connection.last_request:
+            if request.request_id == connection.last_request and connection.last_reply is not None:
+                send(connection, connection.last_reply)
+            return
+        connection.last_request, connection.last_reply = request.request_id, None
+        self.served += 1
+        try:
+            handler = self._immediate.get(request.name)
+            if handler is not None:
+                self._answer(connection, request, send, handler(connection.client, *request.args), None)
+                return
+            task = self._own_task(connection.client, request.args[0])
+        except MmError as refusal:
+            self._answer(connection, request, send, None, refusal)
+            return
+        self._begin(connection, request, send, task)
+
+    def _begin(self, connection: Connection, request: Request, send: Send, task: Task) -> None:
+        if request.name not in NOT_JOURNALLED:
+            self._k.journal.append(
+                ["intent", connection.number, request.request_id, request.name, request.args],
+            )
+
+        def done(result: Any, refusal: MmError | None) -> None:  # noqa: ANN401 - any call's result
+            self._answer(connection, request, send, result, refusal)
+
+        self._scheduler.start(SYSCALLS[request.name](self._k, task, *request.args[1:]), done, request.window)
+
+    def _answer(
+        self,
+        connection: Connection,
+        request: Request,
+        send: Send,
+        result: Any,  # noqa: ANN401 - any call's result
+        refusal: MmError | None,
+    ) -> None:
+        if isinstance(result, Task):  # a fork: the child is the client's, too
+            connection.client.tasks.add(result.pid)
+            result = _identity(result)
+        if request.name == "exit" and refusal is None:
+            self._forget(connection.client, request.args[0])
+        if refusal is not None:
+            reply = pack_refusal(self._boot_id, request.request_id, refusal)
+        else:
+            reply = pack_reply(self._boot_id, request.request_id, result)
+        if request.name in SYSCALLS and request.name not in NOT_JOURNALLED:
+            self._k.journal.append(["done", connection.number, request.request_id, reply])
+        connection.last_reply = reply
+        send(connection, reply)
+
+    # -- tasks and slots -----------------------------------------------------------------------------------------------
+
+    def _own_task(self, client: Client, pid: int) -> Task:
+        """The task of that pid, if it is this client's.
+
+        Raises:
+            MmError: ESRCH: there is none; EPERM: it is another's.
+        """
+        task = fork.task_of(self._k, pid)
+        if pid not in client.tasks:
+            raise MmError(errno.EPERM, f"task {pid} belongs to another process; adopt it first")
+        return task
+
+    def _forget(self, client: Client, pid: int) -> None:
+        """A task is no more, or no longer this client's: nor are its access slots."""
+        client.tasks.discard(pid)
+        for slot in [slot for slot, owner_pid in client.slots.items() if owner_pid == pid]:
+            self._slots.give_back(slot)
+
+    def _attach(self, client: Client, cpu: int, capabilities: list[str], share_mm: int | None) -> list[int]:
+        task = fork.attach(self._k, cpu, capabilities, share_mm)
+        client.tasks.add(task.pid)
+        return _identity(task)
+
+    def _adopt(self, client: Client, pid: int) -> list[int]:
+        task = fork.task_of(self._k, pid)
+        previous = self.owner_of(pid)
+        if previous is not None:
+            self._forget(previous, pid)
+        client.tasks.add(pid)
+        return _identity(task)
+
+    def _window(self, client: Client, pid: int) -> int:
+        return self._slots.take(client, pid, self._own_task(client, pid).mm.id)
+
+    def _window_close(self, client: Client, pid: int, slot: int) -> int:
+        if client.slots.get(slot) != pid:
+            raise MmError(errno.EINVAL, f"access slot {slot} is not one of task {pid}")
+        self._slots.give_back(slot)
+        return 0
+
+    def _unpinned(self, client: Client, pid: int) -> int:
+        self._own_task(client, pid)
+        self._k.pages_changed = True
+        return 0
+
+    #: Whose task it is; set by the server, which knows the clients.
+    owner_of: Callable[[int], Client | None] = staticmethod(lambda _pid: None)
+
+
+def _identity(task: Task) -> list[int]:
+    """What a client needs to know of a task: pid, mm, pgd."""
+    return [task.pid, task.mm.id, task.mm.pgd]

@@ -1,0 +1,112 @@
+"""The clients of a machine: processes, their connections, their access slots, the tasks they own.
+
+A *client* is a process that came to the descriptor socket; the kernel of the host says who it is. A *connection* is one
+of its threads on the ZeroMQ endpoint, bound to the client by the token that the descriptor socket gave.
+"""
+
+import errno
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from numaemu_core import limits
+from numaemu_core.columns import Columns
+from numaemu_core.errors import MmError
+from numaemu_host import pidfd
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """One process that uses the machine."""
+
+    sock: socket.socket
+    pid: int
+    uid: int
+    pidfd: int
+    token: bytes
+    #: Pids of emulated tasks that it owns.
+    tasks: set[int] = field(default_factory=set)
+    #: Its access slots, by number, each with the pid of its task.
+    slots: dict[int, int] = field(default_factory=dict)
+    connections: list["Connection"] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One thread of a client. It has at most one call on its way."""
+
+    number: int
+    identity: bytes
+    client: Client
+    #: The last request and its answer, repeated when the request is; None while it is on its way.
+    last_request: int = 0
+    last_reply: bytes | None = None
+
+
+class AccessSlots:
+    """Which slot belongs to whom. The daemon hands slots out; only their thread moves the counter."""
+
+    def __init__(self, columns: Columns) -> None:
+        """All free."""
+        self._c = columns
+        self._window = memoryview(columns.window)  # type: ignore[arg-type]  # an array is a buffer
+        self._free = list(range(limits.MAX_ACCESS_SLOTS - 1, -1, -1))
+        self._owner: dict[int, Client] = {}
+        self._of_mm: dict[int, set[int]] = {}
+
+    def take(self, client: Client, pid: int, mm_id: int) -> int:
+        """A slot for a thread of a client that touches the memory of task `pid`.
+
+        Raises:
+            MmError: EAGAIN: too many threads.
+        """
+        if not self._free:
+            raise MmError(errno.EAGAIN, f"a machine has at most {limits.MAX_ACCESS_SLOTS} threads that touch memory")
+        slot = self._free.pop()
+        self._c.window_mm[slot] = mm_id + 1
+        self._owner[slot] = client
+        self._of_mm.setdefault(mm_id, set()).add(slot)
+        client.slots[slot] = pid
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        """The slot is nobody's: closed, its pins void."""
+        client = self._owner.pop(slot)
+        del client.slots[slot]
+        mm_id = int(self._c.window_mm[slot]) - 1
+        self._of_mm[mm_id].discard(slot)
+        self._c.pin_count[slot] = 0
+        self._c.window_mm[slot] = 0
+        self._c.window[slot] = (int(self._c.window[slot]) | 1) + 1
+        self._free.append(slot)
+
+    def open_windows(self, mm_ids: frozenset[int]) -> dict[int, int]:
+        """Slots of these mms that are inside a window now, with their counters."""
+        found: dict[int, int] = {}
+        for mm_id in mm_ids:
+            for slot in self._of_mm.get(mm_id, ()):
+                counter = self._window[slot]
+                if counter & 1:
+                    found[slot] = counter
+        return found
+
+    def still_open(self, waiting: dict[int, int]) -> dict[int, int]:
+        """Those of `waiting` whose window has not moved and whose owner lives."""
+        return {s: n for s, n in waiting.items() if self._window[s] == n and s in self._owner}
+
+    def owner(self, slot: int) -> Client | None:
+        """Whose slot it is."""
+        return self._owner.get(slot)
+
+
+def new_client(sock: socket.socket, credentials: tuple[int, int, int]) -> Client:
+    """A client that has just come to the descriptor socket."""
+    pid, uid, _ = credentials
+    return Client(sock, pid, uid, pidfd.open_pidfd(pid), secrets.token_bytes(limits.TOKEN_BYTES))
+
+
+def close_client(client: Client, close: Callable[[int], None]) -> None:
+    """Let go of its descriptors."""
+    client.sock.close()
+    close(client.pidfd)

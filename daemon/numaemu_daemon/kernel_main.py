@@ -1,0 +1,113 @@
+"""The kernel daemon: puts its parts together over the machine's memory, and serves until it is told to stop."""
+
+import gc
+import os
+import time
+from typing import Any
+
+import numpy as np
+import zmq
+
+from numaemu_core import limits
+from numaemu_core.journal import Journal, truth_of
+from numaemu_core.kernel import Kernel
+from numaemu_core.layout import pool_name
+from numaemu_core.swap_state import end_swap_write
+from numaemu_core.wire import VERSION
+from numaemu_daemon import zap
+from numaemu_daemon.bus import Bus
+from numaemu_daemon.child import Child
+from numaemu_daemon.clients import AccessSlots, Client
+from numaemu_daemon.logs import Event
+from numaemu_daemon.options import BUS_SOCKET, DESCRIPTOR_SOCKET, KERNEL_SOCKET
+from numaemu_daemon.process_locks import ProcessLocks
+from numaemu_daemon.scheduler import Scheduler
+from numaemu_daemon.segments import MappedMachine
+from numaemu_daemon.server import Server
+from numaemu_daemon.stop_request import StopRequest
+from numaemu_host import fdsock, membarrier
+from numaemu_host.memfd import Segment
+from numaemu_host.ofdlock import OfdLock
+
+#: A peer that has not finished its handshake by then is dropped.
+_HANDSHAKE_MS = 2000
+
+
+def main(child: Child) -> None:
+    """Serve the machine that `child` describes; returns when it ends."""
+    machine = MappedMachine(child.layout, child.fds)
+    columns = machine.columns
+    journal_segment = Segment(child.fds["journal"], os.fstat(child.fds["journal"]).st_size)
+    locks = ProcessLocks(child.layout, columns, machine.mutexes, OfdLock(child.fds["mmap_sem"]), time.monotonic)
+    journal = Journal(np.frombuffer(journal_segment.view, np.uint8))
+    kernel = Kernel(child.layout, columns, journal, locks)
+    kernel.journal.snapshot_from(lambda: truth_of(kernel.tasks.values(), kernel.mms.values()))
+    kernel.tables.prepare = lambda table: machine.mutexes.initialise(child.layout.pte_mutex + table)
+    columns.generation[0] = 1
+    context = zmq.Context()
+    try:
+        _serve(child, context, kernel)
+    finally:
+        context.destroy(linger=0)
+
+
+def _serve(child: Child, context: "zmq.Context[zmq.Socket[bytes]]", kernel: Kernel) -> None:
+    fenced = membarrier.register()
+    zap_handler = zap.open_handler(context)
+    bus = Bus(_bind(context, f"ipc://{child.directory / BUS_SOCKET}"), child.log)
+    bus.written = lambda pfns: end_swap_write(kernel, pfns)
+    slots = AccessSlots(kernel.c)
+    scheduler = Scheduler(kernel, slots, bus, time.monotonic, fenced=fenced)
+    names = client_segments(child)
+
+    def hello(client: Client) -> tuple[dict[str, Any], list[int]]:
+        answer = {
+            "version": VERSION,
+            "boot_id": child.boot_id,
+            "machine": child.machine,
+            "token": client.token,
+            "topology": child.topology.as_dict(),
+            "segments": names,
+            "init_pid": child.init_pid,
+            "kernel_pid": os.getpid(),
+            "membarrier": fenced,
+        }
+        return answer, [child.fds[name] for name in names]
+
+    listener = fdsock.listen(child.directory / DESCRIPTOR_SOCKET)
+    server = Server(
+        kernel,
+        sockets=(_bind(context, f"ipc://{child.directory / KERNEL_SOCKET}"), bus, zap_handler),
+        listener=listener,
+        scheduler=scheduler,
+        slots=slots,
+        hello=hello,
+        boot_id=child.boot_id,
+        uids={child.owner_uid},
+        report=child.report,
+        log=child.log,
+    )
+    server.watch(child.init_pidfd, lambda: setattr(server, "stopping", True))
+    server.watch(StopRequest().fd, lambda: setattr(server, "stopping", True))
+    child.ready()
+    child.log.info(Event.KERNEL_SERVES, membarrier=fenced)
+    gc.freeze()  # what is here stays: collections need not look at it
+    server.serve()
+
+
+def client_segments(child: Child) -> list[str]:
+    """The segments that a client maps: pools by ascending node, page tables, control, locks."""
+    pools = [pool_name(nid) for nid in child.layout.node_pfns]
+    return [*pools, "ptes", "pte_bits", "control", "locks", "mmap_sem"]
+
+
+def _bind(context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> "zmq.Socket[bytes]":
+    """A ROUTER that only authenticated peers reach, and that never waits for a slow one."""
+    router = context.socket(zmq.ROUTER)
+    router.linger = 0
+    router.router_mandatory = True
+    router.maxmsgsize = limits.MESSAGE_BYTES_MAX
+    router.handshake_ivl = _HANDSHAKE_MS
+    router.zap_domain = zap.DOMAIN
+    router.bind(endpoint)
+    return router

@@ -1,0 +1,53 @@
+"""The process of one node: it owns the frame pool, and cleans free frames when the daemon says that there are some."""
+
+from typing import Final
+
+from numaemu_daemon.bus_client import BusClient, BusMessageError
+from numaemu_daemon.child import Child
+from numaemu_daemon.cleaning import Cleaner, Progress
+from numaemu_daemon.logs import Event
+from numaemu_daemon.segments import MappedMachine
+
+#: Pauses while the zone lock is not to be had: each is twice as long as the one before.
+_PAUSE_FIRST_S: Final = 0.001
+_PAUSE_MAX_S: Final = 0.25
+
+
+def main(child: Child) -> None:
+    """Serve one node until SIGTERM or the end of init."""
+    assert child.nid is not None
+    machine = MappedMachine(child.layout, child.fds)
+    cleaner = Cleaner(machine.columns, machine.mutexes, child.nid, child.log)
+    # A predecessor may have died with work to do, and nobody says it twice.
+    cleaner.begin()
+    with BusClient(child) as bus:
+        child.ready()
+        _serve(child, bus, cleaner)
+
+
+def _serve(child: Child, bus: BusClient, cleaner: Cleaner) -> None:
+    timeout_s: float | None = 0.0
+    pause_s = _PAUSE_FIRST_S
+    logged = 0
+    while bus.wait(timeout_s):
+        _take_messages(bus, cleaner)
+        progress = cleaner.step()
+        timeout_s = child.report({"pages_cleaned": cleaner.pages, "batches": cleaner.batches})
+        if progress is Progress.BLOCKED:
+            timeout_s = pause_s
+            pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+            continue
+        pause_s = _PAUSE_FIRST_S
+        if progress is Progress.MORE:
+            timeout_s = 0.0
+        elif logged != cleaner.pages:
+            child.log.debug(Event.FRAMES_CLEANED, pages=cleaner.pages - logged)
+            logged = cleaner.pages
+
+
+def _take_messages(bus: BusClient, cleaner: Cleaner) -> None:
+    while (message := bus.receive()) is not None:
+        if message == ["clean"]:
+            cleaner.begin()
+        else:
+            bus.refuse(BusMessageError(f"a node knows no {message[0]!r}"))

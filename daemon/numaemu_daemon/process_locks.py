@@ -1,0 +1,107 @@
+"""The half of the kernel daemon's locks that excludes other processes.
+
+Robust mutexes for what spins, byte-range locks of open file descriptions for mmap_sem. The daemon never sleeps in
+either: it tries, and other kernel tasks run. A client that holds a lock longer than the bound of an open window is not
+waited for: the call goes on without its lock, after the mm's epoch has moved, so that the client undoes what it was
+doing.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from numaemu_core import limits
+from numaemu_core.columns import Columns
+from numaemu_core.layout import Layout
+from numaemu_core.locks import Key, Mode, Rank
+from numaemu_host.ofdlock import OfdLock
+from numaemu_host.robust import MutexState, MutexTable
+
+
+class ProcessLocks:
+    """HostLocks over the mutex table and the semaphore file."""
+
+    def __init__(
+        self, layout: Layout, columns: Columns, mutexes: MutexTable, semaphores: OfdLock, clock: Callable[[], float]
+    ) -> None:
+        """`clock` gives seconds that only grow."""
+        self._first = {
+            Rank.PTE: layout.pte_mutex,
+            Rank.LRU: layout.lru_mutex,
+            Rank.SWAP: layout.swap_mutex,
+            Rank.ZONE: layout.zone_mutex,
+        }
+        self._columns = columns
+        self._mutexes = mutexes
+        self._semaphores = semaphores
+        self._clock = clock
+        #: When a lock was first found busy, while it stays so.
+        self._busy_since: dict[Key, float] = {}
+        #: Locks that the current holder goes on without.
+        self._without: set[Key] = set()
+        #: Locks whose holder had died, since boot.
+        self.recoveries = 0
+
+    def try_spin(self, keys: Sequence[Key]) -> bool:
+        """Take all of them or none."""
+        taken: list[Key] = []
+        for key in keys:
+            base = self._first.get(key[0])
+            if base is None:
+                continue
+            state = self._mutexes.trylock(base + key[1])
+            if state is MutexState.BUSY:
+                if self._overdue(key) and key[0] is Rank.PTE:
+                    self._without.add(key)
+                    continue
+                self.spin_unlock(taken)
+                return False
+            if state is MutexState.OWNER_DIED or self._columns.needs_recovery[base + key[1]]:
+                self._repair(base + key[1], owner_died=state is MutexState.OWNER_DIED)
+            taken.append(key)
+        if self._busy_since:
+            for key in keys:
+                self._busy_since.pop(key, None)
+        return True
+
+    def spin_unlock(self, keys: Sequence[Key]) -> None:
+        """Drop them."""
+        for key in keys:
+            base = self._first.get(key[0])
+            if base is None:
+                continue
+            if key in self._without:
+                self._without.discard(key)
+                continue
+            self._mutexes.unlock(base + key[1])
+
+    def try_sem(self, mm_id: int, mode: Mode) -> bool:
+        """Take an mm's semaphore for this process."""
+        take = self._semaphores.try_write if mode is Mode.WRITE else self._semaphores.try_read
+        key = (Rank.MMAP_SEM, mm_id)
+        if take(mm_id):
+            self._busy_since.pop(key, None)
+            return True
+        if self._overdue(key):
+            self._busy_since.pop(key, None)
+            self._columns.mm_epoch[mm_id] += np.uint64(1)
+            return True
+        return False
+
+    def drop_sem(self, mm_id: int) -> None:
+        """Drop it for this process."""
+        self._semaphores.unlock(mm_id)
+
+    def _overdue(self, key: Key) -> bool:
+        since = self._busy_since.setdefault(key, self._clock())
+        return self._clock() - since > limits.WINDOW_BOUND_RUNNING_S
+
+    def _repair(self, mutex: int, *, owner_died: bool) -> None:
+        """The holder died inside. Whatever it guards is whole after each single store of its other takers.
+
+        A node process turns a frame clean only when its bytes are; a client's pins are void with it.
+        """
+        if owner_died:
+            self._mutexes.make_consistent(mutex)
+        self._columns.needs_recovery[mutex] = 0
+        self.recoveries += 1

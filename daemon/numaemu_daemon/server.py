@@ -1,0 +1,282 @@
+"""The kernel daemon's endpoints and its one loop.
+
+Descriptor socket: a client says hello and gets the memory's descriptors and a token; the socket stays open for as long
+as it uses the machine. ZeroMQ ROUTER: its threads' calls. One epoll holds every raw descriptor (sockets, pidfds), so
+that the poller looks at a handful of things however many clients there are.
+"""
+
+import errno
+import math
+import os
+import select
+import socket
+from collections import deque
+from collections.abc import Callable, Collection
+from typing import Any
+
+import zmq
+
+from numaemu_core import fork
+from numaemu_core.errors import MmError
+from numaemu_core.fsck import fsck
+from numaemu_core.kernel import Kernel
+from numaemu_core.wire import VERSION, Request, WireError, pack_refusal, pack_reply, unpack_request
+from numaemu_daemon import zap
+from numaemu_daemon.bus import Bus
+from numaemu_daemon.calls import Calls
+from numaemu_daemon.clients import AccessSlots, Client, Connection, close_client, new_client
+from numaemu_daemon.logs import Event, Log
+from numaemu_daemon.scheduler import Scheduler
+from numaemu_host import fdsock
+
+#: Requests that one turn of the loop takes, so that tasks run between them.
+REQUESTS_PER_TURN = 64
+
+
+class Server:
+    """Takes requests, runs kernel tasks, sends answers."""
+
+    def __init__(  # noqa: PLR0913 - the parts of a daemon, put together in one place
+        self,
+        k: Kernel,
+        *,
+        sockets: tuple["zmq.Socket[bytes]", Bus, "zmq.Socket[bytes]"],
+        listener: socket.socket,
+        scheduler: Scheduler,
+        slots: AccessSlots,
+        hello: Callable[[Client], tuple[dict[str, Any], list[int]]],
+        boot_id: str,
+        uids: Collection[int],
+        report: Callable[[dict[str, int]], float | None],
+        log: Log,
+    ) -> None:
+        """`sockets`: clients' ROUTER, bus, ZAP handler; `hello` gives the answer on the descriptor socket.
+
+        `report` takes what was done so far, and gives the seconds after which it wants to be told again.
+        """
+        self._k = k
+        self._router, self._bus, self._zap = sockets
+        self._listener = listener
+        self._scheduler = scheduler
+        self._slots = slots
+        self._hello = hello
+        self._boot_id = boot_id
+        self._uids = uids
+        self._report = report
+        self._log = log
+        self._calls = Calls(k, scheduler, slots, boot_id, self.status)
+        self._calls.owner_of = self._owner_of
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._poller = zmq.Poller()
+        for item in (self._router, self._bus.socket, self._zap, self._epoll.fileno()):
+            self._poller.register(item, zmq.POLLIN)
+        self._clients: dict[bytes, Client] = {}
+        self._connections: dict[bytes, Connection] = {}
+        self._next_connection = 1
+        #: Requests that wait while fsck brings the machine to rest; None while none does.
+        self._held: deque[tuple[Connection, Request]] | None = None
+        self._checks: list[tuple[Connection, Request]] = []
+        self.refused = 0
+        self.stopping = False
+        self.watch(listener.fileno(), self._accept)
+
+    def watch(self, descriptor: int, handler: Callable[[], None]) -> None:
+        """Call `handler` whenever the descriptor can be read."""
+        self._handlers[descriptor] = handler
+        self._epoll.register(descriptor, select.EPOLLIN)
+
+    def unwatch(self, descriptor: int) -> None:
+        """No longer."""
+        del self._handlers[descriptor]
+        self._epoll.unregister(descriptor)
+
+    def status(self) -> dict[str, Any]:
+        """Numbers about the daemon itself."""
+        return {
+            "clients": len(self._clients),
+            "connections": len(self._connections),
+            "tasks": len(self._k.tasks),
+            "calls": self._calls.served,
+            "refused": self.refused,
+            "shootdowns": self._scheduler.shootdowns,
+            "stragglers": self._scheduler.stragglers,
+            "quarantined": sum(len(held.pfns) for held in self._k.quarantine.entries),
+        }
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Until `stopping`."""
+        while not self.stopping:
+            timeout = self._scheduler.step()
+            if self._checks:
+                self._check_at_rest()
+            if timeout is None or timeout:
+                timeout = self._before_sleep(timeout)
+            for item, _ in self._poller.poll(timeout):
+                self._take(item)
+
+    def _take(self, item: object) -> None:
+        if item is self._router:
+            self._receive()
+        elif item is self._bus.socket:
+            self._bus.receive()
+        elif item is self._zap:
+            zap.answer(self._zap, self._uids)
+        else:
+            for descriptor, _ in self._epoll.poll(0):
+                handler = self._handlers.get(descriptor)
+                if handler is not None:
+                    handler()
+
+    def _before_sleep(self, timeout_ms: int | None) -> int | None:
+        """Nodes that were given frames back may clean them; init is told what was done. Gives how long to sleep.
+
+        Nodes clean while no task is on its way: their zone lock and the processors are not in the way then.
+        """
+        for nid, zone in self._k.zones.items():
+            if zone.freed and not self._scheduler.active and self._bus.tell_to_clean(nid):
+                zone.freed = 0
+        done = {"calls": self._calls.served, "shootdowns": self._scheduler.shootdowns, "tasks": len(self._k.tasks)}
+        again_s = self._report(done)
+        if again_s is None:
+            return timeout_ms
+        again_ms = math.ceil(1000 * again_s)
+        return again_ms if timeout_ms is None else min(timeout_ms, again_ms)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        for _ in range(REQUESTS_PER_TURN):
+            try:
+                frames = self._router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(frames) == 2:  # noqa: PLR2004 - identity and body
+                self._request(frames[0], frames[1])
+            else:
+                self._refuse(frames[0], WireError("expected one frame"), 0)
+
+    def _request(self, identity: bytes, body: bytes) -> None:
+        try:
+            request = unpack_request(body, self._boot_id)
+        except MmError as refusal:
+            self._refuse(identity, refusal, refusal.request_id)
+            return
+        except WireError as refusal:
+            self._refuse(identity, refusal, 0)
+            return
+        connection = self._connections.get(identity)
+        if request.name == "hello":
+            self._connect(identity, request)
+        elif connection is None:
+            self._refuse(identity, MmError(errno.EACCES, "say hello first"), request.request_id)
+        elif request.name == "fsck":
+            self._checks.append((connection, request))
+            self._held = self._held if self._held is not None else deque()
+        elif self._held is not None:
+            self._held.append((connection, request))
+        else:
+            self._calls.serve(connection, request, self._send)
+
+    def _connect(self, identity: bytes, request: Request) -> None:
+        client = self._clients.get(request.args[0])
+        if client is None:
+            self._refuse(identity, MmError(errno.EACCES, "no client has that token"), request.request_id)
+            return
+        connection = Connection(self._next_connection, identity, client, last_request=request.request_id)
+        self._next_connection += 1
+        self._connections[identity] = connection
+        client.connections.append(connection)
+        self._send(connection, pack_reply(self._boot_id, request.request_id, connection.number))
+
+    def _send(self, connection: Connection, body: bytes) -> None:
+        self._post(connection.identity, body)
+
+    def _refuse(self, identity: bytes, refusal: Exception, request_id: int) -> None:
+        self.refused += 1
+        self._log.info(Event.REQUEST_REFUSED, reason=str(refusal), request=request_id)
+        self._post(identity, pack_refusal(self._boot_id, request_id, refusal))
+
+    def _post(self, identity: bytes, body: bytes) -> None:
+        try:
+            self._router.send_multipart([identity, body], zmq.NOBLOCK)
+        except zmq.ZMQError as error:  # gone, or it never reads: nobody else waits for it
+            self._log.info(Event.REPLY_DROPPED, reason=str(error))
+
+    # -- fsck ----------------------------------------------------------------------------------------------------------
+
+    def _check_at_rest(self) -> None:
+        """Once nothing is on its way any more, check, answer, and let the others go on."""
+        if self._scheduler.active or not self._bus.idle:
+            return
+        found = fsck(self._k)
+        for connection, request in self._checks:
+            connection.last_request = request.request_id
+            self._send(connection, pack_reply(self._boot_id, request.request_id, found))
+        self._checks.clear()
+        held, self._held = self._held or deque(), None
+        for connection, request in held:
+            self._calls.serve(connection, request, self._send)
+
+    # -- clients come and go -------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        sock, _ = self._listener.accept()
+        credentials = fdsock.peer_credentials(sock)
+        if credentials[1] not in self._uids:
+            sock.close()
+            return
+        try:
+            client = new_client(sock, credentials)
+        except OSError:  # it has died already
+            sock.close()
+            return
+        self._clients[client.token] = client
+        self.watch(sock.fileno(), lambda: self._greet(client))
+        self.watch(client.pidfd, lambda: self._gone(client, dead=True))
+        self._log.info(Event.CLIENT_CONNECTED, client_pid=client.pid, client_uid=client.uid)
+
+    def _greet(self, client: Client) -> None:
+        """A client's descriptor socket has something: its hello, or its end."""
+        try:
+            message, descriptors = fdsock.recv(client.sock)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if not isinstance(message, dict) or message.get("hello") != "client" or message.get("version") != VERSION:
+                fdsock.send(client.sock, {"error": f"expected a hello of version {VERSION}"})
+                self._gone(client, dead=False)
+                return
+            answer, segments = self._hello(client)
+            fdsock.send(client.sock, answer, segments)
+        except (OSError, EOFError, ValueError):
+            self._gone(client, dead=False)
+
+    def _gone(self, client: Client, *, dead: bool) -> None:
+        """A client has ended, or closed its machine: its tasks exit, its locks and pins are void."""
+        if self._clients.pop(client.token, None) is None:
+            return
+        self._log.info(Event.CLIENT_GONE, client_pid=client.pid, dead=dead, tasks=len(client.tasks))
+        self.unwatch(client.sock.fileno())
+        self.unwatch(client.pidfd)
+        close_client(client, os.close)
+        for connection in client.connections:
+            self._connections.pop(connection.identity, None)
+            self._k.journal.append(["hung_up", connection.number])
+        for slot in list(client.slots) if dead else []:
+            self._slots.give_back(slot)
+        for pid in list(client.tasks):
+            task = self._k.tasks.get(pid)
+            if task is not None and not task.exiting:
+                self._scheduler.start(fork.sys_exit(self._k, task), lambda _r, _e: self._free_slots(client))
+        self._free_slots(client)
+
+    def _free_slots(self, client: Client) -> None:
+        """Slots of tasks that are no more."""
+        for slot, pid in list(client.slots.items()):
+            if pid not in self._k.tasks:
+                self._slots.give_back(slot)
+
+    def _owner_of(self, pid: int) -> Client | None:
+        return next((client for client in self._clients.values() if pid in client.tasks), None)

@@ -1,0 +1,81 @@
+"""Copies between frames and swap slots, as the daemon asks for them: checked, counted, and harmless to repeat.
+
+    ["write", ticket, pfns, slots]   frames to slots     answered by ["done", ticket, pages]
+    ["read", ticket, slots, pfns]    slots to frames     answered by ["done", ticket, pages]
+
+Page numbers are bytes of little-endian int64. Which frames and slots may be copied is the daemon's business: it holds
+the page locks; only what would reach outside of the arrays is refused here.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from numaemu_core.columns import I8, Columns
+from numaemu_core.runs import copy_rows
+from numaemu_daemon.bus_client import BusMessageError
+
+_WORD_BYTES = 8
+_TICKET_MAX = 1 << 63
+
+
+class SwapCopier:
+    """Performs requests over the frames and the swap area of a machine."""
+
+    def __init__(self, columns: Columns) -> None:
+        """Nothing copied yet."""
+        self._c = columns
+        self.pages_in = 0
+        self.pages_out = 0
+        self.messages = 0
+
+    def perform(self, message: list[Any]) -> list[Any]:
+        """Do what a message asks and return the answer.
+
+        Raises:
+            BusMessageError: it is no request, or reaches outside; nothing was copied.
+        """
+        match message:
+            case ["write", ticket, pfns, slots]:
+                pages = self._copy(ticket, self._pfns(pfns), self._slots(slots), out=True)
+                self.pages_out += pages
+            case ["read", ticket, slots, pfns]:
+                pages = self._copy(ticket, self._pfns(pfns), self._slots(slots), out=False)
+                self.pages_in += pages
+            case [name, *rest]:
+                raise BusMessageError(f"the swap node knows no {str(name)[:20]!r} with {len(rest)} arguments")
+            case _:
+                raise BusMessageError("an empty message")
+        self.messages += 1
+        return ["done", ticket, pages]
+
+    def counters(self) -> dict[str, int]:
+        """What was done since this process began."""
+        return {"pages_in": self.pages_in, "pages_out": self.pages_out, "messages": self.messages}
+
+    def _copy(self, ticket: object, pfns: I8, slots: I8, *, out: bool) -> int:
+        if isinstance(ticket, bool) or not isinstance(ticket, int) or not 0 <= ticket < _TICKET_MAX:
+            raise BusMessageError("expected a number as ticket")
+        if len(pfns) != len(slots):
+            raise BusMessageError(f"{len(pfns)} frames for {len(slots)} slots")
+        if out:
+            copy_rows(self._c.swap, slots, self._c.frames, pfns)
+        else:
+            copy_rows(self._c.frames, pfns, self._c.swap, slots)
+        return len(pfns)
+
+    def _pfns(self, value: object) -> I8:
+        return _numbers(value, "pfns", self._c.layout.frame_count)
+
+    def _slots(self, value: object) -> I8:
+        return _numbers(value, "slots", self._c.layout.slot_count)
+
+
+def _numbers(value: object, what: str, count: int) -> I8:
+    """Numbers from 0 to count - 1."""
+    if not isinstance(value, bytes) or len(value) % _WORD_BYTES:
+        raise BusMessageError(f"{what}: expected bytes of 64-bit numbers")
+    numbers = np.frombuffer(value, "<i8").astype(np.int64, copy=False)
+    if len(numbers) and (int(numbers.min()) < 0 or int(numbers.max()) >= count):
+        raise BusMessageError(f"{what}: expected numbers from 0 to {count - 1}")
+    return numbers
