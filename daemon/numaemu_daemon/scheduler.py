@@ -94,6 +94,15 @@ class Scheduler:
         self.shootdowns = 0
         self.stragglers = 0
 
+    def sleeping(self) -> dict[str, int]:
+        """How many kernel tasks wait for what: other processes' locks, mmap_sem, pages, windows that close."""
+        return {
+            "spin_locks": len(self._spinning),
+            "mmap_sem": len(self._on_sems),
+            "pages": len(self._on_pages),
+            "windows": len(self._in_flight),
+        }
+
     def start(
         self,
         body: Generator[Effect, Any, Any],
@@ -110,6 +119,8 @@ class Scheduler:
 
     def step(self) -> int | None:
         """Run every task that can run once; gives the milliseconds that the loop may sleep, None for any time."""
+        self._ready.extend(self._spinning)
+        self._spinning.clear()
         self._wake()
         for _ in range(len(self._ready)):
             self._resume(self._ready.popleft())
@@ -126,9 +137,6 @@ class Scheduler:
     # -- waking --------------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        if self._spinning:
-            self._ready.extend(self._spinning)
-            self._spinning.clear()
         if self._on_sems:
             self._on_sems = [entry for entry in self._on_sems if not self._got_sem(*entry)]
         if self._on_pages and self._k.pages_changed:

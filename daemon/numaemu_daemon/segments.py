@@ -99,8 +99,13 @@ class MappedMachine:
     columns: Columns
     mutexes: MutexTable
 
-    def __init__(self, layout: Layout, fds: Mapping[str, int], *, names: Iterable[str] = ()) -> None:
+    def __init__(
+        self, layout: Layout, fds: Mapping[str, int], *, names: Iterable[str] = (), populate: bool = False
+    ) -> None:
         """Map the descriptors (they stay the caller's); `names` are further segments to map, such as the journal.
+
+        With `populate`, pools and swap area are mapped whole at once: a process that copies all day saves the host's
+        faults, one a page and process.
 
         ValueError if a segment is too small, OSError where the host refuses.
         """
@@ -110,10 +115,12 @@ class MappedMachine:
         single = [name for name in layout.segments if name not in pools]
         try:
             for name in [*single, *names]:
-                self._segments[name] = memfd.Segment(fds[name], segment_bytes(layout, name))
+                self._segments[name] = memfd.Segment(
+                    fds[name], segment_bytes(layout, name), populate=populate and name == "swap"
+                )
             # Pools lie back to back in the order of their nodes: a pfn is an offset.
             parts = [(fds[pool_name(nid)], (end - first) << layout.page_shift) for nid, (first, end) in _pools(layout)]
-            self._frames = memfd.FlatMapping(parts)
+            self._frames = memfd.FlatMapping(parts, populate=populate)
         except BaseException:
             self.close()
             raise

@@ -99,6 +99,7 @@ class Server:
             "tasks": len(self._k.tasks),
             "calls": self._calls.served,
             "refused": self.refused,
+            "sleeping": self._scheduler.sleeping(),
             "shootdowns": self._scheduler.shootdowns,
             "stragglers": self._scheduler.stragglers,
             "quarantined": sum(len(held.pfns) for held in self._k.quarantine.entries),
@@ -149,14 +150,13 @@ class Server:
 
     def _receive(self) -> None:
         for _ in range(REQUESTS_PER_TURN):
-            try:
-                frames = self._router.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+            frames = self._router.recv_multipart()
             if len(frames) == 2:  # noqa: PLR2004 - identity and body
                 self._request(frames[0], frames[1])
             else:
                 self._refuse(frames[0], WireError("expected one frame"), 0)
+            if not self._router.poll(0):
+                return
 
     def _request(self, identity: bytes, body: bytes) -> None:
         try:

@@ -36,7 +36,7 @@ def column_views(segment: SegmentLayout, buffer: Any) -> dict[str, npt.NDArray[A
 class Columns:
     """Every shared column of the machine by name, and all frames as one array of pages."""
 
-    def __init__(self, layout: Layout, buffers: Mapping[str, Any], frames: Any, swap: Any) -> None:  # noqa: ANN401
+    def __init__(self, layout: Layout, buffers: Mapping[str, Any], frames: Any, swap: Any) -> None:  # noqa: ANN401 - any buffer
         """Views over `buffers` (a buffer a segment); `frames` holds all pools back to back, `swap` the swap area."""
         views: dict[str, npt.NDArray[Any]] = {}
         for name in ("swap_map", "ptes", "pte_bits", "frames", "control", "locks"):

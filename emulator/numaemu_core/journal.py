@@ -89,6 +89,7 @@ class Journal:
         """Over a buffer of zeros: an empty journal."""
         self._bytes = buffer
         self._half_bytes = (len(buffer) - _PREFIX) // 2
+        assert self._half_bytes % _WORD == 0
         self._half = 0
         self._at = _PREFIX
         self._sequence = 1
@@ -114,6 +115,8 @@ class Journal:
         self._half = 1 - self._half
         self._at = _PREFIX + self._half * self._half_bytes
         self._sequence += 1 << 32
+        # What the half held two turns ago must not be taken for what comes now.
+        self._bytes[self._at : self._at + _HEADER] = 0
         for record in truth.records():
             self._write(msgpack.packb(record))
         self._bytes[:_WORD].view(np.uint64)[0] = self._half

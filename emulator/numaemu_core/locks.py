@@ -187,7 +187,7 @@ class LockTable:
         self.host.spin_unlock(keys)
 
     def _check_spin_order(self, held: Held, keys: Sequence[Key]) -> None:
-        if len(keys) == 1 and not held.spins:
+        if len(keys) == 1 and not held.spins and keys[0][0] > Rank.PAGE:
             held.story.append(keys)
             return
         previous: Key = held.spins[-1] if held.spins else (Rank.PAGE, 0)
@@ -195,7 +195,7 @@ class LockTable:
         for key in keys:
             if key <= previous or (nested and key[0] == previous[0]):
                 self._refuse(held, f"{_name(key)} after {_name(previous)}")
-            if key[0] is Rank.SWAP and any(rank is Rank.LRU for rank, _ in held.spins):
+            if key[0] is Rank.SWAP and any(rank is Rank.LRU for rank, _ in [*held.spins, *keys]):
                 self._refuse(held, f"{_name(key)} while holding an LRU lock")
             previous, nested = key, False
         held.story.append(keys)
@@ -206,8 +206,8 @@ class LockTable:
         """One attempt of the current task, in its turn; None: still queued."""
         task = self.current
         held = self.held(task)
-        if mm_id in held.sems or held.page_locks or held.spins:
-            self._refuse(held, f"mmap_sem {mm_id} for {mode.value} inside other locks")
+        if held.sems or held.page_locks or held.spins:
+            self._refuse(held, f"MMAP_SEM {mm_id} for {mode.value} while holding {self._in_words(held)}")
         sem = self._sems.setdefault(mm_id, Semaphore())
         if not any(waiter == task for waiter, _ in sem.waiters):
             sem.waiters.append((task, mode))
@@ -254,6 +254,18 @@ class LockTable:
             if not sem.waiters:
                 del self._sems[mm_id]
 
+    # -- page locks ----------------------------------------------------------------------------------------------------
+
+    def count_pages(self, count: int) -> None:
+        """The current task has `count` page locks more, or less; `page_lock` is where they are.
+
+        They come before everything that spins: the caller has just dropped the zone locks that guard the column.
+        """
+        held = self.held(self.current)
+        if held.spins and count > 0:
+            self._refuse(held, f"PAGE locks while holding {self._in_words(held)}")
+        held.page_locks += count
+
     # -- what the performer and fsck ask -------------------------------------------------------------------------------
 
     def check_yield(self, task: int, *, waits_for_lock: bool) -> None:
@@ -275,6 +287,12 @@ class LockTable:
     def holders(self) -> dict[int, Held]:
         """Every task that holds something now."""
         return {task: held for task, held in self._held.items() if held.sems or held.spins or held.page_locks}
+
+    @staticmethod
+    def _in_words(held: Held) -> str:
+        names = [f"MMAP_SEM {mm_id}" for mm_id in held.sems]
+        names += [f"{held.page_locks} PAGE locks"] if held.page_locks else []
+        return ", ".join([*names, *(_name(key) for key in held.spins)])
 
     def _refuse(self, held: Held, what: str) -> None:
         story = "; ".join("took " + ", ".join(_name(key) for key in keys[:4]) for keys in held.story) or "nothing"

@@ -32,7 +32,7 @@ from numaemu_core.page_table import (
 from numaemu_core.rmap import put_pages, set_anon_identity
 from numaemu_core.runs import copy_rows
 from numaemu_core.swap_state import free_page_and_swap_cache, free_swap_and_cache, remove_exclusive_swap_page
-from numaemu_core.swapfile import SWAP_LOCK, swap_duplicate, swap_free, vm_swap_full
+from numaemu_core.swapfile import SWAP_LOCK, slots_over_half, swap_duplicate, swap_free
 from numaemu_core.task_locks import down_read, spin_lock
 
 
@@ -42,18 +42,17 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
     Raises:
         SegmentationFault: the first page may not be accessed so. OutOfMemory: it can get no frame.
     """
-    first, end = (
-        addr >> k.page_shift,
-        min((addr + length - 1) >> k.page_shift, limits.TASK_SIZE_BYTES >> k.page_shift) + 1,
-    )
-    vpn = first
+    first, end = addr >> k.page_shift, ((addr + max(length, 1) - 1) >> k.page_shift) + 1
+    vpn = stop = first
     with (yield from down_read(task.mm)):
         while vpn < end:
             try:
                 vma = _accessible_vma(k, task.mm, vpn, write=write)
                 stop = min(end, vma.vm_end >> k.page_shift, vpn + limits.FAULT_BATCH_PAGES)
                 yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
-            except (SegmentationFault, OutOfMemory):
+            except (SegmentationFault, OutOfMemory) as error:
+                if isinstance(error, OutOfMemory):
+                    vpn += _accessible_pages(k, task.mm, vpn, stop, write=write)
                 if vpn == first:
                     raise
                 break
@@ -61,6 +60,14 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
             if vpn < end:
                 yield Breathe()
     return (vpn << k.page_shift) - addr
+
+
+def _accessible_pages(k: Kernel, mm: Mm, first_vpn: int, end_vpn: int, *, write: bool) -> int:
+    """How many pages from first_vpn on may be accessed now without a fault."""
+    flats = k.tables.walk(mm.pgd, np.arange(first_vpn, end_vpn))
+    rights = np.uint64(PTE_PRESENT | PTE_READABLE | (PTE_WRITABLE if write else 0))
+    missing = np.flatnonzero((flats < 0) | (k.c.pte[flats] & rights != rights))
+    return int(missing[0]) if len(missing) else end_vpn - first_vpn
 
 
 def _accessible_vma(k: Kernel, mm: Mm, vpn: int, *, write: bool) -> VmArea:
@@ -338,8 +345,8 @@ def _map_locked(k: Kernel, vma: VmArea, vpns: I8, flats: I8, entries: U8, pfns: 
             _set_ptes(k, at, fresh, dirty=0)
     c.pg_flags[mapped] |= PG_REFERENCED
     k.count("pgfault", len(mapped))
-    if vm_swap_full(k):
-        yield from remove_exclusive_swap_page(k, mapped, references=2)
+    if surplus := slots_over_half(k):
+        yield from remove_exclusive_swap_page(k, mapped, references=2, at_most=surplus)
     yield from unlock_pages(k, pfns)
     yield from free_page_and_swap_cache(k, pfns[~same])
 

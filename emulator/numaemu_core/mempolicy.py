@@ -49,11 +49,11 @@ def get_nodes(words: Sequence[int] | None, maxnode: int, page_size: int) -> int:
     needed = -(-bits // _WORD_BITS)
     if needed > page_size * 8 // _WORD_BITS:
         raise MmError(errno.EINVAL, f"a mask of {bits} bits is longer than one page")
+    mask = sum(word << (_WORD_BITS * i) for i, word in enumerate(words[:needed])) & ((1 << bits) - 1)
+    if mask >> limits.MAX_NUMNODES:  # words above the last node are read first, one by one
+        raise MmError(errno.EINVAL, f"a node above {limits.MAX_NUMNODES - 1} in the mask")
     if len(words) < needed:
         raise MmError(errno.EFAULT, f"{bits} bits take {needed} words, {len(words)} can be read")
-    mask = sum(word << (_WORD_BITS * i) for i, word in enumerate(words[:needed])) & ((1 << bits) - 1)
-    if mask >> limits.MAX_NUMNODES:
-        raise MmError(errno.EINVAL, f"a node above {limits.MAX_NUMNODES - 1} in the mask")
     return mask
 
 

@@ -185,22 +185,22 @@ def sys_mmap(k: Kernel, task: Task, addr: int, length: int, prot: int, flags: in
     return addr
 
 
-def _hinted(k: Kernel, mm: Mm, addr: int, size: int) -> int:
+def _hinted(k: Kernel, mm: Mm, addr: int, size_bytes: int) -> int:
     """The address that the caller would like, if it is free; else any."""
     addr = addr & -k.page_size
-    if addr and addr + size <= limits.TASK_SIZE_BYTES and not mm.vmas.overlapping(addr, addr + size):
+    if addr and addr + size_bytes <= limits.TASK_SIZE_BYTES and not mm.vmas.overlapping(addr, addr + size_bytes):
         return addr
-    return get_unmapped_area(mm, size)
+    return get_unmapped_area(mm, size_bytes)
 
 
-def do_map(k: Kernel, mm: Mm, addr: int, size: int, vm_flags: int, policy: Mempolicy | None = None) -> VmArea:
+def do_map(k: Kernel, mm: Mm, addr: int, size_bytes: int, vm_flags: int, policy: Mempolicy | None = None) -> VmArea:
     """Link in a new private anonymous VMA where nothing is mapped, and merge it with its neighbours."""
     if len(mm.vmas) >= limits.MAX_MAP_COUNT:
         raise MmError(errno.ENOMEM, f"an address space has at most {limits.MAX_MAP_COUNT} VMAs")
-    vma = VmArea(mm, addr, addr + size, vm_flags, addr >> k.page_shift, policy)
+    vma = VmArea(mm, addr, addr + size_bytes, vm_flags, addr >> k.page_shift, policy)
     insert_vm_struct(k, vma)
     vma = vma_merge(k, vma)
-    k.journal.vmas(mm, addr, addr + size)
+    k.journal.vmas(mm, addr, addr + size_bytes)
     return vma
 
 

@@ -71,7 +71,7 @@ def build_zonelists(topology: Topology) -> dict[int, tuple[int, ...]]:
     zonelists: dict[int, tuple[int, ...]] = {}
     for local in ids:
         order = [local]
-        load = len(ids)
+        load = len(ids) - 1  # the local node took the first step
         previous = local
         start = position[local] if rotates else 0
         candidates = [nid for nid in ids[start:] + ids[:start] if nid != local]

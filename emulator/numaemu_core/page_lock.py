@@ -17,7 +17,7 @@ def trylock_pages(k: Kernel, pfns: I8) -> KernelTask[Bool]:
     with (yield from spin_lock(k, zone_lock_keys(k, pfns))):
         got = k.c.page_lock_owner[pfns] == 0
         k.c.page_lock_owner[pfns[got]] = k.locks.current
-    k.locks.held(k.locks.current).page_locks += int(np.count_nonzero(got))
+    k.locks.count_pages(int(np.count_nonzero(got)))
     return np.asarray(got)
 
 
@@ -37,5 +37,5 @@ def unlock_pages(k: Kernel, pfns: I8) -> KernelTask[None]:
     with (yield from spin_lock(k, zone_lock_keys(k, pfns))):
         assert (k.c.page_lock_owner[pfns] == k.locks.current).all()
         k.c.page_lock_owner[pfns] = 0
-    k.locks.held(k.locks.current).page_locks -= len(pfns)
+    k.locks.count_pages(-len(pfns))
     k.pages_changed = True

@@ -197,6 +197,8 @@ def sys_madvise(k: Kernel, task: Task, start: int, length: int, advice: int) -> 
     known = advice in _ADVICE_WITHOUT_EFFECT or advice in (MADV_DONTNEED, MADV_PAGEOUT)
     if start & (k.page_size - 1) or (length and not size) or end > limits.TASK_SIZE_BYTES or not known:
         raise MmError(errno.EINVAL, f"range {start:#x} + {length} or advice {advice} is not valid")
+    if not size:
+        return 0
     with (yield from down_write(task.mm)):
         vmas = task.mm.vmas.overlapping(start, end)
         covered = 0

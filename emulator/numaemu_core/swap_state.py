@@ -12,7 +12,7 @@ from numaemu_core.kernel import Kernel
 from numaemu_core.page_flags import PG_DIRTY, PG_SWAPCACHE, PG_UPTODATE, PG_WRITEBACK
 from numaemu_core.page_lock import trylock_pages, unlock_pages
 from numaemu_core.rmap import page_count, put_pages
-from numaemu_core.swapfile import SWAP_LOCK, get_swap_pages, swap_free, vm_swap_full
+from numaemu_core.swapfile import SWAP_LOCK, get_swap_pages, slots_over_half, swap_free
 from numaemu_core.task_locks import spin_lock
 
 
@@ -35,10 +35,11 @@ def delete_from_swap_cache(k: Kernel, pfns: I8) -> None:
     swap_free(k, slots)
 
 
-def remove_exclusive_swap_page(k: Kernel, pfns: I8, references: int) -> KernelTask[None]:
+def remove_exclusive_swap_page(k: Kernel, pfns: I8, references: int, at_most: int | None = None) -> KernelTask[None]:
     """Drop the slots of locked pages that nobody else uses: the frame alone has the bytes then.
 
-    `references` are those that a page has when only the swap cache and the caller know it.
+    `references` are those that a page has when only the swap cache and the caller know it; of these pages the first
+    `at_most` give their slot up.
     Mirrors: remove_exclusive_swap_page, mm/swapfile.c (2.6.15).
     """
     flags = k.c.pg_flags[pfns]
@@ -47,7 +48,7 @@ def remove_exclusive_swap_page(k: Kernel, pfns: I8, references: int) -> KernelTa
         return
     with (yield from spin_lock(k, [SWAP_LOCK])):
         alone = (page_count(k, candidates) == references) & (k.c.swap_count[k.c.private[candidates]] == 1)
-        exclusive = candidates[alone & (k.c.pg_flags[candidates] & PG_SWAPCACHE != 0)]
+        exclusive = candidates[alone & (k.c.pg_flags[candidates] & PG_SWAPCACHE != 0)][:at_most]
         k.c.pg_flags[exclusive] |= PG_DIRTY
         delete_from_swap_cache(k, exclusive)
 
@@ -93,8 +94,9 @@ def free_swap_and_cache(k: Kernel, slots: I8) -> KernelTask[None]:
         flags = k.c.pg_flags[mine]
         still = (flags & PG_SWAPCACHE != 0) & (flags & PG_WRITEBACK == 0)
         still &= k.c.swap_count[k.c.private[mine]] == 1
-        still &= (page_count(k, mine) == 1) | vm_swap_full(k)
-        gone = mine[still]
+        removable = mine[still]
+        # Slot after slot: a page with other users goes only as long as swap is more than half full.
+        gone = removable[(page_count(k, removable) == 1) | (np.arange(len(removable)) < slots_over_half(k))]
         k.c.pg_flags[gone] |= PG_DIRTY
         delete_from_swap_cache(k, gone)
     yield from unlock_pages(k, mine)

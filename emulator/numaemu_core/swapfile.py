@@ -40,6 +40,9 @@ def swap_free(k: Kernel, slots: I8) -> None:
     k.nr_swap_pages += int(np.count_nonzero(counts == 1))
 
 
-def vm_swap_full(k: Kernel) -> bool:
-    """More than half of the swap area is in use: slots are given up as soon as their page is in memory."""
-    return k.nr_swap_pages * 2 < k.layout.slot_count
+def slots_over_half(k: Kernel) -> int:
+    """How many slots must become free until vm_swap_full() is false: more than half of the area is in use.
+
+    While it is, slots are given up as soon as their page is in memory, one after the other.
+    """
+    return max(0, -(-k.layout.slot_count // 2) - k.nr_swap_pages)

@@ -143,7 +143,7 @@ def remove_mapping(k: Kernel, pfns: I8) -> KernelTask[I8]:
     if not len(pfns):
         return pfns
     with (yield from spin_lock(k, [SWAP_LOCK])):
-        unused = (page_count(k, pfns) == 2) & (k.c.pg_flags[pfns] & (PG_DIRTY | PG_WRITEBACK) == 0)  # noqa: PLR2004
+        unused = (page_count(k, pfns) == 2) & (k.c.pg_flags[pfns] & (PG_DIRTY | PG_WRITEBACK) == 0)  # noqa: PLR2004 - as above
         unused &= k.c.pg_flags[pfns] & PG_SWAPCACHE != 0
         freed = pfns[unused]
         delete_from_swap_cache(k, freed)

@@ -204,7 +204,11 @@ def unpack_reply(body: bytes | memoryview) -> tuple[str, int, Any]:
         raise WireError(f"version {_short(version)}, this library speaks {VERSION}")
     if status == 0:
         return boot_id, request_id, result
-    kind, detail, address = result
+    match result:
+        case [str(kind), str(detail), int(address)] if type(status) is int:
+            pass
+        case _:
+            raise WireError(f"no refusal: {_short(status)}, {_short(result)}")
     match kind:
         case "segv":
             raise SegmentationFault(address, detail)
@@ -229,5 +233,7 @@ def _unpack(body: bytes | memoryview, count: int) -> list[Any]:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, (list, dict)):  # the repr of a deep one is as deep
+        return f"a {type(value).__name__} of {len(value)}"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."  # noqa: PLR2004 - one line of an error

@@ -25,21 +25,21 @@ from numaemu_host import _mman
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
-def create(name: str, size: int, *, preallocate: bool) -> int:
+def create(name: str, size_bytes: int, *, preallocate: bool) -> int:
     """Create a memfd of `size` bytes, sealed at that size, and return its descriptor.
 
     `name` shows in /proc only. With `preallocate` the memory is taken now, so that no later touch can lack it.
     ValueError for a size below 1; OSError where the host refuses, with ENOMEM if less than `size` is to spare (a limit
     of the control group is not seen: past it the kernel kills).
     """
-    if size < 1:
-        raise ValueError(f"a memfd needs at least one byte, not {size}")
+    if size_bytes < 1:
+        raise ValueError(f"a memfd needs at least one byte, not {size_bytes}")
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        os.ftruncate(fd, size)
+        os.ftruncate(fd, size_bytes)
         if preallocate:
-            _check_memory(size)
-            os.posix_fallocate(fd, 0, size)
+            _check_memory(size_bytes)
+            os.posix_fallocate(fd, 0, size_bytes)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(fd)
@@ -47,7 +47,7 @@ def create(name: str, size: int, *, preallocate: bool) -> int:
     return fd
 
 
-def _check_memory(size: int) -> None:
+def _check_memory(size_bytes: int) -> None:
     """Refuse what the host has no memory for: fallocate would go on until the kernel kills processes."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -55,9 +55,9 @@ def _check_memory(size: int) -> None:
         return
     for line in lines:
         name, _, amount = line.partition(":")
-        if name == "MemAvailable" and size > int(amount.removesuffix("kB")) * 1024:
+        if name == "MemAvailable" and size_bytes > int(amount.removesuffix("kB")) * 1024:
             raise OSError(
-                errno.ENOMEM, f"the host has {amount.strip()} of memory to spare, too little for {size} bytes"
+                errno.ENOMEM, f"the host has {amount.strip()} of memory to spare, too little for {size_bytes} bytes"
             )
 
 
@@ -82,9 +82,9 @@ def _release(view: memoryview) -> None:
 class _Range:
     """A range of this process's address space; unmapped once, and only by the process that made it."""
 
-    def __init__(self, address: int, size: int) -> None:
+    def __init__(self, address: int, size_bytes: int) -> None:
         self.address = address
-        self.size = size
+        self.size = size_bytes
         self._owner = os.getpid()
         self._mapped = True
 
@@ -109,14 +109,14 @@ class Segment(_Range):
     Attributes: `fd` (the caller's), `size` in bytes, `address`, and `view`, a writable memoryview of format "B".
     """
 
-    def __init__(self, fd: int, size: int, *, populate: bool = False) -> None:
-        """Map the first `size` bytes; `populate` faults all pages in now. ValueError past the end, else OSError."""
-        if size < 1:
-            raise ValueError(f"a segment needs at least one byte, not {size}")
-        _check_extent(fd, size)
-        super().__init__(_mman.map_shared(0, fd, 0, size, writable=True, populate=populate), size)
+    def __init__(self, fd: int, size_bytes: int, *, populate: bool = False) -> None:
+        """Map the first `size_bytes` bytes; `populate` faults all pages in. ValueError past the end, else OSError."""
+        if size_bytes < 1:
+            raise ValueError(f"a segment needs at least one byte, not {size_bytes}")
+        _check_extent(fd, size_bytes)
+        super().__init__(_mman.map_shared(0, fd, 0, size_bytes, writable=True, populate=populate), size_bytes)
         self.fd = fd
-        self.view = _mman.raw_view(self.address, size)
+        self.view = _mman.raw_view(self.address, size_bytes)
 
     def close(self) -> None:
         """Release `view` and unmap; a second call does nothing. Drop slices and arrays of the view before."""
@@ -169,13 +169,13 @@ class Reservation(_Range):
     is a write to a part mapped read-only.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size_bytes: int) -> None:
         """Reserve `size` bytes. ValueError unless a positive multiple of the host's page size, else OSError."""
-        _check_pages("a reservation's size", size, least=_mman.PAGE_SIZE)
-        super().__init__(_mman.reserve(size), size)
+        _check_pages("a reservation's size", size_bytes, least=_mman.PAGE_SIZE)
+        super().__init__(_mman.reserve(size_bytes), size_bytes)
         self._views: dict[bool, memoryview] = {}
 
-    def map_at(self, offset: int, fd: int, fd_offset: int, length: int, writable: bool) -> None:  # noqa: FBT001
+    def map_at(self, offset: int, fd: int, fd_offset: int, length: int, *, writable: bool) -> None:
         """Map `length` bytes of `fd` from `fd_offset` at `offset` of the reservation, replacing what was there.
 
         ValueError where a number is no multiple of the host's page size or leaves the reservation or the file, or the
@@ -198,7 +198,7 @@ class Reservation(_Range):
         self._check_open()
         _mman.map_zeros(self.address, self.size)
 
-    def view(self, writable: bool) -> memoryview:  # noqa: FBT001
+    def view(self, *, writable: bool) -> memoryview:
         """The view (format "B") over the whole range; the same object each time. ValueError if closed or inherited."""
         self._check_open()
         found = self._views.get(writable)

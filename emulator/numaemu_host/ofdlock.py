@@ -101,7 +101,7 @@ def _close_in_child() -> None:
 os.register_at_fork(before=_alive_guard.acquire, after_in_parent=_alive_guard.release, after_in_child=_close_in_child)
 
 
-def try_lock_path(path: str | os.PathLike[str], create: bool = True) -> int | None:  # noqa: FBT001, FBT002
+def try_lock_path(path: str | os.PathLike[str], *, create: bool = True) -> int | None:
     """Become the only holder of a lock file: the descriptor that holds it, or None if another process does.
 
     The file is made with mode 0600 if `create`, else FileNotFoundError where it is missing. Closing the descriptor

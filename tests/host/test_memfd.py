@@ -255,7 +255,7 @@ def test_forked_child_inherits_no_mapping(spawn: Callable[..., Child]) -> None:
         page = mmap.PAGESIZE
         fd = memfd.create("x", page, preallocate=True)
         mappings = [memfd.Segment(fd, page), memfd.FlatMapping([(fd, page)]), memfd.Reservation(4 * page)]
-        mappings[2].map_at(page, fd, 0, page, True)
+        mappings[2].map_at(page, fd, 0, page, writable=True)
         addresses = {m.address for m in mappings} | {mappings[2].address + page}
         def mapped():
             return {int(line.split("-")[0], 16) for line in open("/proc/self/maps")} & addresses
@@ -264,7 +264,7 @@ def test_forked_child_inherits_no_mapping(spawn: Callable[..., Child]) -> None:
         if not pid:
             gone = not mapped()
             refused = 0
-            for use in (mappings[2].reset, lambda: mappings[2].map_at(0, fd, 0, page, True)):
+            for use in (mappings[2].reset, lambda: mappings[2].map_at(0, fd, 0, page, writable=True)):
                 try:
                     use()
                 except ValueError:

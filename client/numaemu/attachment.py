@@ -1,0 +1,140 @@
+"""What the descriptor socket gives a process: the shared memory of a machine, mapped, and the right to call it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from numaemu import places
+from numaemu.connection import Init, Peer
+from numaemu.control import no_machine
+from numaemu.views import COLUMNS, Views, make_views
+from numaemu_core.columns import column_views
+from numaemu_core.errors import PeerError
+from numaemu_core.layout import Layout, layout_of, pool_name
+from numaemu_core.topology import from_dict
+from numaemu_core.wire import VERSION
+from numaemu_host import fdsock, membarrier
+from numaemu_host.memfd import FlatMapping, Segment
+from numaemu_host.robust import MutexTable
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+    from pathlib import Path
+
+MMAP_SEM: Final = "mmap_sem"
+_MAPPED: Final = ("ptes", "pte_bits", "control", "locks")
+_ANSWER_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A machine as this process has it.
+
+    `fds` are descriptors by segment name, those that pins need: the pools and `mmap_sem`. While `sock` is open, the
+    daemon knows that this process uses the machine. `fenced`: membarrier orders us, so that windows need no locks.
+    """
+
+    peer: Peer
+    layout: Layout
+    views: Views
+    fds: dict[str, int]
+    sock: socket.socket
+    fenced: bool
+
+    def close(self) -> None:
+        """Close the socket and the descriptors; what is mapped stays as long as somebody holds the views."""
+        self.sock.close()
+        for fd in self.fds.values():
+            os.close(fd)
+        self.fds.clear()
+
+
+def attach_process(place: Path) -> Attachment:
+    """Become a client of the machine in that directory.
+
+    Raises:
+        ConnectionRefusedError: no machine runs there. PeerError: it speaks another version, or nonsense.
+        MachineGone: it has just ended. OSError: the host refuses.
+    """
+    try:
+        sock = fdsock.connect(place / places.DESCRIPTOR_SOCKET, _ANSWER_S)
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+        raise no_machine(place.name) from None
+    with contextlib.ExitStack() as undo:
+        undo.callback(sock.close)
+        answer, fds = _greeted(sock, place.name)
+        for fd in fds.values():
+            undo.callback(os.close, fd)
+        layout = layout_of(from_dict(answer["topology"]))
+        init = Init(place.name, answer["init_pid"])
+        peer = Peer(f"ipc://{place / places.CALLS_SOCKET}", answer["boot_id"], answer["token"], init)
+        views = map_views(layout, fds)
+        fenced = membarrier.register() and bool(answer["membarrier"])
+        undo.pop_all()
+    for name in _MAPPED:
+        os.close(fds.pop(name))
+    return Attachment(peer, layout, views, fds, sock, fenced)
+
+
+def _greeted(sock: socket.socket, name: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The answer to our hello, and the descriptors by name."""
+    try:
+        fdsock.send(sock, {"hello": "client", "version": VERSION})
+        answer, received = fdsock.recv(sock)
+    except (EOFError, BrokenPipeError):
+        raise PeerError(f"the machine {name!r} hung up: it is ending, or does not admit this user") from None
+    fault = _fault_of(answer, len(received))
+    if fault:
+        for fd in received:
+            os.close(fd)
+        raise PeerError(f"the machine {name!r} {fault}")
+    assert isinstance(answer, dict)
+    return answer, dict(zip(answer["segments"], received, strict=True))
+
+
+def _fault_of(answer: object, fd_count: int) -> str:
+    """What is wrong with the answer to our hello; empty if nothing is."""
+    if not isinstance(answer, dict) or answer.get("version") != VERSION:
+        return f"speaks another version than {VERSION}: {answer!r}"
+    missing = {"boot_id", "token", "topology", "segments", "init_pid", "membarrier"} - answer.keys()
+    if missing:
+        return f"did not say its {min(missing)}"
+    names = answer["segments"]
+    if len(names) != fd_count or not {*_MAPPED, MMAP_SEM} <= set(names):
+        return f"sent {fd_count} descriptors for {names!r}"
+    return ""
+
+
+def map_views(layout: Layout, fds: Mapping[str, int]) -> Views:
+    """Map all that a client needs; it is unmapped when nobody holds the views any more."""
+    maps: list[FlatMapping | Segment] = []
+    try:
+        pools = [(fds[pool_name(node)], layout.segments[pool_name(node)].size) for node in layout.node_pfns]
+        frames = FlatMapping(pools, populate=True)
+        maps.append(frames)
+        columns: dict[str, Any] = {}
+        for name in _MAPPED:
+            segment = Segment(fds[name], layout.segments[name].size)
+            maps.append(segment)
+            columns |= column_views(layout.segments[name], segment.view)
+            if name == "locks":
+                mutexes = MutexTable(segment.address + layout.segments[name].columns[0].offset, layout.mutex_count)
+        chosen = {name: columns[name] for name in COLUMNS}
+        views = make_views(layout, chosen, np.frombuffer(frames.view, np.uint8), mutexes)
+    except BaseException:
+        _unmap(maps)
+        raise
+    weakref.finalize(views, _unmap, maps).atexit = False
+    return views
+
+
+def _unmap(maps: list[FlatMapping | Segment]) -> None:
+    for mapped in maps:
+        mapped.close()

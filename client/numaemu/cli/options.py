@@ -1,0 +1,37 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any, Final
+
+DEFAULT_MACHINE: Final = "default"
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """-m/--machine: read with `machine_name`."""
+    parser.add_argument(
+        "-m",
+        "--machine",
+        metavar="NAME",
+        default=argparse.SUPPRESS,  # so that `numaemu -m NAME status` is not overruled by the parser of `status`
+        help=f"the machine (default: $NUMAEMU_MACHINE, or {DEFAULT_MACHINE!r})",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json: `args.json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def machine_name(args: argparse.Namespace) -> str:
+    """The machine that is meant."""
+    name: str | None = getattr(args, "machine", None)
+    return name if name is not None else os.environ.get("NUMAEMU_MACHINE") or DEFAULT_MACHINE
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 - anything that JSON has
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2))

@@ -1,0 +1,104 @@
+"""numaemu hardware, stat, maps, meminfo and vmstat: what numactl, numastat, /proc and /sys show of a machine."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+import numaemu as nm
+from numaemu.cli.options import add_json, add_machine, machine_name, print_json
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+
+def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not name its type
+    """Register all five commands."""
+    _add(subparsers, "hardware", "nodes, CPUs, memory and distances, as numactl --hardware", run_hardware)
+    _add(subparsers, "stat", "counters of each node, as numastat", run_stat)
+    maps = _add(subparsers, "maps", "policies and pages of a task, as /proc/PID/numa_maps", run_maps)
+    maps.add_argument("pid", type=int, metavar="PID", help="pid of an emulated task")
+    meminfo = _add(subparsers, "meminfo", "memory of the nodes, as in /sys/devices/system/node", run_meminfo)
+    meminfo.add_argument("node", type=int, nargs="?", metavar="NODE", help="one node (default: all)")
+    _add(subparsers, "vmstat", "events since boot, as /proc/vmstat", run_vmstat)
+
+
+def _add(
+    subparsers: Any,  # noqa: ANN401 - argparse does not name its type
+    name: str,
+    what: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=what, description=f"Prints {what}.")
+    add_machine(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def run_hardware(args: argparse.Namespace) -> int:
+    """Print it."""
+    with nm.connect(machine_name(args)) as machine:
+        if args.json:
+            print_json(machine.figures("hardware"))
+        else:
+            print(machine.hardware(), end="")
+    return 0
+
+
+def run_stat(args: argparse.Namespace) -> int:
+    """Print it."""
+    with nm.connect(machine_name(args)) as machine:
+        if not args.json:
+            print(machine.numastat(), end="")
+            return 0
+        from numaemu_core.layout import NUMA_COUNTERS  # noqa: PLC0415 - numpy: not before a command runs
+
+        figures = machine.figures("numastat")
+        print_json([{"node": node, **dict(zip(NUMA_COUNTERS, row, strict=True))} for node, row in figures])
+    return 0
+
+
+def run_meminfo(args: argparse.Namespace) -> int:
+    """Print it."""
+    with nm.connect(machine_name(args)) as machine:
+        if not args.json:
+            print(machine.meminfo(args.node), end="")
+            return 0
+        figures = [node for node in machine.figures("meminfo") if args.node in {None, node["node"]}]
+        if not figures:
+            raise FileNotFoundError(errno.ENOENT, f"the machine {machine.name!r} has no node {args.node}")
+        print_json(figures)
+    return 0
+
+
+def run_vmstat(args: argparse.Namespace) -> int:
+    """Print it."""
+    with nm.connect(machine_name(args)) as machine:
+        if args.json:
+            print_json(machine.figures("vmstat"))
+        else:
+            print(machine.vmstat(), end="")
+    return 0
+
+
+def run_maps(args: argparse.Namespace) -> int:
+    """Print it."""
+    with nm.connect(machine_name(args)) as machine:
+        text = machine.numa_maps(args.pid)
+    if args.json:
+        print_json([parsed_line(line) for line in text.splitlines()])
+    else:
+        print(text, end="")
+    return 0
+
+
+def parsed_line(line: str) -> dict[str, Any]:
+    """A line of numa_maps: `start` (hexadecimal), `policy`, and what else it says, numbers as numbers."""
+    start, policy, *words = line.split()
+    found: dict[str, Any] = {"start": start, "policy": policy}
+    for word in words:
+        key, sign, value = word.partition("=")
+        found[key] = (int(value) if value.isdecimal() else value) if sign else True
+    return found

@@ -1,0 +1,98 @@
+"""numaemu up: starts a machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from numaemu.cli.options import add_machine, machine_name
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from numaemu.launch import Started
+    from numaemu_core.topology import Topology
+
+_NODES: Final = 2
+_MEMORY: Final = "64M"
+_SWAP: Final = "128M"
+_PROFILE: Final = "swap-v3"
+_PAGE_SIZE: Final = "4096"
+
+
+def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not name its type
+    """Register the command."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "up",
+        help="start a machine",
+        description="Starts a machine, returns when it serves, and prints its endpoint. SIZE: 64M, 1G, or a number of "
+        "bytes. Without a topology: one CPU a node, CPU i on node i, distances 10 and 20.",
+    )
+    add_machine(parser)
+    add = parser.add_argument
+    add("--nodes", type=int, metavar="N", help=f"nodes (default: {_NODES})")
+    add("--memory", metavar="SIZE", help=f"memory of each node (default: {_MEMORY})")
+    add("--swap", metavar="SIZE", help=f"swap area of the machine (default: {_SWAP}, or what the topology says)")
+    add("--topology", metavar="FILE", help="a TOML file with nodes, CPUs and distances, in place of --nodes, --memory")
+    add("--profile", metavar="NAME", help=f"whose semantics (default: {_PROFILE}, or what the topology says)")
+    add("--page-size", metavar="SIZE", help=f"4096 to 65536 (default: {_PAGE_SIZE}, or what the topology says)")
+    add("--foreground", action="store_true", help="stay, log to this terminal, end with Ctrl-C")
+    add("--allow-uid", type=_uids, default=(), metavar="UID,...", help="other users who may attach")
+    parser.set_defaults(run=run, usage_error=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start it; with --foreground, stay until it ends."""
+    if args.topology is not None and (args.nodes is not None or args.memory is not None):
+        args.usage_error("--topology says nodes and memory: leave out --nodes and --memory")
+    from numaemu.launch import start  # noqa: PLC0415 - --help answers without it
+
+    topology = _topology(args)
+    if not args.foreground:
+        started = start(machine_name(args), topology, allow_uids=args.allow_uid)
+        print(started.endpoint, flush=True)
+        return 0
+    signal.signal(signal.SIGTERM, _terminated)
+    started = start(machine_name(args), topology, owner_pid=os.getpid(), allow_uids=args.allow_uid, foreground=True)
+    return _stay(started)
+
+
+def _topology(args: argparse.Namespace) -> Topology:
+    from numaemu.description import topology_from  # noqa: PLC0415 - --help answers without it
+    from numaemu_core.topology import uniform  # noqa: PLC0415 - --help answers without it
+
+    if args.topology is not None:
+        return topology_from(args.topology, swap=args.swap, profile=args.profile, page_size=args.page_size)
+    return uniform(
+        _NODES if args.nodes is None else args.nodes,
+        args.memory or _MEMORY,
+        args.swap or _SWAP,
+        args.profile or _PROFILE,
+        args.page_size or _PAGE_SIZE,
+    )
+
+
+def _stay(started: Started) -> int:
+    """Until the machine ends, or we are told to."""
+    from numaemu import control  # noqa: PLC0415 - --help answers without it
+
+    try:
+        print(started.endpoint, flush=True)
+        return started.process.wait()
+    finally:
+        if started.process.poll() is None:
+            control.down(started.place)
+            started.process.wait()
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the shape of a signal handler
+    raise SystemExit(128 + number)
+
+
+def _uids(text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if not all(word.isascii() and word.isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"expected user ids such as 1000,1001, got {text!r}")
+    return tuple(int(word) for word in words)

@@ -1,0 +1,204 @@
+"""Calls to the kernel daemon over ZeroMQ: a connection of its own for each thread, one call at a time on each.
+
+There is no time limit: a stopped process is only slow. Waiting ends with the answer, with the end of init (told by its
+pidfd: `MachineGone`), or with an exception of a signal handler; after that the connection is dropped and the next call
+makes a new one, so that no late answer is taken for another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import zmq
+
+from numaemu.errors import MachineGone
+from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
+from numaemu_core.wire import WireError, pack_request, unpack_reply
+from numaemu_host import pidfd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numaemu.window import Turn
+
+#: How long one poll lasts; between two, Python looks at its signals.
+_SLICE_MS: Final = 200
+
+_context: zmq.Context[zmq.Socket[bytes]] | None = None
+_guard = threading.RLock()  # a signal handler may call while its thread makes the context
+#: Contexts and sockets of the parent: in a forked child they may neither be used nor taken apart.
+_abandoned: list[object] = []
+
+
+def _shared_context() -> zmq.Context[zmq.Socket[bytes]]:
+    """The context of this process, with its one I/O thread."""
+    global _context  # noqa: PLW0603 - one a process, and a forked child starts again without
+    with _guard:
+        if _context is None:
+            _context = zmq.Context()
+        return _context
+
+
+def keep_out_of_reach(thing: object) -> None:
+    """In a forked child: let nothing take this apart, as that would call into ZeroMQ or touch what is not mapped."""
+    _abandoned.append(thing)
+
+
+def _forget_context() -> None:
+    """In a forked child: the next machine gets a context of its own."""
+    global _context, _guard  # noqa: PLW0603 - the lock may be held by a thread that is not here any more
+    _abandoned.append(_context)
+    _context = None
+    _guard = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_forget_context)
+
+
+class Init:
+    """The init process of a machine, watched through its pidfd as long as somebody holds this."""
+
+    def __init__(self, name: str, pid: int) -> None:
+        """Watch `pid`. MachineGone if there is no such process."""
+        self.name = name
+        try:
+            self.fd = pidfd.open_pidfd(pid)
+        except ProcessLookupError:
+            raise MachineGone(name) from None
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Whom to call: the endpoint, what names the machine in each message, the secret of `hello`, and init."""
+
+    endpoint: str
+    boot_id: str
+    token: bytes
+    init: Init
+
+
+class Connection:
+    """One DEALER socket: requests are numbered from 1 and answered one by one."""
+
+    def __init__(self, peer: Peer) -> None:
+        """Connect and say hello. MachineGone if the machine has ended, OSError if it refuses."""
+        self._peer = peer
+        self._owner = os.getpid()
+        self._last_id = 0
+        self.busy = False
+        self._socket = _shared_context().socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.connect(peer.endpoint)
+        self._socket.rcvtimeo = _SLICE_MS
+        try:
+            self.number = self.call("hello", [peer.token])
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, name: str, args: Sequence[Any], window: int | None = None) -> Any:  # noqa: ANN401 - as the call has it
+        """The result of one call; `window` is the access slot that this thread has open.
+
+        Raises:
+            MmError: the machine refused. MachineGone: it has ended. WireError: the answer is none.
+        """
+        request_id = self._last_id + 1
+        request = pack_request(self._peer.boot_id, request_id, name, args, window)
+        self._last_id = request_id
+        self.busy = True
+        try:
+            self._socket.send(request)
+            boot_id, answered, result = unpack_reply(self._receive())
+        finally:
+            self.busy = False
+        if (boot_id, answered) != (self._peer.boot_id, request_id):
+            raise WireError(f"an answer to request {answered} instead of {request_id}")
+        return result
+
+    def _receive(self) -> bytes:
+        """The next message. A plain receive, half as dear as a poll of socket and pidfd; init is looked at between."""
+        while True:
+            try:
+                return self._socket.recv()
+            except zmq.Again:
+                if pidfd.has_exited(self._peer.init.fd):
+                    raise MachineGone(self._peer.init.name) from None
+
+    def close(self) -> None:
+        """Close the socket; a second call does nothing, nor does one in a forked child."""
+        if os.getpid() == self._owner:
+            self._socket.close(0)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_socket"):
+            self.close()
+
+
+class _Mine(threading.local):
+    """What one thread has of one machine: its connection, and where it stands with each of its access slots."""
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self.turns: dict[int, Turn] = {}
+
+
+class Calls:
+    """The calls of one machine, for all threads."""
+
+    def __init__(self, peer: Peer) -> None:
+        """Nothing is sent yet."""
+        self._peer = peer
+        self._mine = _Mine()
+
+    def call(self, name: str, *args: Any) -> Any:  # noqa: ANN401 - whatever the call takes and gives
+        """Call and wait for the result.
+
+        Raises:
+            OSError: refused, with the kernel's errno. SegmentationFault, OutOfMemory: refused for that reason.
+            MachineGone: the machine has ended. WireError: the daemon broke the protocol.
+        """
+        mine = self._mine
+        window = next((slot for slot, turn in mine.turns.items() if turn.inside), None)
+        if mine.connection is not None and mine.connection.busy:
+            # A signal handler in the middle of a call of its own thread.
+            with contextlib.closing(self._connected()) as connection:
+                return self._refusals_raised(connection, name, args, window)
+        if mine.connection is None:
+            mine.connection = self._connected()
+        return self._refusals_raised(mine.connection, name, args, window)
+
+    def _connected(self) -> Connection:
+        try:
+            return Connection(self._peer)
+        except MmError as refused:
+            raise OSError(refused.errno, refused.detail) from None
+
+    def _refusals_raised(self, connection: Connection, name: str, args: Sequence[Any], window: int | None) -> Any:  # noqa: ANN401 - whatever the call gives
+        try:
+            return connection.call(name, args, window)
+        except (SegmentationFault, OutOfMemory):
+            raise
+        except MmError as refused:
+            raise OSError(refused.errno, refused.detail or os.strerror(refused.errno)) from None
+        except BaseException:
+            # Its answer may still come: nobody shall take it for that of the next call.
+            if self._mine.connection is connection:
+                self._mine.connection = None
+            connection.close()
+            raise
+
+    def note_window(self, slot: int, turn: Turn) -> None:
+        """From now on, calls that this thread sends from inside a window of `slot` say so."""
+        self._mine.turns[slot] = turn
+
+    def abandon(self) -> None:
+        """In a forked child: keep everything as it is, and out of reach."""
+        keep_out_of_reach(self._mine)

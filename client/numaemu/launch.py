@@ -1,0 +1,180 @@
+"""Starting a machine: the daemon is executed, and says on a pipe when it serves or why it does not.
+
+By exec, so that it works in scripts without a main guard, in a REPL and in notebooks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from numaemu import control, places
+from numaemu_core.errors import PeerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from numaemu_core.topology import Topology
+
+#: A machine of 64 nodes on a busy host takes some seconds.
+READY_S: Final = 120.0
+_LOG_LINES: Final = 5
+_LOG_TAIL_BYTES: Final = 16384
+_READY_BYTES_MAX: Final = 65536
+_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A machine that serves: its directory, its endpoint, its init, and that process as our child."""
+
+    place: Path
+    endpoint: str
+    init_pid: int
+    process: subprocess.Popen[bytes]
+
+
+def start(
+    name: str,
+    topology: Topology,
+    *,
+    owner_pid: int | None = None,
+    allow_uids: Iterable[int] = (),
+    foreground: bool = False,
+) -> Started:
+    """Start a machine and wait until it serves.
+
+    It ends with the process `owner_pid`, if one is given. `foreground`: its log goes to our stderr, not to a file.
+
+    Raises:
+        FileExistsError: a machine of that name is running. PeerError: it did not come up; the message says why.
+        ValueError: that is no name. OSError: the host refuses.
+    """
+    place = places.machine_dir(name)
+    if control.is_running(place):
+        raise FileExistsError(f"a machine named {name!r} is running already; `numaemu down -m {name}` ends it")
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb", buffering=0) as pipe:
+        try:
+            command = _command(place, topology, writer, owner_pid, allow_uids)
+            process = _execute(command, place, writer, foreground=foreground)
+        finally:
+            os.close(writer)
+        answer = _ready_line(pipe.fileno(), process, place)
+    return Started(place, str(answer["endpoint"]), int(answer["pid"]), process)
+
+
+def _command(
+    place: Path, topology: Topology, ready_fd: int, owner_pid: int | None, allow_uids: Iterable[int]
+) -> list[str]:
+    command = [sys.executable, "-m", "numaemu_daemon", "--dir", str(place), "--name", place.name]
+    command += ["--topology", json.dumps(topology.as_dict()), "--ready-fd", str(ready_fd)]
+    if owner_pid is not None:
+        command += ["--owner-pid", str(owner_pid)]
+    uids = ",".join(str(uid) for uid in allow_uids)
+    if uids:
+        command += ["--allow-uid", uids]
+    return command
+
+
+def _execute(command: list[str], place: Path, ready_fd: int, *, foreground: bool) -> subprocess.Popen[bytes]:
+    with contextlib.ExitStack() as stack:
+        log = None if foreground else stack.enter_context(_opened_log(place))
+        if foreground:
+            places.make_machine_dir(place)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(ready_fd,),
+            start_new_session=True,  # a Ctrl-C in our terminal is ours; whether the machine ends with us, we say
+        )
+
+
+@contextlib.contextmanager
+def _opened_log(place: Path) -> Iterator[int]:
+    """The machine's log in its directory, to be appended to."""
+    fd = -1
+    for attempt in range(_ATTEMPTS):
+        places.make_machine_dir(place)
+        try:
+            fd = os.open(place / places.LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            break
+        except FileNotFoundError:  # a machine of that name that is just ending has removed the directory
+            if attempt == _ATTEMPTS - 1:
+                raise
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _ready_line(fd: int, process: subprocess.Popen[bytes], place: Path) -> dict[str, Any]:
+    """What the daemon says once it serves. PeerError if it does not come up; it is ended then."""
+    try:
+        answer = _first_line(fd)
+    except BaseException:
+        _give_up(process, place)
+        raise
+    if "ready" in answer:
+        return answer
+    reason = _reason(answer, place)
+    _give_up(process, place)
+    raise PeerError(reason)
+
+
+def _first_line(fd: int) -> dict[str, Any]:
+    """The JSON object of the first line; empty if there is none, or it took too long."""
+    deadline = time.monotonic() + READY_S
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _READY_BYTES_MAX:
+        readable, _, _ = select.select([fd], [], [], max(deadline - time.monotonic(), 0))
+        part = os.read(fd, _READY_BYTES_MAX) if readable else b""
+        if not part:
+            return {}
+        line += part
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _reason(answer: dict[str, Any], place: Path) -> str:
+    if "error" in answer:
+        return f"the machine {place.name!r} did not start: {answer['error']}"
+    last = "\n".join(_last_lines(place / places.LOG))
+    return f"the machine {place.name!r} did not start" + (
+        f"; the end of its log:\n{last}" if last else ", and said nothing"
+    )
+
+
+def _last_lines(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as log:
+            log.seek(max(log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES, 0))
+            return log.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
+    except OSError:
+        return []
+
+
+def _give_up(process: subprocess.Popen[bytes], place: Path) -> None:
+    """Leave nothing of a machine that did not come up; what belongs to a running one of that name stays."""
+    process.terminate()
+    try:
+        process.wait(control.DOWN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if not control.is_running(place):
+        shutil.rmtree(place, ignore_errors=True)

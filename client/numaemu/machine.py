@@ -1,0 +1,179 @@
+"""A machine, as a program holds it: where tasks come from, and what can be asked of the whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import weakref
+from typing import TYPE_CHECKING, Any, Self
+
+from numaemu import places
+from numaemu.attachment import attach_process
+from numaemu.connection import Calls, keep_out_of_reach
+from numaemu.ended import closed, forked
+from numaemu.task import Task
+from numaemu_core import views as text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from numaemu.attachment import Attachment
+    from numaemu_core.topology import Topology
+
+_machines: weakref.WeakSet[Machine] = weakref.WeakSet()
+
+
+def connect(name: str = "default") -> Machine:
+    """The running machine of that name; `numaemu up` starts one.
+
+    Raises:
+        ConnectionRefusedError: there is none. ValueError: that is no name. PeerError: it speaks another version.
+    """
+    return Machine(attach_process(places.machine_dir(name)))
+
+
+class Machine:
+    """An emulated machine that this process uses; a context manager.
+
+    `name` and `topology` say which. After `close` every use raises ValueError, in a forked child RuntimeError, once the
+    machine has ended `MachineGone`. Several handles of one machine may be open in one process, each by itself.
+    """
+
+    def __init__(self, attachment: Attachment, end: Callable[[], object] | None = None) -> None:
+        """Take over an attachment; `end` is called after closing it: how a private machine is ended."""
+        self.name: str = attachment.peer.init.name
+        self.topology: Topology = attachment.layout.topology
+        self._attachment: Any = attachment
+        self._calls: Any = Calls(attachment.peer)
+        self._tasks: weakref.WeakSet[Task] = weakref.WeakSet()
+        self._open = True
+        # Also when the handle is dropped without `close`, and at the end of the interpreter.
+        self._let_go = weakref.finalize(self, _let_go, attachment, end)
+        _machines.add(self)
+
+    # -- tasks ---------------------------------------------------------------------------------------------------------
+
+    def attach(self, cpu: int = 0, capabilities: Iterable[str] = (), share_mm: int | None = None) -> Task:
+        """A new task on a CPU, with an mm of its own, or with that of the task whose pid is `share_mm`.
+
+        `capabilities` are names such as CAP_SYS_RESOURCE. Mirrors: a process that has just been executed.
+
+        Raises:
+            OSError: EINVAL: no such CPU, or no such capability; ESRCH: no such task; EAGAIN: too many.
+        """
+        if isinstance(capabilities, str):
+            raise TypeError(f"capabilities: expected a set of names, got {capabilities!r}")
+        return self._new_task(self._calls.call("attach", cpu, sorted(capabilities), share_mm))
+
+    def adopt(self, pid: int) -> Task:
+        """Take over a task that another process of the same user forked; that one's handle is void then.
+
+        Raises:
+            OSError: ESRCH: no such task; EPERM: it is another user's.
+        """
+        return self._new_task(self._calls.call("adopt", pid))
+
+    def _new_task(self, identity: list[int]) -> Task:
+        """A handle for a task of the daemon: pid, mm, top table."""
+        pid, mm_id, pgd = identity
+        task = Task(self._new_task, self._attachment, self._calls, pid, mm_id, pgd)
+        self._tasks.add(task)
+        return task
+
+    # -- the whole machine ---------------------------------------------------------------------------------------------
+
+    def figures(self, name: str) -> Any:  # noqa: ANN401 - each has its own shape
+        """What the text of `hardware`, `numastat`, `meminfo` or `vmstat` is made of, as lists and dicts."""
+        if name not in {"hardware", "numastat", "meminfo", "vmstat"}:
+            raise ValueError(f"expected hardware, numastat, meminfo or vmstat, got {name!r}")
+        return self._calls.call(name)
+
+    def hardware(self) -> str:
+        """Nodes, CPUs, memory and distances, as `numactl --hardware` prints them."""
+        return text.hardware(self.figures("hardware"))
+
+    def numastat(self) -> str:
+        """The counters of each node, as `numastat` prints them; unit: pages."""
+        return text.numastat(self.figures("numastat"))
+
+    def meminfo(self, node: int | None = None) -> str:
+        """The memory of a node, as in /sys/devices/system/node/nodeN/meminfo; of all, one after the other, if None.
+
+        Raises:
+            FileNotFoundError: the machine has no such node.
+        """
+        found = self.figures("meminfo")
+        chosen = [figures for figures in found if node is None or figures["node"] == node]
+        if not chosen:
+            raise FileNotFoundError(errno.ENOENT, f"the machine {self.name!r} has no node {node}")
+        return "".join(text.meminfo(figures) for figures in chosen)
+
+    def vmstat(self) -> str:
+        """Events since boot, as in /proc/vmstat: a name and a number a line."""
+        return text.vmstat(self.figures("vmstat"))
+
+    def numa_maps(self, pid: int) -> str:
+        """The mappings of any task of the machine, as in /proc/PID/numa_maps. OSError: ESRCH: no such task."""
+        found: str = self._calls.call("numa_maps", pid)
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """How the kernel daemon is: figures by name."""
+        found: dict[str, Any] = self._calls.call("status")
+        return found
+
+    def fsck(self) -> list[str]:
+        """Every invariant that does not hold just now, a sentence each; none if all is well."""
+        found: list[str] = self._calls.call("fsck")
+        return found
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close all tasks of this handle and let the machine go; a private machine ends. A second call does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        try:
+            for task in list(self._tasks):
+                task.close()
+        finally:
+            self._calls = self._attachment = closed("machine")
+            self._let_go()
+
+    def _abandon(self) -> None:
+        """In a forked child: nothing of the parent's machine may be used, nor taken apart."""
+        for task in list(self._tasks):
+            task.abandon()
+        if self._open:
+            self._open = False
+            self._calls.abandon()
+            self._attachment.close()
+            self._calls = self._attachment = forked()
+        keep_out_of_reach(self._let_go.detach())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Machine {self.name!r}{'' if self._open else ', closed'}>"
+
+
+def _let_go(attachment: Attachment, end: Callable[[], object] | None) -> None:
+    attachment.close()
+    if end is not None:
+        end()
+
+
+def _abandon_all() -> None:
+    for machine in list(_machines):
+        machine._abandon()  # noqa: SLF001 - the same module
+
+
+os.register_at_fork(after_in_child=_abandon_all)

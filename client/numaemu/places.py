@@ -1,0 +1,88 @@
+"""Where machines live: a directory each, below one directory a user.
+
+$NUMAEMU_RUNTIME, or $XDG_RUNTIME_DIR/numaemu, or /tmp/numaemu-UID      (0700)
+    NAME/                                                              (0700)
+        kernel.ipc   the calls (ZeroMQ)       fd.sock   descriptors of shared memory
+        init.sock    status and down          log       what the processes have to say, a JSON object a line
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+from numaemu_core import limits
+
+_NAME: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{limits.MACHINE_NAME_MAX}}}", re.ASCII)
+#: A socket's path is at most 107 bytes; ours stay below, with room for what sockets beside kernel.ipc are called.
+_SOCKET_PATH_BYTES_MAX: Final = 100
+
+CALLS_SOCKET: Final = "kernel.ipc"
+DESCRIPTOR_SOCKET: Final = "fd.sock"
+INIT_SOCKET: Final = "init.sock"
+LOG: Final = "log"
+
+
+def runtime_dir() -> Path:
+    """The directory with all machines of this user; it need not exist."""
+    told = os.environ.get("NUMAEMU_RUNTIME")
+    if told:
+        return Path(told).absolute()
+    session = os.environ.get("XDG_RUNTIME_DIR")
+    if session and _is_ours(Path(session)):
+        return Path(session) / "numaemu"
+    return Path(f"/tmp/numaemu-{os.getuid()}")  # noqa: S108 - used only if it is ours alone, see make_machine_dir
+
+
+def machine_dir(name: str) -> Path:
+    """The directory of a machine; it need not exist.
+
+    Raises:
+        ValueError: the name is none, or the path is too long for a socket.
+    """
+    if not _NAME.fullmatch(name) or name in {".", ".."}:
+        raise ValueError(
+            f"a machine's name has 1 to {limits.MACHINE_NAME_MAX} characters of A-Z a-z 0-9 . _ -, got {name!r}"
+        )
+    place = runtime_dir() / name
+    length = len(os.fsencode(place / CALLS_SOCKET))
+    if length > _SOCKET_PATH_BYTES_MAX:
+        raise ValueError(
+            f"{place} is too long for sockets by {length - _SOCKET_PATH_BYTES_MAX} bytes: "
+            "set NUMAEMU_RUNTIME to a shorter directory"
+        )
+    return place
+
+
+def make_machine_dir(place: Path) -> None:
+    """Make a machine's directory, and the one above it, for this user alone; that they exist already is no error.
+
+    Raises:
+        PermissionError: one of them belongs to somebody else, or others may enter it.
+        OSError: it cannot be made.
+    """
+    for path in (place.parent, place):
+        path.mkdir(mode=0o700, parents=path is not place, exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise PermissionError(f"{path} is not a directory that only this user can write to")
+    place.chmod(0o700)
+
+
+def machine_names() -> list[str]:
+    """The names of all machines of this user that have a directory, sorted."""
+    try:
+        return sorted(path.name for path in runtime_dir().iterdir() if path.is_dir() and _NAME.fullmatch(path.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether this user can make machines in it."""
+    try:
+        return path.is_dir() and path.stat().st_uid == os.getuid() and os.access(path, os.W_OK | os.X_OK)
+    except OSError:
+        return False

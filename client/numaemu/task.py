@@ -1,0 +1,247 @@
+"""A task of the emulated machine: its system calls, and its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from numaemu.connection import keep_out_of_reach
+from numaemu.ended import closed, forked
+from numaemu.errors import MachineGone
+from numaemu.locked_window import LockedWindow
+from numaemu.mapping import Mapping
+from numaemu.syscalls import SystemCalls
+from numaemu.window import Window
+from numaemu_core import limits, uapi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from numaemu.attachment import Attachment
+    from numaemu.pin import Pin
+    from numaemu_core.columns import I8
+
+#: Access slots of ended threads that are kept for the next ones.
+_SPARE_SLOTS: Final = 8
+#: Pages that one `where` asks for: 4 bytes each in the answer.
+_WHERE_PAGES: Final = limits.MESSAGE_BYTES_MAX // 8
+#: How long `close` waits for other threads that are inside a window.
+_SHUT_S: Final = limits.WINDOW_BOUND_RUNNING_S
+_PAUSE_S: Final = 0.0005
+
+
+class _Here(threading.local):
+    """This thread's window, once it has one."""
+
+    window: Window
+
+
+class Task(SystemCalls):
+    """A task with an mm: what a process is to the kernel. A context manager; any thread may use it.
+
+    A refused call raises OSError with the kernel's errno. An access to memory raises SegmentationFault or OutOfMemory.
+    After `close` every use raises ValueError, in a forked child RuntimeError, once the machine has ended MachineGone.
+    Addresses and lengths are bytes; where the kernel rounds to pages, so does this.
+    """
+
+    def __init__(
+        self,
+        new_task: Callable[[list[int]], Task],
+        attachment: Attachment,
+        calls: Any,  # noqa: ANN401 - the machine's, or what stands in their place
+        pid: int,
+        mm_id: int,
+        pgd: int,
+    ) -> None:
+        """A handle for task `pid` with mm `mm_id`, whose top table is `pgd`; `new_task` makes handles for others."""
+        self.pid = pid
+        self.mm_id = mm_id
+        self._pgd = pgd
+        self._new_task = new_task
+        self.attachment: Any = attachment
+        self._calls = calls
+        self._here: Any = _Here()
+        self._windows: weakref.WeakSet[Window] = weakref.WeakSet()
+        #: Access slots of threads that have ended.
+        self._spare: deque[int] = deque()
+        self._pins: set[Pin] = set()
+        self._open = True
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+
+    def read(self, addr: int, n: int) -> bytes:
+        """`n` bytes from `addr`. ValueError for a negative `n`."""
+        try:
+            window = self._here.window
+        except AttributeError:
+            window = self._new_window()
+        return window.read(addr, n)
+
+    def write(self, addr: int, data: ReadableBuffer) -> None:
+        """Copy all bytes of a buffer to `addr`. On SegmentationFault and OutOfMemory, what lies before is written."""
+        try:
+            window = self._here.window
+        except AttributeError:
+            window = self._new_window()
+        window.write(addr, data)
+
+    def read_into(self, addr: int, buffer: WriteableBuffer) -> None:
+        """Fill a contiguous buffer with the bytes from `addr` on. On an error, what lies before is filled."""
+        view = memoryview(buffer)
+        if view.readonly or not view.c_contiguous:
+            raise ValueError("expected a contiguous buffer that can be written to")
+        if view.nbytes:
+            self.window().read_into(addr, np.frombuffer(view.cast("B"), np.uint8))
+
+    def touch(self, addr: int, length: int, write: bool = False) -> None:  # noqa: FBT001, FBT002 - as programs call it
+        """Access each page of [addr, addr + length): it is faulted in, and counts as accessed (`write`: as dirty).
+
+        No byte is read or changed. ValueError for a negative length.
+        """
+        self.window().touch(addr, length, write=write)
+
+    def where(self, addr: int, length: int) -> I8:
+        """Where each page of [addr, addr + length) is: its node, or -ENOENT (not in memory), -EFAULT (no mapping).
+
+        Nothing is faulted in. Mirrors: the status array of move_pages without nodes.
+        """
+        if not 0 <= length <= limits.TASK_SIZE_BYTES:
+            raise ValueError(f"expected a length from 0 to {limits.TASK_SIZE_BYTES}, got {length}")
+        parts = []
+        end = addr + length
+        page_size = self.attachment.layout.topology.page_size
+        while addr < end:
+            stop = min(end, (addr // page_size + _WHERE_PAGES) * page_size)
+            parts.append(np.frombuffer(self._call("where", addr, stop - addr), "<i4"))
+            addr = stop
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def window(self) -> Window:
+        """This thread's way into the memory: for what belongs to the library, programs have no use for it."""
+        try:
+            found: Window = self._here.window
+        except AttributeError:
+            found = self._new_window()
+        return found
+
+    def _new_window(self) -> Window:
+        slot = self._spare.pop() if self._spare else self._call("window")
+        while len(self._spare) > _SPARE_SLOTS:
+            self._call("window_close", self._spare.popleft())
+        kind = Window if self.attachment.fenced else LockedWindow
+        window = kind(self.attachment.views, slot, self.mm_id, self._pgd, self._fault)
+        # When its thread ends; a message would be too much to ask of a thread that is being taken apart.
+        weakref.finalize(window, self._spare.append, slot).atexit = False
+        self._windows.add(window)
+        self._calls.note_window(slot, window.turn)
+        self._here.window = window
+        return window
+
+    def _fault(self, addr: int, length: int, *, write: bool) -> None:
+        self._call("fault", addr, length, write)
+
+    def mmap(
+        self,
+        length: int,
+        addr: int | None = None,
+        prot: int = uapi.PROT_READ | uapi.PROT_WRITE,
+        flags: int = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS,
+    ) -> Mapping:
+        """A new mapping of `length` bytes, at `addr` with MAP_FIXED, else where there is room.
+
+        Mirrors: mmap(2).
+        """
+        return Mapping(self, self._call("mmap", addr or 0, length, prot, flags), length)
+
+    # -- the task itself -----------------------------------------------------------------------------------------------
+
+    def fork(self) -> Task:
+        """A new task with a copy of the address space, page by page on write.
+
+        Mirrors: fork(2). The handle is this process's; another process takes the task over with `Machine.adopt`.
+        """
+        return self._new_task(self._call("fork"))
+
+    def set_cpu(self, cpu: int) -> None:
+        """Run on another CPU from now on: pages that are local to the task come from its node."""
+        self._call("set_cpu", cpu)
+
+    def _call(self, name: str, *args: Any) -> Any:  # noqa: ANN401 - whatever the call takes and gives
+        return self._calls.call(name, self.pid, *args)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def note_pin(self, pin: Pin) -> None:
+        """A pin that `close` has to undo."""
+        self._pins.add(pin)
+
+    def drop_pin(self, pin: Pin) -> None:
+        """A pin that was undone: the daemon may look for frames that can move again."""
+        self._pins.discard(pin)
+        if self._open:
+            with contextlib.suppress(MachineGone):
+                self._call("unpinned")
+
+    def unmap_quietly(self, addr: int, length: int) -> None:
+        """Unmap as a context manager does at its end: that the task or the machine is gone already is no error."""
+        if self._open:
+            with contextlib.suppress(MachineGone):
+                self.munmap(addr, length)
+
+    def close(self) -> None:
+        """The task exits: its memory is freed, unless another task shares the mm. A second call does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        for pin in list(self._pins):
+            pin.undo()
+        # Held until the end of this call: the windows live no longer than what belongs to each thread.
+        here, self._here = self._here, closed("task")
+        self._shut_windows(getattr(here, "window", None))
+        try:
+            self._call("exit")
+        except MachineGone:
+            pass
+        except OSError as refused:
+            # Gone, or taken over by another process: nothing that is ours to end.
+            if refused.errno not in {errno.ESRCH, errno.EPERM}:
+                raise
+        finally:
+            self._calls = self.attachment = closed("task")
+
+    def _shut_windows(self, own: Window | None) -> None:
+        """Let no thread of this process into the memory any more: its slots will be somebody else's."""
+        deadline = time.monotonic() + _SHUT_S
+        for window in list(self._windows):
+            # Our own is open only if this runs in a signal handler inside of it: waiting would not close it.
+            while not window.shut() and window is not own and time.monotonic() < deadline:
+                time.sleep(_PAUSE_S)
+
+    def abandon(self) -> None:
+        """In a forked child: nothing of it may be touched."""
+        if self._open:
+            self._open = False
+            keep_out_of_reach(self._here)
+            self._pins.clear()
+            self._here = self._calls = self.attachment = forked()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Task {self.pid}{'' if self._open else ', closed'}>"

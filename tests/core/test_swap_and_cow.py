@@ -1,0 +1,492 @@
+"""Slots of the swap area from birth to death, copy on write, and madvise: who gets which page where.
+
+Sources: mm/memory.c, mm/swapfile.c, mm/madvise.c (2.6.15); mm/madvise.c (5.4) for MADV_PAGEOUT.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from numaemu_core import fork, memory, mmap, protect
+from numaemu_core.effects import KernelTask
+from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
+from numaemu_core.mm_types import Mempolicy, Task
+from numaemu_core.page_flags import PG_DIRTY, PG_SWAPCACHE
+from numaemu_core.rmap import page_count
+from numaemu_core.uapi import (
+    MADV_DONTNEED,
+    MADV_NORMAL,
+    MADV_PAGEOUT,
+    MADV_WILLNEED,
+    MAP_FIXED,
+    MPOL_BIND,
+    MPOL_DEFAULT,
+    MPOL_MF_MOVE,
+    PROT_NONE,
+    PROT_READ,
+    PROT_WRITE,
+)
+
+if TYPE_CHECKING:
+    from tests.core.conftest import Machine
+
+Make = Callable[..., "Machine"]
+
+PAGE = 4096
+BASE = 0x10000000
+GONE = -errno.ENOENT
+UNMAPPED = -errno.EFAULT
+
+
+def outcome(m: Machine, body: KernelTask[object]) -> int:
+    """The errno of a call, 0 when it succeeds."""
+    try:
+        m.call(body)
+    except MmError as error:
+        return error.errno
+    return 0
+
+
+def advise(m: Machine, task: Task, addr: int, pages: int, advice: int = MADV_PAGEOUT) -> int:
+    """The errno of a madvise."""
+    return outcome(m, protect.sys_madvise(m.k, task, addr, pages * PAGE, advice))
+
+
+def written(m: Machine, task: Task, pages: int, addr: int = BASE) -> int:
+    """Fresh pages, page i full of i + 1 at its first byte; gives their address."""
+    base = m.mmap(task, pages, addr, flags=MAP_FIXED)
+    m.touch(task, base, pages)
+    for number in range(pages):
+        m.poke(task, base + number * PAGE, number + 1)
+    return base
+
+
+def contents(m: Machine, task: Task, base: int, pages: int) -> list[int]:
+    """The first byte of each page; all of them are there."""
+    return [m.peek(task, base + number * PAGE) for number in range(pages)]
+
+
+def child_of(m: Machine, task: Task) -> Task:
+    """A fork."""
+    child: Task = m.call(fork.sys_fork(m.k, task))
+    return child
+
+
+def pfn_at(m: Machine, task: Task, addr: int) -> int:
+    """The frame that is mapped at an address."""
+    entry = m.entry(task, addr)
+    assert entry & 1
+    return entry // PAGE
+
+
+def slots_used(m: Machine) -> int:
+    """Slots that are not free."""
+    return m.k.layout.slot_count - m.k.nr_swap_pages
+
+
+def frames_used(m: Machine) -> list[int]:
+    """Frames of each node that are neither free nor the zero page."""
+    return [zone.present_pages - zone.nr_free - (zone.nid == 0) for zone in m.k.zones.values()]
+
+
+# -- how long a slot lives ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pages", "kept"), [(4, 4), (8, 8), (9, 8), (12, 8), (16, 8)], ids=["quarter", "half", "over", "more", "full"]
+)
+@pytest.mark.parametrize("step", [1, 16], ids=["one by one", "in one go"])
+def test_slots_stay_until_swap_is_half_full(machine: Make, pages: int, kept: int, step: int) -> None:
+    """A page that comes back keeps its slot, unless more than half of all slots are in use at that moment."""
+    m = machine(nodes=2, swap="64K")
+    task = m.attach()
+    base = written(m, task, pages)
+    assert advise(m, task, base, pages) == 0
+    assert slots_used(m) == pages
+    for first in range(0, pages, step):
+        m.touch(task, base + first * PAGE, min(step, pages - first), write=False)
+    assert slots_used(m) == kept
+    assert contents(m, task, base, pages) == list(range(1, pages + 1))
+
+
+def test_references_of_a_page_on_its_way(machine: Make) -> None:
+    """Out, the entry alone holds the slot and the frame is free; back, the swap cache alone holds it, page clean."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 1)
+    m.mbind(task, base, 1, MPOL_BIND, {1}, MPOL_MF_MOVE)
+    slot = m.entry(task, base) // PAGE
+    assert (int(m.k.c.swap_count[slot]), int(m.k.slot_frame[slot]), frames_used(m)) == (1, -1, [0, 0])
+    m.touch(task, base)
+    pfn = pfn_at(m, task, base)
+    assert (int(m.k.c.swap_count[slot]), int(m.k.slot_frame[slot]), frames_used(m)) == (1, pfn, [0, 1])
+    assert int(m.k.c.pg_flags[pfn]) & (PG_SWAPCACHE | PG_DIRTY) == PG_SWAPCACHE
+    assert page_count(m.k, np.array([pfn])).tolist() == [2]
+
+
+def test_a_page_that_lost_its_slot_is_written_again(machine: Make) -> None:
+    """Without a slot the frame alone has the bytes: evicting it anew takes a slot and a write."""
+    m = machine(nodes=2, swap="16K")
+    task = m.attach()
+    base = written(m, task, 3)
+    assert advise(m, task, base, 3) == 0
+    m.touch(task, base, write=False)
+    assert slots_used(m) == 2
+    assert not m.k.c.pg_flags[pfn_at(m, task, base)] & PG_SWAPCACHE
+    assert m.k.vmstat["pswpout"] == 3
+    assert advise(m, task, base, 1) == 0
+    assert (slots_used(m), m.k.vmstat["pswpout"]) == (3, 4)
+    m.touch(task, base, 3)
+    assert contents(m, task, base, 3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("swapped", "back"), [(6, 0), (6, 3), (6, 6)], ids=["in swap", "half back", "all back"])
+def test_munmap_frees_slots(machine: Make, swapped: int, back: int) -> None:
+    """Slots go with the pages, whether these are in the swap area only or in memory, too."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 8)
+    assert advise(m, task, base, swapped) == 0
+    m.touch(task, base, back)
+    assert slots_used(m) == swapped
+    assert outcome(m, mmap.sys_munmap(m.k, task, base, 8 * PAGE)) == 0
+    assert slots_used(m) == 0
+    assert frames_used(m) == [0, 0]
+    assert m.where(task, base, 8) == [UNMAPPED] * 8
+
+
+def test_exit_frees_slots(machine: Make) -> None:
+    """The last task of an address space takes everything along; slots that a child shares stay."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 4)
+    assert advise(m, task, base, 2) == 0
+    child = child_of(m, task)
+    m.call(fork.sys_exit(m.k, task))
+    assert slots_used(m) == 2
+    m.touch(child, base, 4)
+    assert contents(m, child, base, 4) == [1, 2, 3, 4]
+    m.call(fork.sys_exit(m.k, child))
+    assert (slots_used(m), frames_used(m)) == (0, [0, 0])
+
+
+def test_a_page_comes_back_where_its_policy_now_says(machine: Make) -> None:
+    """Swap-in allocates by the policy in force then; BIND to a full node leaves the page in the swap area."""
+    m = machine(nodes=3, memory="64K")
+    task = m.attach()
+    base = written(m, task, 3)
+    assert advise(m, task, base, 3) == 0
+    m.mbind(task, base, 1, MPOL_BIND, {1})
+    m.mbind(task, base + PAGE, 1, MPOL_BIND, {2})
+    m.call(fork.sys_set_cpu(m.k, task, 1))
+    other = m.attach(2)
+    m.touch(other, m.mmap(other, 16), 16)
+    m.touch(task, base)
+    with pytest.raises(OutOfMemory):
+        m.touch(task, base + PAGE)
+    m.touch(task, base + 2 * PAGE)
+    assert m.where(task, base, 3) == [1, GONE, 1]
+    m.call(fork.sys_exit(m.k, other))
+    m.touch(task, base + PAGE)
+    assert m.where(task, base, 3) == [1, 2, 1]
+    assert contents(m, task, base, 3) == [1, 2, 3]
+
+
+# -- slots and fork ----------------------------------------------------------------------------------------------------
+
+
+def test_fork_shares_slots(machine: Make) -> None:
+    """Each copy of a swapped entry is one more reference of its slot, and no page comes back for it."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 3)
+    assert advise(m, task, base, 3) == 0
+    child_of(m, task)
+    child_of(m, task)
+    slots = [m.entry(task, base + i * PAGE) // PAGE for i in range(3)]
+    assert m.k.c.swap_count[slots].tolist() == [3, 3, 3]
+    assert (slots_used(m), frames_used(m)) == (3, [0, 0])
+
+
+@pytest.mark.parametrize("child_first", [False, True], ids=["parent first", "child first"])
+def test_who_touches_a_shared_slot_first_decides_the_node(machine: Make, *, child_first: bool) -> None:
+    """The first reader's policy places the page; the other one maps that page, without I/O."""
+    m = machine(nodes=3)
+    task = m.attach()
+    base = written(m, task, 3)
+    assert advise(m, task, base, 3) == 0
+    child = child_of(m, task)
+    m.mbind(task, base, 3, MPOL_BIND, {1})
+    m.mbind(child, base, 3, MPOL_BIND, {2})
+    order = [child, task] if child_first else [task, child]
+    for one in order:
+        m.touch(one, base, 3, write=False)
+        assert m.where(one, base, 3) == [2 if child_first else 1] * 3
+        assert contents(m, one, base, 3) == [1, 2, 3]
+    assert m.k.vmstat["pswpin"] == 3
+    assert [pfn_at(m, task, base + i * PAGE) for i in range(3)] == [pfn_at(m, child, base + i * PAGE) for i in range(3)]
+
+
+def test_a_writer_to_a_shared_slot_gets_a_copy(machine: Make) -> None:
+    """A write to a slot that another process has reads the page for both, and copies it for the writer."""
+    m = machine(nodes=3)
+    task = m.attach()
+    base = written(m, task, 2)
+    assert advise(m, task, base, 2) == 0
+    child = child_of(m, task)
+    m.mbind(task, base, 2, MPOL_BIND, {1})
+    m.mbind(child, base, 2, MPOL_BIND, {2})
+    m.touch(task, base, 2)
+    assert frames_used(m) == [0, 4, 0]
+    m.poke(task, base, 77)
+    m.touch(child, base, 2)
+    assert m.k.vmstat["pswpin"] == 2
+    assert m.where(task, base, 2) == [1, 1]
+    assert m.where(child, base, 2) == [1, 1]
+    assert frames_used(m) == [0, 4, 0]
+    assert contents(m, task, base, 2) == [77, 2]
+    assert contents(m, child, base, 2) == [1, 2]
+
+
+# -- copy on write -----------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_goes_where_its_writer_says(machine: Make) -> None:
+    """The first writer after a fork copies to the node of its policy; the original stays for the other."""
+    m = machine(nodes=3)
+    task = m.attach()
+    base = written(m, task, 3)
+    child = child_of(m, task)
+    assert frames_used(m) == [3, 0, 0]
+    m.mbind(task, base, 1, MPOL_BIND, {1})
+    m.mbind(child, base + PAGE, 1, MPOL_BIND, {2})
+    m.touch(task, base)
+    m.touch(child, base + PAGE)
+    m.call(fork.sys_set_cpu(m.k, child, 1))
+    m.touch(child, base + 2 * PAGE)
+    assert m.where(task, base, 3) == [1, 0, 0]
+    assert m.where(child, base, 3) == [0, 2, 1]
+    assert contents(m, task, base, 3) == contents(m, child, base, 3) == [1, 2, 3]
+    m.poke(task, base, 50)
+    m.poke(child, base + PAGE, 60)
+    assert contents(m, task, base, 3) == [50, 2, 3]
+    assert contents(m, child, base, 3) == [1, 60, 3]
+
+
+@pytest.mark.parametrize("leaves", ["copies", "exits", "unmaps"])
+def test_the_last_sharer_takes_the_page_over(machine: Make, leaves: str) -> None:
+    """Who is left alone with a page writes to it in place, whatever its policy says."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 2)
+    child = child_of(m, task)
+    before = [pfn_at(m, child, base + i * PAGE) for i in range(2)]
+    m.mbind(child, base, 2, MPOL_BIND, {1})
+    if leaves == "copies":
+        m.touch(task, base, 2)
+    elif leaves == "exits":
+        m.call(fork.sys_exit(m.k, task))
+    else:
+        assert outcome(m, mmap.sys_munmap(m.k, task, base, 2 * PAGE)) == 0
+    m.touch(child, base, 2)
+    assert [pfn_at(m, child, base + i * PAGE) for i in range(2)] == before
+    assert m.where(child, base, 2) == [0, 0]
+    assert contents(m, child, base, 2) == [1, 2]
+
+
+def test_a_copy_without_memory_is_refused(machine: Make) -> None:
+    """A copy that gets no frame leaves everything as it was."""
+    m = machine(nodes=2, memory="64K")
+    task = m.attach()
+    base = written(m, task, 2)
+    child = child_of(m, task)
+    m.mbind(child, base, 2, MPOL_BIND, {1})
+    other = m.attach(1)
+    m.touch(other, m.mmap(other, 16), 16)
+    with pytest.raises(OutOfMemory):
+        m.touch(child, base)
+    assert pfn_at(m, task, base) == pfn_at(m, child, base)
+    assert contents(m, child, base, 2) == [1, 2]
+
+
+def test_the_page_of_zeros_is_copied_at_the_first_write(machine: Make) -> None:
+    """Read pages take no memory; each gets a frame of zeros where the policy says when it is written."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = m.mmap(task, 4)
+    m.touch(task, base, 4, write=False)
+    assert frames_used(m) == [0, 0]
+    m.mbind(task, base, 4, MPOL_BIND, {1})
+    m.touch(task, base + PAGE, 2)
+    assert m.where(task, base, 4) == [GONE, 1, 1, GONE]
+    assert contents(m, task, base, 4) == [0] * 4
+
+
+# -- madvise -----------------------------------------------------------------------------------------------------------
+
+
+def test_dontneed_drops_pages_and_slots(machine: Make) -> None:
+    """What was there reads as zeros again, comes back by the same policy, and is gone from memory and swap."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 6)
+    m.mbind(task, base, 6, MPOL_BIND, {1})
+    assert advise(m, task, base, 2) == 0
+    m.touch(task, base)
+    assert advise(m, task, base, 4, MADV_DONTNEED) == 0
+    assert m.where(task, base, 6) == [GONE] * 4 + [0, 0]
+    assert (slots_used(m), frames_used(m)) == (0, [2, 0])
+    m.touch(task, base, 6)
+    assert contents(m, task, base, 6) == [0, 0, 0, 0, 5, 6]
+    assert m.where(task, base, 6) == [1] * 4 + [0, 0]
+    assert [vma.vm_policy for vma in task.mm.vmas] == [Mempolicy(MPOL_BIND, nodes=2)]
+
+
+def test_dontneed_leaves_the_other_process_its_pages(machine: Make) -> None:
+    """Pages and slots that a child shares stay for the child."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 4)
+    assert advise(m, task, base, 2) == 0
+    child = child_of(m, task)
+    assert advise(m, task, base, 4, MADV_DONTNEED) == 0
+    m.touch(child, base, 4)
+    assert contents(m, child, base, 4) == [1, 2, 3, 4]
+
+
+def test_pageout_evicts_the_range_and_comes_back(machine: Make) -> None:
+    """Pages of the range leave, others stay; the bytes come back."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 6)
+    assert advise(m, task, base + 2 * PAGE, 3) == 0
+    assert m.where(task, base, 6) == [0, 0, GONE, GONE, GONE, 0]
+    m.touch(task, base, 6, write=False)
+    assert contents(m, task, base, 6) == [1, 2, 3, 4, 5, 6]
+
+
+def test_pageout_leaves_pages_that_are_mapped_twice(machine: Make) -> None:
+    """A page that another process maps stays, and that is no error; once it is the caller's alone, it leaves."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 4)
+    child = child_of(m, task)
+    m.touch(child, base, 2)
+    assert advise(m, task, base, 4) == 0
+    assert m.where(task, base, 4) == [GONE, GONE, 0, 0]
+    m.touch(task, base, 4)
+    assert contents(m, task, base, 4) == contents(m, child, base, 4) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("swap", ["0", "8K"])
+def test_pageout_without_room_is_no_error(machine: Make, swap: str) -> None:
+    """Pages that get no slot stay; madvise does not tell."""
+    m = machine(nodes=2, swap=swap)
+    task = m.attach()
+    base = written(m, task, 4)
+    assert advise(m, task, base, 4) == 0
+    there = 0 if swap == "0" else 2
+    assert m.where(task, base, 4) == [GONE] * there + [0] * (4 - there)
+    m.touch(task, base, 4)
+    assert contents(m, task, base, 4) == [1, 2, 3, 4]
+
+
+#: name → first page, pages, advice; errno, and which of the twelve pages are gone then. Pages [0, 4) and [8, 12) are
+#: mapped and touched, of these [10, 12) are locked; [4, 8) is a hole, and so is all from 12 on.
+ADVICE_ROWS: dict[str, tuple[int, int, int, int, set[int]]] = {
+    "in order": (0, 4, MADV_PAGEOUT, 0, {0, 1, 2, 3}),
+    "hole behind": (2, 4, MADV_PAGEOUT, errno.ENOMEM, {2, 3}),
+    "hole in front": (6, 3, MADV_PAGEOUT, errno.ENOMEM, {8}),
+    "hole between": (3, 6, MADV_PAGEOUT, errno.ENOMEM, {3, 8}),
+    "nothing but hole": (5, 2, MADV_PAGEOUT, errno.ENOMEM, set()),
+    "above everything": (20, 2, MADV_PAGEOUT, errno.ENOMEM, set()),
+    "locked": (10, 2, MADV_PAGEOUT, errno.EINVAL, set()),
+    "locked, those in front are done": (8, 4, MADV_PAGEOUT, errno.EINVAL, {8, 9}),
+    "locked before hole": (3, 9, MADV_PAGEOUT, errno.EINVAL, {3, 8, 9}),
+    "length 0": (0, 0, MADV_PAGEOUT, 0, set()),
+    "length 0 in a hole": (5, 0, MADV_PAGEOUT, 0, set()),
+    "length 0 at locked pages": (11, 0, MADV_PAGEOUT, 0, set()),
+    "unknown advice": (0, 4, 20, errno.EINVAL, set()),
+    "DONTNEED": (1, 2, MADV_DONTNEED, 0, {1, 2}),
+    "DONTNEED with a hole": (3, 6, MADV_DONTNEED, errno.ENOMEM, {3, 8}),
+    "DONTNEED locked": (9, 2, MADV_DONTNEED, errno.EINVAL, {9}),
+    "DONTNEED, length 0 at locked pages": (11, 0, MADV_DONTNEED, 0, set()),
+    "NORMAL": (0, 4, MADV_NORMAL, 0, set()),
+    "WILLNEED on locked pages": (10, 2, MADV_WILLNEED, 0, set()),
+    "NORMAL with a hole": (3, 6, MADV_NORMAL, errno.ENOMEM, set()),
+}
+
+
+@pytest.mark.parametrize(("first", "pages", "advice", "expected", "gone"), ADVICE_ROWS.values(), ids=ADVICE_ROWS)
+def test_advice(machine: Make, first: int, pages: int, advice: int, expected: int, gone: set[int]) -> None:
+    """A hole is ENOMEM with the mapped parts done; a locked mapping is EINVAL with those in front of it done."""
+    m = machine(nodes=2)
+    task = m.attach()
+    written(m, task, 4)
+    written(m, task, 4, BASE + 8 * PAGE)
+    assert outcome(m, protect.sys_mlock(m.k, task, BASE + 10 * PAGE, 2 * PAGE)) == 0
+    assert advise(m, task, BASE + first * PAGE, pages, advice) == expected
+    hole = [UNMAPPED] * 4
+    nodes = [GONE if number in gone else 0 for number in range(12)]
+    assert m.where(task, BASE, 12) == nodes[:4] + hole + nodes[8:]
+
+
+@pytest.mark.parametrize(
+    ("off", "length"), [(1, PAGE), (0, (1 << 64) - 1), (0, (1 << 64) - 2 * PAGE)], ids=["unaligned", "to 0", "wraps"]
+)
+def test_advice_about_no_range(machine: Make, off: int, length: int) -> None:
+    """EINVAL: an unaligned start, a length that rounds to 0, a range that wraps around."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 2)
+    assert outcome(m, protect.sys_madvise(m.k, task, base + off, length, MADV_PAGEOUT)) == errno.EINVAL
+    assert m.where(task, base, 2) == [0, 0]
+
+
+# -- what a page may be used for ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prot", "read", "write"),
+    [(PROT_NONE, False, False), (PROT_READ, True, False), (PROT_READ | PROT_WRITE, True, True)],
+    ids=["none", "read", "read and write"],
+)
+def test_a_swapped_page_comes_back_with_its_rights(machine: Make, prot: int, *, read: bool, write: bool) -> None:
+    """A page in the swap area obeys the protection of its VMA, and a refused access leaves it there."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 1)
+    assert advise(m, task, base, 1) == 0
+    assert outcome(m, protect.sys_mprotect(m.k, task, base, PAGE, prot)) == 0
+    for asked, allowed in ((True, write), (False, read)):
+        if not allowed:
+            with pytest.raises(SegmentationFault):
+                m.call(memory.sys_fault(m.k, task, base, PAGE, write=asked))
+    assert m.where(task, base, 1) == [GONE]
+    if read:
+        m.touch(task, base, write=write)
+        assert contents(m, task, base, 1) == [1]
+
+
+def test_a_reader_in_between_does_not_lose_the_copy(machine: Make) -> None:
+    """Swap, fork, write, swap again, read: every process reads what it wrote last."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 2)
+    assert advise(m, task, base, 2) == 0
+    child = child_of(m, task)
+    m.touch(child, base)
+    m.poke(child, base, 90)
+    assert advise(m, child, base, 2) == 0
+    m.mbind(task, base, 2, MPOL_BIND, {1})
+    m.touch(task, base, 2, write=False)
+    m.mbind(child, base, 2, MPOL_DEFAULT, set())
+    m.touch(child, base, 2)
+    m.poke(child, base + PAGE, 91)
+    assert contents(m, task, base, 2) == [1, 2]
+    assert contents(m, child, base, 2) == [90, 91]
