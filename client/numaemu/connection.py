@@ -110,12 +110,11 @@ class Connection:
         Raises:
             MmError: the machine refused. MachineGone: it has ended. WireError: the answer is none.
         """
-        request_id = self._last_id + 1
-        request = pack_request(self._peer.boot_id, request_id, name, args, window)
-        self._last_id = request_id
+        # Busy before the number is drawn: a signal handler that calls in between must not draw the same.
         self.busy = True
         try:
-            self._socket.send(request)
+            self._last_id = request_id = self._last_id + 1
+            self._socket.send(pack_request(self._peer.boot_id, request_id, name, args, window))
             boot_id, answered, result = unpack_reply(self._receive())
         finally:
             self.busy = False

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from numaemu_core import limits
-from numaemu_core.errors import SegmentationFault
 from numaemu_core.page_table import PTE_PRESENT, PTE_READABLE, PTE_WRITABLE
 from numaemu_core.runs import copy_rows
 
@@ -66,8 +65,6 @@ def transfer(
             done += moved
             ask_pages = min(2 * ask_pages, limits.FAULT_REQUEST_PAGES)
             continue
-        if not 0 <= here < limits.TASK_SIZE_BYTES:
-            raise SegmentationFault(here)
         fault(here, min(length - done, (ask_pages << page_shift) - (here & offset_mask)), write=write)
         # A range larger than memory pushes out its own head before it is copied: ask for less and less until it stays.
         ask_pages = max(ask_pages // 2, 1)

@@ -20,6 +20,7 @@ from numaemu.mapping import Mapping
 from numaemu.syscalls import SystemCalls
 from numaemu.window import Window
 from numaemu_core import limits, uapi
+from numaemu_core.errors import SegmentationFault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,6 +149,8 @@ class Task(SystemCalls):
         return window
 
     def _fault(self, addr: int, length: int, *, write: bool) -> None:
+        if not 0 <= addr < limits.TASK_SIZE_BYTES:  # the number may not even fit a message
+            raise SegmentationFault(addr)
         self._call("fault", addr, length, write)
 
     def mmap(

@@ -155,7 +155,8 @@ class Server:
                 self._request(frames[0], frames[1])
             else:
                 self._refuse(frames[0], WireError("expected one frame"), 0)
-            if not self._router.poll(0):
+            events = self._router.get(zmq.EVENTS)
+            if not (isinstance(events, int) and events & zmq.POLLIN):
                 return
 
     def _request(self, identity: bytes, body: bytes) -> None:

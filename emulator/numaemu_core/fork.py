@@ -13,13 +13,21 @@ from numaemu_core.effects import KernelTask, Shootdown
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.kernel import Kernel
 from numaemu_core.lru import lru_cache_add_active
-from numaemu_core.memory import make_entries, vm_page_prot
+from numaemu_core.memory import make_entries
 from numaemu_core.mempolicy import alloc_page_vma
 from numaemu_core.mm_types import VM_LOCKED, Mm, Task, VmArea
 from numaemu_core.mmap import exit_mmap, insert_vm_struct
 from numaemu_core.mmzone import free_pages
 from numaemu_core.page_flags import PG_REFERENCED, PG_UPTODATE
-from numaemu_core.page_table import PTE_WRITABLE, flats_of, is_present, is_swapped, is_writable, pte_lock_keys
+from numaemu_core.page_table import (
+    PTE_WRITABLE,
+    flats_of,
+    is_present,
+    is_swapped,
+    is_writable,
+    pte_lock_keys,
+    vm_page_prot,
+)
 from numaemu_core.rmap import pinned_pages, put_pages, set_anon_identity
 from numaemu_core.runs import copy_rows
 from numaemu_core.swapfile import SWAP_LOCK, swap_duplicate

@@ -14,6 +14,7 @@ from numaemu_core.effects import Breathe, KernelTask, ReadPages, Shootdown
 from numaemu_core.errors import OutOfMemory, SegmentationFault
 from numaemu_core.kernel import Kernel
 from numaemu_core.lru import lru_cache_add_active
+from numaemu_core.memory_one import try_anonymous_page
 from numaemu_core.mempolicy import alloc_page_vma
 from numaemu_core.mm_types import VM_ACCESS_FLAGS, VM_EXEC, VM_READ, VM_WRITE, Mm, Task, VmArea
 from numaemu_core.mmzone import free_pages
@@ -28,6 +29,7 @@ from numaemu_core.page_table import (
     is_swapped,
     is_writable,
     pte_lock_keys,
+    vm_page_prot,
 )
 from numaemu_core.rmap import put_pages, set_anon_identity
 from numaemu_core.runs import copy_rows
@@ -92,6 +94,8 @@ def handle_mm_fault(
         OutOfMemory: the first of them that needs a frame can get none; those before it are there.
     """
     flats = k.tables.pte_alloc(task.mm.pgd, first_vpn, end_vpn)
+    if write and len(flats) == 1 and try_anonymous_page(k, task, vma, first_vpn, int(flats[0])):
+        return
     vpns = np.arange(first_vpn, end_vpn)
     entries = k.c.pte[flats]
     none = entries == 0
@@ -108,11 +112,6 @@ def handle_mm_fault(
         protected = is_present(entries) & ~is_writable(entries)
         if protected.any():
             yield from do_wp_page(k, task, vma, vpns[protected], flats[protected], entries[protected])
-
-
-def vm_page_prot(vma: VmArea) -> int:
-    """The bits of a present entry of a VMA, not writable: that is earned by a write fault (PAGE_COPY)."""
-    return PTE_PRESENT | (PTE_READABLE if vma.vm_flags & VM_ACCESS_FLAGS else 0)
 
 
 def make_entries(k: Kernel, pfns: I8, bits: int) -> U8:

@@ -22,6 +22,7 @@ from numaemu_core.columns import I8, NO_INDEXES, U8, Bool, Columns
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.layout import Layout
 from numaemu_core.locks import Key, Rank
+from numaemu_core.mm_types import VM_ACCESS_FLAGS, VmArea
 
 PTE_PRESENT: Final = 1
 PTE_READABLE: Final = 2
@@ -232,3 +233,8 @@ def is_swapped(entries: U8) -> Bool:
 def is_writable(entries: U8) -> Bool:
     """Which entries let a write through."""
     return entries & np.uint64(PTE_WRITABLE) != 0
+
+
+def vm_page_prot(vma: VmArea) -> int:
+    """The bits of a present entry of a VMA, not writable: that is earned by a write fault (PAGE_COPY)."""
+    return PTE_PRESENT | (PTE_READABLE if vma.vm_flags & VM_ACCESS_FLAGS else 0)

@@ -16,10 +16,10 @@ from numaemu_core.effects import KernelTask, Shootdown
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.mbind import PageList, check_pgd_range
-from numaemu_core.memory import make_pages_present, unmap_vmas, vm_page_prot
+from numaemu_core.memory import make_pages_present, unmap_vmas
 from numaemu_core.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, Mm, Task, VmArea
 from numaemu_core.mmap import calc_vm_prot_bits, page_align, split_vma, vma_merge
-from numaemu_core.page_table import PTE_READABLE, PTE_WRITABLE, flats_of, is_present, pte_lock_keys
+from numaemu_core.page_table import PTE_READABLE, PTE_WRITABLE, flats_of, is_present, pte_lock_keys, vm_page_prot
 from numaemu_core.task_locks import down_write, spin_lock
 from numaemu_core.uapi import (
     MADV_DONTNEED,

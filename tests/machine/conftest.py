@@ -11,6 +11,7 @@ import pytest
 
 import numaemu as nm
 from numaemu import control, places
+from numaemu_host import pidfd
 
 #: How long a condition may take to come true before its test fails.
 PATIENCE_S = 30.0
@@ -44,7 +45,7 @@ def boot(runtime: Path) -> Iterator[Callable[..., nm.Machine]]:
 
 
 def _all_gone(pids: list[int]) -> bool:
-    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    return not any(map(pidfd.is_running_pid, pids))
 
 
 def processes(machine: nm.Machine) -> list[dict[str, Any]]:
