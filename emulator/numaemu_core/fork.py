@@ -9,7 +9,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
-from numaemu_core.effects import KernelTask, Shootdown
+from numaemu_core.effects import Breathe, KernelTask, Shootdown
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.kernel import Kernel
 from numaemu_core.lru import lru_cache_add_active
@@ -183,6 +183,7 @@ def copy_page_range(k: Kernel, task: Task, vma: VmArea, eager: I8) -> KernelTask
         used = k.c.pte[flats] != 0
         flats, vpns = flats[used], vpns[used]
         if len(flats):
+            yield Breathe()
             yield from _copy_entries(k, task, vma, vpns, flats, np.isin(vpns, eager), pinned)
 
 

@@ -25,7 +25,7 @@ from numaemu_core.page_flags import (
     PG_WRITEBACK,
     RESERVED,
 )
-from numaemu_core.page_table import flats_of, is_present, is_swapped
+from numaemu_core.page_table import is_present, is_swapped
 from numaemu_core.rmap import linear_page_index, page_count, pinned_pages
 
 #: Violations of one kind that are listed one by one; the rest are counted.
@@ -51,10 +51,8 @@ def _some(what: str, numbers: I8) -> Iterator[str]:
 def _mapped(k: Kernel, mm: Mm) -> tuple[I8, I8, I8]:
     """(flat indexes, virtual pages, entries) of everything that an mm's tables name."""
     end = 1 << (limits.TABLE_LEVELS * limits.TABLE_SHIFT)
-    flats, vpns = flats_of(*k.tables.pte_tables(mm.pgd, 0, end), 0, end)
-    entries = k.c.pte[flats]
-    used = entries != 0
-    return flats[used], vpns[used], entries[used].astype(np.int64)
+    flats, vpns, entries = k.tables.used_entries(mm.pgd, 0, end)
+    return flats, vpns, entries.astype(np.int64)
 
 
 def check_frame_states(k: Kernel, _own: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, Bool
-from numaemu_core.effects import KernelTask
+from numaemu_core.effects import Breathe, KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
@@ -113,6 +113,8 @@ def check_pte_range(
     for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
         batch = slice(part, part + limits.PTE_LOCK_BATCH)
         flats, _ = flats_of(tables[batch], bases[batch], *span)
+        if part:
+            yield Breathe()
         with (yield from spin_lock(k, [*pte_lock_keys(flats), *lru_locks])):
             entries = k.c.pte[flats]
             pfns = (entries[is_present(entries)] >> np.uint64(k.page_shift)).astype(np.int64)

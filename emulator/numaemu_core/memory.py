@@ -45,6 +45,7 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
         SegmentationFault: the first page may not be accessed so. OutOfMemory: it can get no frame.
     """
     first, end = addr >> k.page_shift, ((addr + max(length, 1) - 1) >> k.page_shift) + 1
+    end = min(end, first + limits.FAULT_REQUEST_PAGES)
     vpn = stop = first
     with (yield from down_read(task.mm)):
         while vpn < end:
@@ -366,6 +367,7 @@ def make_pages_present(k: Kernel, task: Task, start: int, end: int) -> KernelTas
                 yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
             except OutOfMemory:
                 return
+            yield Breathe()
 
 
 def unmap_vmas(
@@ -384,6 +386,8 @@ def unmap_vmas(
     for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
         batch = slice(part, part + limits.PTE_LOCK_BATCH)
         flats, _ = flats_of(tables[batch], bases[batch], first, last)
+        if part:
+            yield Breathe()
         with (yield from spin_lock(k, pte_lock_keys(flats))):
             entries = c.pte[flats]
             used = entries != 0

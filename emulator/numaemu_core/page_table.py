@@ -162,6 +162,22 @@ class TableArena:
                 break
         return tables, bases
 
+    def used_entries(self, pgd: int, first_vpn: int, end_vpn: int) -> tuple[I8, I8, U8]:
+        """Flat indexes, virtual pages and entries of everything under the range that is not none, ascending.
+
+        Some tables at a time: many tables with an entry each take little room in the answer, and much on the way.
+        """
+        tables, bases = self.pte_tables(pgd, first_vpn, end_vpn)
+        flats, vpns = [NO_INDEXES], [NO_INDEXES]
+        for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
+            batch = slice(part, part + limits.PTE_LOCK_BATCH)
+            all_flats, all_vpns = flats_of(tables[batch], bases[batch], first_vpn, end_vpn)
+            used = self.pte[all_flats] != 0
+            flats.append(all_flats[used])
+            vpns.append(all_vpns[used])
+        found = np.concatenate(flats)
+        return found, np.concatenate(vpns), self.pte[found]
+
     def all_tables(self, pgd: int) -> set[int]:
         """Every table reachable from a pgd, itself included: for fsck."""
         tables, bases = np.array([pgd]), np.array([0])

@@ -24,7 +24,7 @@ from numaemu_core.page_flags import (
     PG_DIRTY,
     PG_WRITEBACK,
 )
-from numaemu_core.page_table import flats_of, is_present
+from numaemu_core.page_table import is_present
 from numaemu_core.task_locks import down_read
 from numaemu_core.uapi import MPOL_BIND, MPOL_INTERLEAVE
 
@@ -58,9 +58,7 @@ def sys_where(k: Kernel, task: Task, addr: int, length: int) -> KernelTask[bytes
 
 def _present_entries(k: Kernel, vma: VmArea, first_vpn: int, end_vpn: int) -> tuple[U8, I8]:
     """Entries that map pages [first_vpn, end_vpn) of a VMA, and the pages."""
-    tables, bases = k.tables.pte_tables(vma.vm_mm.pgd, first_vpn, end_vpn)
-    flats, vpns = flats_of(tables, bases, first_vpn, end_vpn)
-    entries = k.c.pte[flats]
+    _, vpns, entries = k.tables.used_entries(vma.vm_mm.pgd, first_vpn, end_vpn)
     mapped = is_present(entries)
     return entries[mapped], vpns[mapped]
 
