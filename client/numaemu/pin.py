@@ -172,7 +172,7 @@ class Pin:
             walk = self._row.window.walk.anew()
             before = done
             for piece in walk.pieces(self._first_vpn + done, self._first_vpn + self._count):
-                recorded = self._record_piece(walk, piece, write=write)
+                recorded = self.record_piece(walk, piece, write=write)
                 done += recorded
                 if recorded < piece.stop - piece.start:
                     break
@@ -180,7 +180,7 @@ class Pin:
         finally:
             sem.close()
 
-    def _record_piece(self, walk: PageWalk, piece: slice, *, write: bool) -> int:
+    def record_piece(self, walk: PageWalk, piece: slice, *, write: bool) -> int:
         """Record the head of one table's entries that is there, under its lock."""
         with pte_lock(walk.views, piece.start // limits.PTRS_PER_TABLE, _LOCK_S) as held:
             if not held:

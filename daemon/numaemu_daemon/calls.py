@@ -11,10 +11,14 @@ from numaemu_core import fork, proc
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
+from numaemu_core.swap_state import release_unpinned
 from numaemu_core.syscalls import NOT_JOURNALLED, SYSCALLS
 from numaemu_core.wire import Request, pack_refusal, pack_reply
 from numaemu_daemon.clients import AccessSlots, Client, Connection
 from numaemu_daemon.scheduler import Scheduler
+
+#: Calls that a client may make about tasks of other processes of the same user, too.
+OF_ANY_TASK = frozenset({"numa_maps"})
 
 Send = Callable[[Connection, bytes], None]
 
@@ -61,7 +65,8 @@ class Calls:
             if handler is not None:
                 self._answer(connection, request, send, handler(connection.client, *request.args), None)
                 return
-            task = self._own_task(connection.client, request.args[0])
+            pid = request.args[0]
+            task = fork.task_of(self._k, pid) if request.name in OF_ANY_TASK else self._own_task(connection.client, pid)
         except MmError as refusal:
             self._answer(connection, request, send, None, refusal)
             return
@@ -118,6 +123,7 @@ class Calls:
         client.tasks.discard(pid)
         for slot in [slot for slot, owner_pid in client.slots.items() if owner_pid == pid]:
             self._slots.give_back(slot)
+        self.release_pins()
 
     def _attach(self, client: Client, cpu: int, capabilities: list[str], share_mm: int | None) -> list[int]:
         task = fork.attach(self._k, cpu, capabilities, share_mm)
@@ -143,8 +149,13 @@ class Calls:
 
     def _unpinned(self, client: Client, pid: int) -> int:
         self._own_task(client, pid)
-        self._k.pages_changed = True
+        self.release_pins()
         return 0
+
+    def release_pins(self) -> None:
+        """Pins were cleared: free what they alone had kept, when there is time for it."""
+        if self._k.left_to_pins:
+            self._scheduler.start(release_unpinned(self._k), lambda _result, _refusal: None)
 
     #: Whose task it is; set by the server, which knows the clients.
     owner_of: Callable[[int], Client | None] = staticmethod(lambda _pid: None)

@@ -4,6 +4,7 @@ A task that sleeps is in exactly one list, by what it sleeps for; a list is look
 changed. Nothing in here waits: `step` does what can be done now and says how long the loop may sleep.
 """
 
+import platform
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from numaemu_core.page_flags import PG_WRITEBACK
 from numaemu_daemon.clients import AccessSlots
 from numaemu_host import membarrier, pidfd
 
+#: Stores of another processor are seen in the order in which they were made.
+TOTAL_STORE_ORDER = platform.machine() in {"x86_64", "AMD64", "i686"}
 #: How long the loop sleeps while it waits for something that no descriptor tells: a window, another process's lock.
 BUSY_POLL_MS = 1
 #: Turns of the loop that try a busy spin lock again at once, before one that sleeps.
@@ -176,6 +179,8 @@ class Scheduler:
         flight.waiting = waiting
         if len(late) < len(waiting):
             return False
+        if not TOTAL_STORE_ORDER:
+            membarrier.barrier()  # what was done inside a window is seen before what is read after its end
         self.stragglers += len(late)
         flight.task.value = late
         self._ready.append(flight.task)

@@ -182,6 +182,11 @@ class Server:
             self._calls.serve(connection, request, self._send)
 
     def _connect(self, identity: bytes, request: Request) -> None:
+        """Bind an identity to the client of the token; once: a repeated hello is answered again."""
+        known = self._connections.get(identity)
+        if known is not None:
+            self._send(known, pack_reply(self._boot_id, request.request_id, known.number))
+            return
         client = self._clients.get(request.args[0])
         if client is None:
             self._refuse(identity, MmError(errno.EACCES, "no client has that token"), request.request_id)
@@ -278,6 +283,7 @@ class Server:
         for slot, pid in list(client.slots.items()):
             if pid not in self._k.tasks:
                 self._slots.give_back(slot)
+        self._calls.release_pins()
 
     def _owner_of(self, pid: int) -> Client | None:
         return next((client for client in self._clients.values() if pid in client.tasks), None)

@@ -13,7 +13,7 @@ import errno
 
 
 class NumaemuFailure(Exception):
-    """Root of everything that this project raises by itself."""
+    """Root of what the core and the daemon raise by themselves."""
 
 
 class MmError(NumaemuFailure):

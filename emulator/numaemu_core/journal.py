@@ -9,6 +9,7 @@ daemon died is not there. Records are states, not changes: applying one twice do
     ["mm", mm, fields] / ["mm_gone", mm]          an address space
     ["task", pid, fields] / ["task_gone", pid]    a task
     ["done", connection, request, reply]          a mutating call is over; its answer may be sent
+    ["hung_up", connection]                       its client is gone
 
 Faults, aging and eviction are not in it: their truth is the identity of the frame and the entry of the page table.
 """

@@ -45,6 +45,8 @@ class Kernel:
         self.nr_swap_pages = layout.slot_count
         self.lru_clock = 0
         self.quarantine = Quarantine()
+        #: Frames that nobody but a pin refers to any more: looked at again when pins are cleared.
+        self.left_to_pins: set[int] = set()
         self.tasks: dict[int, Task] = {}
         self.mms: dict[int, Mm] = {}
         self.anon_vmas: dict[int, AnonVma] = {}

@@ -16,7 +16,6 @@ FREE_CLEAN: Final = 0
 FREE_UNCLEAN: Final = 1
 ALLOCATED: Final = 2
 RESERVED: Final = 3
-QUARANTINED: Final = 4
 
 # lru_state: 0 is off the lists; PG_active is kept while isolated.
 LRU_NONE: Final = 0

@@ -16,13 +16,6 @@ class Profile:
     name: str
     #: Capability that MPOL_MF_MOVE_ALL asks for (V3: CAP_SYS_RESOURCE; since 2.6.16 CAP_SYS_NICE, commit 74c00241).
     move_all_capability: str
-    #: True: one offline node in a mask refuses the call (2.6.15 mpol_check_policy); False: such bits are dropped.
-    offline_nodes_refused: bool
-    #: True: mbind looks for holes only between VMAs and after the last one (2.6.15 check_range), so that a hole at
-    #: the head of the range passes.
-    edge_holes_accepted: bool
-    #: True: BIND tries its nodes by ascending id (until 2.6.25); False: nearest to the CPU first.
-    bind_lowest_first: bool
     #: True: pages join the migration list at its head, so that it runs against the addresses (V2, V4, V5).
     pagelist_lifo: bool
     #: True: the nodes of a tie in distance are examined in rotation from the local one (2.6.15 find_next_best_node).
@@ -32,9 +25,6 @@ class Profile:
 SWAP_V3: Final = Profile(
     name="swap-v3",
     move_all_capability="CAP_SYS_RESOURCE",
-    offline_nodes_refused=True,
-    edge_holes_accepted=True,
-    bind_lowest_first=True,
     pagelist_lifo=True,
     zonelist_rotates=True,
 )

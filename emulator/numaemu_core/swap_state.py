@@ -11,7 +11,7 @@ from numaemu_core.effects import KernelTask
 from numaemu_core.kernel import Kernel
 from numaemu_core.page_flags import PG_DIRTY, PG_SWAPCACHE, PG_UPTODATE, PG_WRITEBACK
 from numaemu_core.page_lock import trylock_pages, unlock_pages
-from numaemu_core.rmap import page_count, put_pages
+from numaemu_core.rmap import page_count, pinned_pages, put_pages
 from numaemu_core.swapfile import SWAP_LOCK, get_swap_pages, slots_over_half, swap_free
 from numaemu_core.task_locks import spin_lock
 
@@ -65,6 +65,16 @@ def free_page_and_swap_cache(k: Kernel, pfns: I8) -> KernelTask[None]:
         yield from remove_exclusive_swap_page(k, orphans[got], references=1)
         yield from unlock_pages(k, orphans[got])
     yield from put_pages(k, pfns)
+    pinned = pinned_pages(k)
+    if len(pinned):
+        k.left_to_pins.update(pfns[np.isin(pfns, pinned) & (k.c.mapcount[pfns] == 0)].tolist())
+
+
+def release_unpinned(k: Kernel) -> KernelTask[None]:
+    """Pins were cleared, or their client is gone: free what they alone had kept."""
+    left = np.array(sorted(k.left_to_pins), np.int64)
+    k.left_to_pins.clear()
+    yield from free_page_and_swap_cache(k, left)
 
 
 def _is_orphan(k: Kernel, pfns: I8) -> Bool:

@@ -26,7 +26,6 @@ from numaemu_core.page_flags import (
     LRU_NONE,
     PG_SWAPCACHE,
     PG_WRITEBACK,
-    QUARANTINED,
     RESERVED,
 )
 from numaemu_core.page_table import PTE_SWAPPED
@@ -91,7 +90,7 @@ class Subject:
 
 
 def unknown_state(s: Subject) -> str:
-    s.k.c.free_state[s.k.zero_pfn] = QUARANTINED
+    s.k.c.free_state[s.k.zero_pfn] = RESERVED + 1
     return f"frame {s.k.zero_pfn}: unknown state"
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numaemu_core import limits
 from numaemu_core.columns import Columns, columns_in_memory
 from numaemu_core.layout import MUTEX_BYTES, layout_of
-from numaemu_core.page_flags import ALLOCATED, FREE_CLEAN, FREE_UNCLEAN, QUARANTINED, RESERVED
+from numaemu_core.page_flags import ALLOCATED, FREE_CLEAN, FREE_UNCLEAN, RESERVED
 from numaemu_core.topology import from_dict
 from numaemu_daemon.cleaning import NODE_CLEAN_BATCH_PAGES, Cleaner, Progress
 from numaemu_host import memfd
@@ -54,7 +54,7 @@ def run(cleaner: Cleaner) -> list[Progress]:
     pytest.fail("it goes on for ever")
 
 
-@given(states=st.lists(st.sampled_from([FREE_CLEAN, FREE_UNCLEAN, ALLOCATED, RESERVED, QUARANTINED]), max_size=256))
+@given(states=st.lists(st.sampled_from([FREE_CLEAN, FREE_UNCLEAN, ALLOCATED, RESERVED]), max_size=256))
 def test_exactly_the_unclean_frames_of_the_node_are_cleaned(mutexes: MutexTable, states: list[int]) -> None:
     """Whatever the frames are, the unclean free ones of this node become zero and clean, and no other cell changes."""
     columns = dirty_columns()

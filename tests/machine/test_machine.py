@@ -336,3 +336,36 @@ def test_the_readmes_example_runs_as_it_stands(runtime: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "bind={1/Normal}" in done.stdout
     assert not any(runtime.iterdir())
+
+
+@pytest.mark.parametrize("evicted", ["mapped", "evicted"])
+def test_a_page_that_was_unmapped_while_it_was_pinned_is_free_after_the_pin(evicted: str, boot: Boot) -> None:
+    """Munmap leaves a pinned frame to its pin; when that ends, frame and slot are free."""
+    machine = boot()
+    before = machine.figures("vmstat")
+    with machine.attach() as task:
+        buf = task.mmap(8 * PAGE)
+        buf.write(0, b"a" * (8 * PAGE))
+        with buf.pin() as array:
+            if evicted == "evicted":
+                task.mbind(buf.start, buf.length, *BIND_1, nm.MPOL_MF_MOVE)
+            task.munmap(buf.start, buf.length)
+            array[:3] = np.frombuffer(b"own", np.uint8)
+            assert array[:4].tobytes() == b"owna"
+            assert machine.fsck() == []
+        assert machine.fsck() == []
+    after = machine.figures("vmstat")
+    assert [after[name] for name in ("nr_free_pages", "nr_swap_free")] == [
+        before[name] for name in ("nr_free_pages", "nr_swap_free")
+    ]
+
+
+def test_numa_maps_of_another_process_can_be_read(boot: Boot) -> None:
+    """`numaemu maps PID` shows a task of another client of the same user."""
+    machine = boot()
+    with machine.attach() as task:
+        buf = task.mmap(4 * PAGE)
+        buf.write(0, b"x")
+        command = [sys.executable, "-m", "numaemu.cli.main", "-m", machine.name, "maps", str(task.pid)]
+        out = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        assert out == f"{buf.start:08x} default MaxRef=1 Pages=1 Mapped=1 Anon=1 N0=1\n"

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("--topology says nodes and memory: leave out --nodes and --memory")
     from numaemu.launch import start  # noqa: PLC0415 - --help answers without it
 
-    topology = _topology(args)
+    topology = topology_of(args)
     if not args.foreground:
         started = start(machine_name(args), topology, allow_uids=args.allow_uid)
         print(started.endpoint, flush=True)
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     return _stay(started)
 
 
-def _topology(args: argparse.Namespace) -> Topology:
+def topology_of(args: argparse.Namespace) -> Topology:
+    """The machine that the options describe. TopologyError, OSError."""
     from numaemu.description import topology_from  # noqa: PLC0415 - --help answers without it
     from numaemu_core.topology import uniform  # noqa: PLC0415 - --help answers without it
 
