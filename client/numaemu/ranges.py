@@ -124,7 +124,7 @@ def _copy(views: Views, pfns: I8, offset: int, data: U1, *, write: bool) -> None
         _move(views.frame_bytes[start : start + len(data)], data, write=write)
         return
     # The frames are scattered: whole pages in runs, and what is left of a page at either end by itself.
-    head = min(len(data), -offset % page_size)
+    head = -offset % page_size
     if head:
         start = first * page_size + offset
         _move(views.frame_bytes[start : start + head], data[:head], write=write)

@@ -16,7 +16,7 @@ from numaemu_core.lru import lru_cache_add_active
 from numaemu_core.memory import make_entries
 from numaemu_core.mempolicy import alloc_page_vma
 from numaemu_core.mm_types import VM_LOCKED, Mm, Task, VmArea
-from numaemu_core.mmap import exit_mmap, insert_vm_struct
+from numaemu_core.mmap import check_map_count, exit_mmap, insert_vm_struct
 from numaemu_core.mmzone import free_pages
 from numaemu_core.page_flags import PG_REFERENCED, PG_UPTODATE
 from numaemu_core.page_table import (
@@ -53,6 +53,11 @@ def new_mm(k: Kernel) -> Mm:
     return mm
 
 
+def _check_task_count(k: Kernel) -> None:
+    if len(k.tasks) >= limits.MAX_TASKS:
+        raise MmError(errno.EAGAIN, f"a machine has at most {limits.MAX_TASKS} tasks")
+
+
 def _add_task(k: Kernel, task: Task) -> Task:
     k.tasks[task.pid] = task
     k.next_pid = task.pid + 1
@@ -64,10 +69,11 @@ def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None) -
     """A new task, with an mm of its own or with that of the task `share_mm`.
 
     Raises:
-        MmError: EINVAL (no such CPU or capability), ESRCH (no task `share_mm`), ENOMEM.
+        MmError: EINVAL (no such CPU or capability), ESRCH (no task `share_mm`), EAGAIN (too many tasks), ENOMEM.
     """
     if cpu not in k.cpu_node:
         raise MmError(errno.EINVAL, f"CPU {cpu} is not there; CPUs: {sorted(k.cpu_node)}")
+    _check_task_count(k)
     unknown = sorted(set(capabilities) - CAPABILITIES)
     if unknown:
         raise MmError(errno.EINVAL, f"capability {unknown[0]!r} is not known; known: {', '.join(sorted(CAPABILITIES))}")
@@ -122,11 +128,13 @@ def sys_fork(k: Kernel, task: Task) -> KernelTask[Task]:
     Raises:
         MmError: ENOMEM: no page-table page or address space is left; nothing has changed then.
     """
+    _check_task_count(k)
     child = new_mm(k)
     try:
         with (yield from down_write(task.mm)):
+            check_map_count(k, child, len(task.mm.vmas))
             yield from dup_mmap(k, task, child)
-    except OutOfMemory as error:
+    except MmError as error:
         yield from exit_mmap(k, child)
         raise MmError(errno.ENOMEM, error.detail) from None
     twin = Task(k.next_pid, child, task.cpu, task.capabilities, task.policy, task.il_next, task.mems_allowed)

@@ -29,6 +29,7 @@ _WORD: Final = 8
 _HEADER: Final = 2 * _WORD
 #: Head of the journal: number of the half in use.
 _PREFIX: Final = 64
+_OF_CALLS: Final = frozenset({"intent", "done", "hung_up"})
 
 Row = list[Any]
 
@@ -94,8 +95,9 @@ class Journal:
         self._half = 0
         self._at = _PREFIX
         self._sequence = 1
-        #: The same state that a replay gives, kept for snapshots.
+        #: Where a snapshot of tasks and mms comes from; calls on their way are kept here.
         self._truth: Callable[[], Truth] = Truth
+        self._calls = Truth()
 
     def snapshot_from(self, truth: Callable[[], Truth]) -> None:
         """Where a snapshot of the live state comes from when a half is full."""
@@ -104,15 +106,16 @@ class Journal:
     def append(self, record: Row) -> None:
         """Write a record; open the other half with a snapshot when this one is full."""
         body = msgpack.packb(record)
+        if record[0] in _OF_CALLS:
+            self._calls.apply(record)
         if self._at + _HEADER + len(body) + _HEADER > _PREFIX + (self._half + 1) * self._half_bytes:
             self._turn()
         self._write(body)
 
     def _turn(self) -> None:
         """Go over to the other half: the snapshot first, the prefix last."""
-        calls = self.replay().calls
         truth = self._truth()
-        truth.calls = calls
+        truth.calls = self._calls.calls
         self._half = 1 - self._half
         self._at = _PREFIX + self._half * self._half_bytes
         self._sequence += 1 << 32

@@ -52,6 +52,8 @@ class Kernel:
         self.anon_vmas: dict[int, AnonVma] = {}
         #: Objects that pages of files belong to, by the id in the `mapping` column (PAGE_MAPPING_FILE set).
         self.address_spaces: dict[int, AddressSpace] = {}
+        #: VMAs of all mms.
+        self.vma_count = 0
         self.next_pid = 1
         self.next_mm = 0
         self.next_anon_vma = 1

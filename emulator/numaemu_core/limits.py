@@ -24,6 +24,10 @@ PAGE_SHIFT_MAX: Final = 16
 
 #: VMAs of one address space (sysctl_max_map_count of 2.6.15).
 MAX_MAP_COUNT: Final = 65536
+#: VMAs of all address spaces together: a snapshot of them fits half a journal.
+MAX_VMAS: Final = 1 << 18
+#: Tasks alive at one time (pid_max of 2.6.15).
+MAX_TASKS: Final = 32768
 #: Address spaces alive at one time: rows of the epoch column.
 MAX_MMS: Final = 4096
 #: Access slots: one a thread and task that touches memory.
@@ -57,7 +61,9 @@ WINDOW_BOUND_RUNNING_S: Final = 5.0
 WINDOW_BOUND_STOPPED_S: Final = 0.2
 
 #: One half of the journal.
-JOURNAL_HALF_BYTES: Final = 16 << 20
+JOURNAL_HALF_BYTES: Final = 64 << 20
+#: What a VMA, a task or an mm takes in a journal at the most.
+JOURNAL_ROW_BYTES_MAX: Final = 128
 
 #: One message on the wire, either way.
 MESSAGE_BYTES_MAX: Final = 1 << 20
@@ -76,3 +82,4 @@ assert PTE_LOCK_BATCH + 3 * MAX_NUMNODES + 1 <= ROBUST_LIST_MAX // 2
 assert FAULT_BATCH_PAGES <= FAULT_REQUEST_PAGES
 assert SWAPOUT_TRYLOCK_PASSES < SWAPOUT_PASSES
 assert TASK_SIZE_BYTES <= 1 << (PAGE_SHIFT_MIN + TABLE_LEVELS * TABLE_SHIFT)
+assert (MAX_VMAS + MAX_TASKS + MAX_MMS) * JOURNAL_ROW_BYTES_MAX <= JOURNAL_HALF_BYTES * 3 // 4

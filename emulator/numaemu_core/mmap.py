@@ -62,8 +62,7 @@ def split_vma(k: Kernel, vma: VmArea, addr: int, *, new_below: bool) -> VmArea:
         MmError: ENOMEM: the mm has max_map_count VMAs.
     """
     mm = vma.vm_mm
-    if len(mm.vmas) >= limits.MAX_MAP_COUNT:
-        raise MmError(errno.ENOMEM, f"an address space has at most {limits.MAX_MAP_COUNT} VMAs")
+    check_map_count(k, mm)
     assert vma.vm_start < addr < vma.vm_end
     pages_below = (addr - vma.vm_start) >> k.page_shift
     if new_below:
@@ -78,8 +77,21 @@ def split_vma(k: Kernel, vma: VmArea, addr: int, *, new_below: bool) -> VmArea:
     return new
 
 
+def check_map_count(k: Kernel, mm: Mm, more: int = 1) -> None:
+    """Is there room for `more` VMAs in this mm, and on the machine?
+
+    Raises:
+        MmError: ENOMEM.
+    """
+    if len(mm.vmas) + more > limits.MAX_MAP_COUNT:
+        raise MmError(errno.ENOMEM, f"an address space has at most {limits.MAX_MAP_COUNT} VMAs")
+    if k.vma_count + more > limits.MAX_VMAS:
+        raise MmError(errno.ENOMEM, f"a machine has at most {limits.MAX_VMAS} VMAs")
+
+
 def insert_vm_struct(k: Kernel, vma: VmArea) -> None:
     """Link a VMA into its mm and its anon_vma."""
+    k.vma_count += 1
     vma.vm_mm.vmas.insert(vma)
     if vma.anon_vma is not None:
         k.anon_vmas.setdefault(vma.anon_vma, AnonVma(vma.anon_vma)).vmas.append(vma)
@@ -88,6 +100,7 @@ def insert_vm_struct(k: Kernel, vma: VmArea) -> None:
 def remove_vma(k: Kernel, vma: VmArea) -> None:
     """Unlink a VMA from its mm and its anon_vma; the anon_vma goes with its last VMA."""
     vma.vm_mm.vmas.remove(vma)
+    k.vma_count -= 1
     if vma.anon_vma is not None:
         anon_vma = k.anon_vmas[vma.anon_vma]
         anon_vma.vmas.remove(vma)
@@ -195,8 +208,7 @@ def _hinted(k: Kernel, mm: Mm, addr: int, size_bytes: int) -> int:
 
 def do_map(k: Kernel, mm: Mm, addr: int, size_bytes: int, vm_flags: int, policy: Mempolicy | None = None) -> VmArea:
     """Link in a new private anonymous VMA where nothing is mapped, and merge it with its neighbours."""
-    if len(mm.vmas) >= limits.MAX_MAP_COUNT:
-        raise MmError(errno.ENOMEM, f"an address space has at most {limits.MAX_MAP_COUNT} VMAs")
+    check_map_count(k, mm)
     vma = VmArea(mm, addr, addr + size_bytes, vm_flags, addr >> k.page_shift, policy)
     insert_vm_struct(k, vma)
     vma = vma_merge(k, vma)
