@@ -1,0 +1,252 @@
+"""Calls, against a socket that answers as it is told."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import zmq
+
+from numaemu.connection import Calls, Init, Peer
+from numaemu.errors import MachineGone
+from numaemu.window import Turn
+from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
+from numaemu_core.wire import Request, WireError, pack_refusal, pack_reply, pack_request, unpack_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import FrameType
+
+BOOT_ID = "b00t"
+Answer = bytes | None
+
+
+class Daemon:
+    """Answers each request with what `answer` makes of it; None: not at all. `seen` are all requests."""
+
+    def __init__(self, path: Path) -> None:
+        self.endpoint = f"ipc://{path}"
+        self.seen: list[Request] = []
+        self.peers: set[bytes] = set()
+        self.numbers: list[tuple[bytes, int]] = []
+        self.answer: Callable[[Request], Answer] = lambda request: pack_reply(BOOT_ID, request.request_id, "done")
+        self._ends = False
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+            socket.linger = 0
+            socket.bind(self.endpoint)
+            while not self._ends:
+                if socket.poll(10):
+                    identity, body = socket.recv_multipart()
+                    self.peers.add(identity)
+                    request = unpack_request(body, BOOT_ID)
+                    self.seen.append(request)
+                    self.numbers.append((identity, request.request_id))
+                    hello = pack_reply(BOOT_ID, request.request_id, 1) if request.name == "hello" else None
+                    answer = hello or self.answer(request)
+                    if answer is not None:
+                        socket.send_multipart([identity, answer])
+
+    def end(self) -> None:
+        self._ends = True
+        self._thread.join()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon that answers every call with "done"."""
+    found = Daemon(tmp_path / "kernel.ipc")
+    yield found
+    found.end()
+    assert len(set(found.numbers)) == len(found.numbers), "a connection used a request id twice"
+
+
+@pytest.fixture
+def init() -> Iterator[subprocess.Popen[bytes]]:
+    """A process in place of init."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def calls(daemon: Daemon, init: subprocess.Popen[bytes]) -> Calls:
+    """The calls to that daemon."""
+    return Calls(Peer(daemon.endpoint, BOOT_ID, bytes(16), Init("box", init.pid)))
+
+
+def test_ids_count_up(daemon: Daemon, calls: Calls) -> None:
+    """A connection says hello first; then requests are numbered one by one."""
+    assert calls.call("brk", 7, 0) == "done"
+    calls.call("munlockall", 7)
+    assert [(request.request_id, request.name) for request in daemon.seen] == [
+        (1, "hello"),
+        (2, "brk"),
+        (3, "munlockall"),
+    ]
+
+
+def test_threads_have_connections_of_their_own(daemon: Daemon, calls: Calls) -> None:
+    """Each thread says hello by itself."""
+    calls.call("status")
+    thread = threading.Thread(target=calls.call, args=("status",))
+    thread.start()
+    thread.join()
+    assert len(daemon.peers) == 2
+
+
+@pytest.mark.parametrize(
+    ("refusal", "kind"),
+    [
+        (MmError(errno.EPERM, "no right"), PermissionError),
+        (MmError(errno.EINVAL), OSError),
+        (SegmentationFault(4096), SegmentationFault),
+        (OutOfMemory(), OutOfMemory),
+    ],
+)
+def test_refusals(daemon: Daemon, calls: Calls, refusal: MmError, kind: type[Exception]) -> None:
+    """A refusal raises OSError with the errno, or the error of its own kind, and the connection stays in use."""
+    daemon.answer = lambda request: pack_refusal(BOOT_ID, request.request_id, refusal)
+    with pytest.raises(kind) as caught:
+        calls.call("brk", 7, 0)
+    assert getattr(caught.value, "errno", None) == refusal.errno
+    with pytest.raises(kind):
+        calls.call("brk", 7, 0)
+    assert len(daemon.peers) == 1
+
+
+def test_number_that_does_not_fit(daemon: Daemon, calls: Calls) -> None:
+    """A number beyond 64 bits is EINVAL without a message, and the next call is answered."""
+    with pytest.raises(OSError, match="cannot be sent") as caught:
+        calls.call("brk", 7, 1 << 64)
+    assert caught.value.errno == errno.EINVAL
+    assert calls.call("brk", 7, 1) == "done"
+    assert len(daemon.peers) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"\xc1", pack_reply(BOOT_ID, 99, "late"), pack_reply("other", 2, "x")])
+def test_nonsense(daemon: Daemon, calls: Calls, body: bytes) -> None:
+    """An answer that is none, or another's, is an error; the next call goes over a new connection."""
+    daemon.answer = lambda _request: body
+    with pytest.raises(WireError):
+        calls.call("status")
+    daemon.answer = lambda request: pack_reply(BOOT_ID, request.request_id, "well")
+    assert calls.call("status") == "well"
+    assert len(daemon.peers) == 2
+
+
+def test_machine_that_ends(daemon: Daemon, calls: Calls, init: subprocess.Popen[bytes]) -> None:
+    """Whoever waits for an answer when init ends is told so."""
+
+    def kill(_request: Request) -> None:
+        init.kill()
+
+    daemon.answer = kill
+    with pytest.raises(MachineGone, match="'box' has ended"):
+        calls.call("status")
+
+
+def test_no_such_init() -> None:
+    """An init that is over already is a machine that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    with pytest.raises(MachineGone):
+        Init("box", process.pid)
+
+
+def test_interrupt_leaves_a_usable_machine(daemon: Daemon, calls: Calls) -> None:
+    """A handler that raises ends the wait; the answer that comes late is taken for nobody else's."""
+
+    class Stop(BaseException):
+        pass
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise Stop
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    daemon.answer = lambda _request: None
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(Stop):
+            calls.call("status")
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    daemon.answer = lambda request: pack_reply(BOOT_ID, request.request_id, "next")
+    assert calls.call("brk", 7, 0) == "next"
+    assert len(daemon.peers) == 2
+
+
+def test_handlers_call_too(daemon: Daemon, calls: Calls) -> None:
+    """A handler may call in the middle of a call of its thread: both get their own answers, whenever it comes."""
+    daemon.answer = lambda request: pack_reply(BOOT_ID, request.request_id, request.args)
+    nested: list[Any] = []
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        nested.append(calls.call("brk", 1, 11))
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    try:
+        while len(nested) < 20:
+            assert calls.call("brk", 2, 22) == [2, 22]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert all(answer == [1, 11] for answer in nested)
+
+
+def test_handler_before_the_request_is_out(daemon: Daemon, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of a handler that comes while a request is being packed does not draw the number of that request."""
+    daemon.answer = lambda request: pack_reply(BOOT_ID, request.request_id, request.args)
+    nested: list[Any] = []
+
+    def interrupted(*args: Any) -> bytes:  # noqa: ANN401 - handed on as they came
+        if not nested:
+            nested.append(None)
+            nested[0] = calls.call("brk", 1, 11)
+        return pack_request(*args)
+
+    calls.call("brk", 2, 0)
+    monkeypatch.setattr("numaemu.connection.pack_request", interrupted)
+    assert calls.call("brk", 2, 22) == [2, 22]
+    assert nested == [[1, 11]]
+
+
+def test_calls_from_inside_a_window_say_so(daemon: Daemon, calls: Calls) -> None:
+    """A request that is sent while a window of its thread is open carries the slot; those of other threads do not."""
+    turns = [Turn(memoryview(bytearray(8)), 1) for _ in range(2)]
+    for slot, turn in zip((4, 9), turns, strict=True):
+        calls.note_window(slot, turn)
+    turns[1].inside = True
+    calls.call("status")
+    thread = threading.Thread(target=calls.call, args=("status",))
+    thread.start()
+    thread.join()
+    turns[1].inside = False
+    calls.call("status")
+    assert [request.window for request in daemon.seen if request.name == "status"] == [9, None, None]
+
+
+def test_forked_child(daemon: Daemon, calls: Calls) -> None:
+    """A forked child that drops everything does no harm to the connection of its parent."""
+    calls.call("status")
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            calls.abandon()
+            del calls
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert calls.call("status") == "done"
+    assert len(daemon.peers) == 1

@@ -1,0 +1,33 @@
+"""Node sets as the system calls take them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numaemu.masks import mask_words, nodes_of_bytes
+
+
+@given(st.sets(st.integers(0, 300)))
+def test_round_trip(nodes: set[int]) -> None:
+    """Words and maxnode hold exactly the set, and maxnode is one more than the bits sent."""
+    words, maxnode = mask_words(nodes)
+    assert maxnode == 64 * len(words) + 1
+    assert nodes_of_bytes(b"".join(word.to_bytes(8, "little") for word in words)) == nodes
+
+
+def test_empty_set_is_one_word() -> None:
+    """No nodes are a word of zeros, not a missing mask."""
+    assert mask_words(()) == ([0], 65)
+
+
+@pytest.mark.parametrize("node", [-1, 1 << 20, 1 << 70])
+def test_no_such_bit(node: int) -> None:
+    """An id that no mask has is EINVAL, without making a mask of that size."""
+    with pytest.raises(OSError, match="node ids"):
+        mask_words([node])
+
+
+def test_not_a_number() -> None:
+    """What is no whole number is a TypeError."""
+    with pytest.raises(TypeError):
+        mask_words(["1"])  # type: ignore[list-item] # that is the point
