@@ -20,7 +20,7 @@ from numaemu import control, places
 from numaemu_core.errors import PeerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numaemu_core.topology import Topology
@@ -48,7 +48,6 @@ def start(
     topology: Topology,
     *,
     owner_pid: int | None = None,
-    allow_uids: Iterable[int] = (),
     foreground: bool = False,
 ) -> Started:
     """Start a machine and wait until it serves.
@@ -65,7 +64,7 @@ def start(
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         try:
-            command = _command(place, topology, writer, owner_pid, allow_uids)
+            command = _command(place, topology, writer, owner_pid)
             process = _execute(command, place, writer, foreground=foreground)
         finally:
             os.close(writer)
@@ -73,16 +72,11 @@ def start(
     return Started(place, str(answer["endpoint"]), int(answer["pid"]), process)
 
 
-def _command(
-    place: Path, topology: Topology, ready_fd: int, owner_pid: int | None, allow_uids: Iterable[int]
-) -> list[str]:
+def _command(place: Path, topology: Topology, ready_fd: int, owner_pid: int | None) -> list[str]:
     command = [sys.executable, "-m", "numaemu_daemon", "--dir", str(place), "--name", place.name]
     command += ["--topology", json.dumps(topology.as_dict()), "--ready-fd", str(ready_fd)]
     if owner_pid is not None:
         command += ["--owner-pid", str(owner_pid)]
-    uids = ",".join(str(uid) for uid in allow_uids)
-    if uids:
-        command += ["--allow-uid", uids]
     return command
 
 

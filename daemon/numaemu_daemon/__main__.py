@@ -18,7 +18,6 @@ from numaemu_daemon.ready_line import ReadyLine
 from numaemu_daemon.rundir import default_directory
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.MACHINE_NAME_MAX - 1}}}")
-_UID_MAX = (1 << 32) - 2
 
 _DESCRIPTION = """\
 Start one emulated NUMA machine and stay as its init: a kernel daemon, a process for each node, a swap node. It ends on
@@ -54,7 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--ready-fd", type=int, metavar="N", help="open descriptor for the ready line (default: stdout)")
     add("--owner-pid", type=int, metavar="PID", help="go down when this process ends")
-    add("--allow-uid", default="", metavar="UID,...", help="other users who may attach")
     return parser
 
 
@@ -71,7 +69,6 @@ def read_options(argv: Sequence[str]) -> Options:
         topology=_topology(given.topology),
         ready_fd=given.ready_fd,
         owner_pid=given.owner_pid,
-        allow_uids=_uids(given.allow_uid),
     )
 
 
@@ -89,13 +86,6 @@ def _topology(text: str | None) -> Topology:
         raise StartError(f"--topology: {text}: {error.strerror}") from None
     except ValueError as error:
         raise StartError(f"--topology: {text}: {error}") from None
-
-
-def _uids(text: str) -> tuple[int, ...]:
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not all(word.isdecimal() and int(word) <= _UID_MAX for word in words):
-        raise StartError(f"--allow-uid: expected user ids such as 1000,1001, got {text!r}")
-    return tuple(int(word) for word in words)
 
 
 def _ready_fd(argv: Sequence[str]) -> int | None:

@@ -42,7 +42,6 @@ class ChildConfig:
     boot_id: str
     topology: Topology
     init_pid: int
-    allow_uids: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -66,7 +65,6 @@ class Child:
     socket: socket.socket
     restarted: bool
     owner_uid: int
-    allow_uids: frozenset[int]
     log: Log
     _told: dict[str, int] = field(default_factory=dict)
     _told_at: float = 0.0
@@ -157,7 +155,6 @@ def _join(config: ChildConfig, sock: socket.socket, init_pidfd: int, log: Log) -
         socket=sock,
         restarted=create is not True,
         owner_uid=os.getuid(),
-        allow_uids=frozenset(config.allow_uids),
         log=log,
     )
 

@@ -66,7 +66,7 @@ def _run(options: Options, ready: ReadyLine, mains: Mapping[str, str]) -> int:
             raise
         raise StartError(f"the host refuses: {error}") from error
     finally:
-        directory.remove()
+        directory.remove(with_log=ready.said)
 
 
 def _supervise(

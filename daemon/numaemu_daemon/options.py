@@ -26,7 +26,6 @@ class Options:
     topology: Topology
     ready_fd: int | None = None
     owner_pid: int | None = None
-    allow_uids: tuple[int, ...] = ()
 
     @property
     def endpoint(self) -> str:

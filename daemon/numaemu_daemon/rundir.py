@@ -3,7 +3,8 @@
 Rules:
 
 * The lock is taken before anything is bound: a second bind on a live ipc path silently steals it.
-* Only what a machine makes itself is ever removed: sockets, the lock file, and then the directory if it is empty. A
+* Only what a machine makes itself is ever removed: sockets, the lock file, its log, and then the directory if it is
+  empty. A
   `--dir` that names somebody's home loses nothing.
 """
 
@@ -19,6 +20,7 @@ from numaemu_host import ofdlock
 DIRECTORY_BYTES_MAX = 80
 _PRIVATE = 0o700
 _LOCK_ATTEMPTS = 10
+_STDERR_FD = 2
 
 
 def default_directory(name: str) -> Path:
@@ -76,10 +78,21 @@ class RunDirectory:
             if stat.S_ISSOCK(path.lstat().st_mode):
                 path.unlink()
 
-    def remove(self) -> bool:
-        """Remove what the machine made and give the lock back; whether the directory is gone."""
+    def _remove_log(self) -> None:
+        for path in self.path.iterdir():
+            if _is_stderr(path):
+                path.unlink()
+
+    def remove(self, *, with_log: bool) -> bool:
+        """Remove what the machine made and give the lock back; whether the directory is gone.
+
+        `with_log`: also the file of the directory that standard error goes to, if there is one. A machine that did not
+        come up leaves it, so that its starter can show it.
+        """
         try:
             self._remove_sockets()
+            if with_log:
+                self._remove_log()
             (self.path / LOCK_FILE).unlink()
             self.path.rmdir()
         except OSError:  # somebody put a file of their own into it, or started the next machine there
@@ -90,6 +103,11 @@ class RunDirectory:
             with contextlib.suppress(OSError):  # other machines live there
                 self.path.parent.rmdir()
         return True
+
+
+def _is_stderr(path: Path) -> bool:
+    found, ours = path.lstat(), os.fstat(_STDERR_FD)
+    return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 def _check_not_foreign(parent: Path) -> None:

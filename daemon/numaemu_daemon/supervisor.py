@@ -168,7 +168,6 @@ class Supervisor:
             boot_id=self._machine.boot_id,
             topology=options.topology,
             init_pid=os.getpid(),
-            allow_uids=options.allow_uids,
         )
         now = time.monotonic()
         try:

@@ -104,8 +104,6 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list
         ["maps", "x"],
         ["meminfo", "one"],
         ["up", "--nodes", "two"],
-        ["up", "--allow-uid", "me"],
-        ["up", "--allow-uid", "1,,2"],
         ["up", "--topology", "t.toml", "--nodes", "2"],
         ["up", "--topology", "t.toml", "--memory", "2M"],
     ],
@@ -137,7 +135,6 @@ def test_up_options() -> None:
     assert (found.swap_bytes, found.page_size, found.profile) == (1 << 30, 16384, "swap-v3")
     found = up.topology_of(parse(["up"]))
     assert [(node.memory_bytes, node.cpus) for node in found.nodes] == [(64 << 20, (0,)), (64 << 20, (1,))]
-    assert parse(["up", "--allow-uid", "1000,1001"]).allow_uid == (1000, 1001)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ TOPOLOGY = uniform(2, "1M", "1M", "swap-v3", 4096)
 PRELUDE = """
 import argparse, json, os, pathlib, sys, time
 parser = argparse.ArgumentParser()
-for option in ("dir", "name", "topology", "ready-fd", "owner-pid", "allow-uid"):
+for option in ("dir", "name", "topology", "ready-fd", "owner-pid"):
     parser.add_argument("--" + option)
 args = parser.parse_args()
 place = pathlib.Path(args.dir)
@@ -61,11 +61,11 @@ def test_ready(daemon: Callable[[str], Path]) -> None:
         say({"ready": True, "endpoint": "ipc://" + args.dir + "/kernel.ipc", "pid": os.getpid()})
         """
     )
-    started = launch.start("box", TOPOLOGY, owner_pid=77, allow_uids=[1000, 1001])
+    started = launch.start("box", TOPOLOGY, owner_pid=77)
     assert started.process.wait(10) == 0
     assert (started.endpoint, started.init_pid) == (f"ipc://{place}/kernel.ipc", started.process.pid)
     told, own_session, stdin = json.loads((place / "told").read_text())
-    assert (told["dir"], told["name"], told["owner_pid"], told["allow_uid"]) == (str(place), "box", "77", "1000,1001")
+    assert (told["dir"], told["name"], told["owner_pid"]) == (str(place), "box", "77")
     assert from_dict(json.loads(told["topology"])) == TOPOLOGY
     assert own_session
     assert stdin == ""

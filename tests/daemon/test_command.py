@@ -21,7 +21,6 @@ from numaemu_daemon.__main__ import main, read_options
         (["--name", "x" * 33], "--name: expected up to 32"),
         (["--owner-pid", "0"], "--owner-pid: expected a process id"),
         (["--owner-pid", "me"], "invalid int value"),
-        (["--allow-uid", "root"], "--allow-uid: expected user ids"),
         (["--topology", "{"], "--topology: no JSON"),
         (["--topology", '{"node": []}'], "node: expected at least one"),
         (["--topology", "/no/such/file.toml"], "/no/such/file.toml: No such file"),
@@ -58,7 +57,7 @@ def test_defaults() -> None:
     options = read_options([])
     assert [node.memory_bytes for node in options.topology.nodes] == [64 << 20] * 2
     assert options.topology.swap_bytes == 128 << 20
-    assert (options.name, options.ready_fd, options.owner_pid, options.allow_uids) == ("default", None, None, ())
+    assert (options.name, options.ready_fd, options.owner_pid) == ("default", None, None)
     assert options.endpoint == f"ipc://{options.directory}/kernel.ipc"
 
 
@@ -66,9 +65,8 @@ def test_topology_file_and_users(tmp_path: Path) -> None:
     """A TOML file has the shape of the JSON object; users are a list; a relative directory is made absolute."""
     path = tmp_path / "machine.toml"
     path.write_text('swap = "1M"\n[[node]]\nid = 3\nmemory = "8M"\ncpus = [0, 1]\n')
-    options = read_options(["--topology", str(path), "--allow-uid", "1000, 7", "--dir", "here"])
+    options = read_options(["--topology", str(path), "--dir", "here"])
     assert [node.id for node in options.topology.nodes] == [3]
-    assert options.allow_uids == (1000, 7)
     assert options.directory == Path.cwd() / "here"
 
 

@@ -21,7 +21,7 @@ def test_directory_is_made_private_and_removed(short_path: Path) -> None:
     directory = RunDirectory(short_path / "a" / "b", "x")
     assert directory.path.stat().st_mode & 0o777 == 0o700
     make_socket(directory.path / "kernel.ipc")
-    assert directory.remove()
+    assert directory.remove(with_log=True)
     assert not directory.path.exists()
 
 
@@ -30,8 +30,8 @@ def test_one_machine_a_directory(short_path: Path) -> None:
     first = RunDirectory(short_path / "m", "x")
     with pytest.raises(StartError, match="machine x is running"):
         RunDirectory(short_path / "m", "x")
-    assert first.remove()
-    assert RunDirectory(short_path / "m", "x").remove()
+    assert first.remove(with_log=True)
+    assert RunDirectory(short_path / "m", "x").remove(with_log=True)
 
 
 def test_sockets_of_a_killed_machine_are_cleared(short_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_sockets_of_a_killed_machine_are_cleared(short_path: Path) -> None:
     make_socket(path / "init.sock")
     directory = RunDirectory(path, "x")
     assert not (path / "init.sock").exists()
-    assert directory.remove()
+    assert directory.remove(with_log=True)
 
 
 def test_files_of_others_are_never_removed(short_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_files_of_others_are_never_removed(short_path: Path) -> None:
     path = short_path / "m"
     directory = RunDirectory(path, "x")
     (path / "thesis.txt").write_text("years of work")
-    assert not directory.remove()
+    assert not directory.remove(with_log=True)
     assert [entry.name for entry in path.iterdir()] == ["thesis.txt"]
 
 

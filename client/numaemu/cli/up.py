@@ -39,7 +39,6 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
     add("--profile", metavar="NAME", help=f"whose semantics (default: {_PROFILE}, or what the topology says)")
     add("--page-size", metavar="SIZE", help=f"4096 to 65536 (default: {_PAGE_SIZE}, or what the topology says)")
     add("--foreground", action="store_true", help="stay, log to this terminal, end with Ctrl-C")
-    add("--allow-uid", type=_uids, default=(), metavar="UID,...", help="other users who may attach")
     parser.set_defaults(run=run, usage_error=parser.error)
 
 
@@ -51,11 +50,11 @@ def run(args: argparse.Namespace) -> int:
 
     topology = topology_of(args)
     if not args.foreground:
-        started = start(machine_name(args), topology, allow_uids=args.allow_uid)
+        started = start(machine_name(args), topology)
         print(started.endpoint, flush=True)
         return 0
     signal.signal(signal.SIGTERM, _terminated)
-    started = start(machine_name(args), topology, owner_pid=os.getpid(), allow_uids=args.allow_uid, foreground=True)
+    started = start(machine_name(args), topology, owner_pid=os.getpid(), foreground=True)
     return _stay(started)
 
 
@@ -90,10 +89,3 @@ def _stay(started: Started) -> int:
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - the shape of a signal handler
     raise SystemExit(128 + number)
-
-
-def _uids(text: str) -> tuple[int, ...]:
-    words = text.split(",")
-    if not all(word.isascii() and word.isdecimal() for word in words):
-        raise argparse.ArgumentTypeError(f"expected user ids such as 1000,1001, got {text!r}")
-    return tuple(int(word) for word in words)
