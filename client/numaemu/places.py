@@ -16,9 +16,9 @@ from typing import Final
 
 from numaemu_core import limits
 
-_NAME: Final = re.compile(rf"[A-Za-z0-9._-]{{1,{limits.MACHINE_NAME_MAX}}}", re.ASCII)
-#: A socket's path is at most 107 bytes; ours stay below, with room for what sockets beside kernel.ipc are called.
-_SOCKET_PATH_BYTES_MAX: Final = 100
+_NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.MACHINE_NAME_MAX - 1}}}", re.ASCII)
+#: A socket's path is at most 107 bytes, and the daemon binds some with names of up to 20 bytes in the directory.
+_DIRECTORY_BYTES_MAX: Final = 80
 
 CALLS_SOCKET: Final = "kernel.ipc"
 DESCRIPTOR_SOCKET: Final = "fd.sock"
@@ -43,15 +43,16 @@ def machine_dir(name: str) -> Path:
     Raises:
         ValueError: the name is none, or the path is too long for a socket.
     """
-    if not _NAME.fullmatch(name) or name in {".", ".."}:
+    if not _NAME.fullmatch(name):
         raise ValueError(
-            f"a machine's name has 1 to {limits.MACHINE_NAME_MAX} characters of A-Z a-z 0-9 . _ -, got {name!r}"
+            f"a machine's name has 1 to {limits.MACHINE_NAME_MAX} characters of A-Z a-z 0-9 . _ -, "
+            f"a letter or digit first, got {name!r}"
         )
     place = runtime_dir() / name
-    length = len(os.fsencode(place / CALLS_SOCKET))
-    if length > _SOCKET_PATH_BYTES_MAX:
+    length = len(os.fsencode(place))
+    if length > _DIRECTORY_BYTES_MAX:
         raise ValueError(
-            f"{place} is too long for sockets by {length - _SOCKET_PATH_BYTES_MAX} bytes: "
+            f"{place} is too long for sockets by {length - _DIRECTORY_BYTES_MAX} bytes: "
             "set NUMAEMU_RUNTIME to a shorter directory"
         )
     return place

@@ -4,6 +4,7 @@ Calls of the machine itself (attach, adopt, windows, numbers) are here; those of
 """
 
 import errno
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -78,10 +79,14 @@ class Calls:
                 ["intent", connection.number, request.request_id, request.name, request.args],
             )
 
+        if request.name == "exit":
+            task.exiting = True  # from now on it is nobody's any more
+
         def done(result: Any, refusal: MmError | None) -> None:  # noqa: ANN401 - any call's result
             self._answer(connection, request, send, result, refusal)
 
-        self._scheduler.start(SYSCALLS[request.name](self._k, task, *request.args[1:]), done, request.window)
+        body = SYSCALLS[request.name](self._k, task, *request.args[1:])
+        self._scheduler.start(body, done, _own_window(connection.client, request))
 
     def _answer(
         self,
@@ -93,6 +98,8 @@ class Calls:
     ) -> None:
         if isinstance(result, Task):  # a fork: the child is the client's, too
             connection.client.tasks.add(result.pid)
+            if connection.client.gone:
+                self.end_tasks(connection.client)
             result = _identity(result)
         if request.name == "exit" and refusal is None:
             self._forget(connection.client, request.args[0])
@@ -125,6 +132,17 @@ class Calls:
             self._slots.give_back(slot)
         self.release_pins()
 
+    def end_tasks(self, client: Client) -> None:
+        """The client is no more: so are its tasks."""
+        for pid in list(client.tasks):
+            task = self._k.tasks.get(pid)
+            if task is not None and not task.exiting:
+                task.exiting = True
+                self._scheduler.start(fork.sys_exit(self._k, task), functools.partial(self._ended, client, pid))
+
+    def _ended(self, client: Client, pid: int, _result: object, _refusal: MmError | None) -> None:
+        self._forget(client, pid)
+
     def _attach(self, client: Client, cpu: int, capabilities: list[str], share_mm: int | None) -> list[int]:
         task = fork.attach(self._k, cpu, capabilities, share_mm)
         client.tasks.add(task.pid)
@@ -134,6 +152,8 @@ class Calls:
         task = fork.task_of(self._k, pid)
         previous = self.owner_of(pid)
         if previous is not None:
+            if previous is not client and pid in previous.slots.values():
+                raise MmError(errno.EBUSY, f"a thread of its owner is using task {pid}")
             self._forget(previous, pid)
         client.tasks.add(pid)
         return _identity(task)
@@ -159,6 +179,11 @@ class Calls:
 
     #: Whose task it is; set by the server, which knows the clients.
     owner_of: Callable[[int], Client | None] = staticmethod(lambda _pid: None)
+
+
+def _own_window(client: Client, request: Request) -> int | None:
+    """The access slot that the caller has open, if it is one of its own."""
+    return request.window if request.window in client.slots else None
 
 
 def _identity(task: Task) -> list[int]:

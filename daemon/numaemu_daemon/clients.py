@@ -30,6 +30,9 @@ class Client:
     #: Its access slots, by number, each with the pid of its task.
     slots: dict[int, int] = field(default_factory=dict)
     connections: list["Connection"] = field(default_factory=list)
+    greeted: bool = False
+    #: It has died or closed its machine: what is still on its way for it is undone.
+    gone: bool = False
 
 
 @dataclass(slots=True, eq=False)

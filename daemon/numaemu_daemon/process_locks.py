@@ -45,6 +45,7 @@ class ProcessLocks:
     def try_spin(self, keys: Sequence[Key]) -> bool:
         """Take all of them or none."""
         taken: list[Key] = []
+        without: set[Key] = set()
         for key in keys:
             base = self._first.get(key[0])
             if base is None:
@@ -52,13 +53,14 @@ class ProcessLocks:
             state = self._mutexes.trylock(base + key[1])
             if state is MutexState.BUSY:
                 if self._overdue(key) and key[0] is Rank.PTE:
-                    self._without.add(key)
+                    without.add(key)
                     continue
                 self.spin_unlock(taken)
                 return False
             if state is MutexState.OWNER_DIED or self._columns.needs_recovery[base + key[1]]:
                 self._repair(base + key[1], owner_died=state is MutexState.OWNER_DIED)
             taken.append(key)
+        self._without |= without
         if self._busy_since:
             for key in keys:
                 self._busy_since.pop(key, None)

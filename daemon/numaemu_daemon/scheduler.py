@@ -5,7 +5,7 @@ changed. Nothing in here waits: `step` does what can be done now and says how lo
 """
 
 import platform
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -91,7 +91,7 @@ class Scheduler:
         self._next = 1
         self._spins = 0
         #: Access slots whose thread waits for an answer from inside its window: stragglers at once.
-        self.asking: set[int] = set()
+        self.asking: Counter[int] = Counter()
         #: Tasks that have not ended.
         self.active = 0
         self.shootdowns = 0
@@ -117,7 +117,7 @@ class Scheduler:
         self._next = self._next % 0xFFFFFFFF + 1
         self.active += 1
         if window is not None:
-            self.asking.add(window)
+            self.asking[window] += 1
         self._ready.append(task)
 
     def step(self) -> int | None:
@@ -187,7 +187,7 @@ class Scheduler:
         return True
 
     def _is_straggler(self, task: Running, slot: int, age: float) -> bool:
-        if slot == task.window or slot in self.asking or age > limits.WINDOW_BOUND_RUNNING_S:
+        if slot == task.window or self.asking[slot] > 0 or age > limits.WINDOW_BOUND_RUNNING_S:
             return True
         owner = self._slots.owner(slot)
         return age > limits.WINDOW_BOUND_STOPPED_S and owner is not None and pidfd.is_stopped(owner.pid)
@@ -223,7 +223,7 @@ class Scheduler:
         self._k.locks.check_end(task.number)
         self.active -= 1
         if task.window is not None:
-            self.asking.discard(task.window)
+            self.asking[task.window] -= 1
         task.done(result, refusal)
 
     def _perform(self, task: Running, effect: Effect) -> bool:

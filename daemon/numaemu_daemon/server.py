@@ -16,7 +16,6 @@ from typing import Any
 
 import zmq
 
-from numaemu_core import fork
 from numaemu_core.errors import MmError
 from numaemu_core.fsck import fsck
 from numaemu_core.kernel import Kernel
@@ -224,12 +223,17 @@ class Server:
         self._checks.clear()
         held, self._held = self._held or deque(), None
         for connection, request in held:
-            self._calls.serve(connection, request, self._send)
+            if not connection.client.gone:
+                self._calls.serve(connection, request, self._send)
 
     # -- clients come and go -------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        sock, _ = self._listener.accept()
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:  # it went away, or we have no descriptor left
+            return
+        sock.settimeout(0)  # a client that does not read must not stop us
         credentials = fdsock.peer_credentials(sock)
         if credentials[1] not in self._uids:
             sock.close()
@@ -248,21 +252,30 @@ class Server:
         """A client's descriptor socket has something: its hello, or its end."""
         try:
             message, descriptors = fdsock.recv(client.sock)
+        except BlockingIOError:
+            return
+        except (OSError, EOFError, ValueError):
+            self._gone(client, dead=False)
+            return
+        try:
             for descriptor in descriptors:
                 os.close(descriptor)
-            if not isinstance(message, dict) or message.get("hello") != "client" or message.get("version") != VERSION:
+            right = isinstance(message, dict) and (message.get("hello"), message.get("version")) == ("client", VERSION)
+            if not right or client.greeted:
                 fdsock.send(client.sock, {"error": f"expected a hello of version {VERSION}"})
                 self._gone(client, dead=False)
                 return
+            client.greeted = True
             answer, segments = self._hello(client)
             fdsock.send(client.sock, answer, segments)
-        except (OSError, EOFError, ValueError):
+        except OSError:
             self._gone(client, dead=False)
 
     def _gone(self, client: Client, *, dead: bool) -> None:
         """A client has ended, or closed its machine: its tasks exit, its locks and pins are void."""
         if self._clients.pop(client.token, None) is None:
             return
+        client.gone = True
         self._log.info(Event.CLIENT_GONE, client_pid=client.pid, dead=dead, tasks=len(client.tasks))
         self.unwatch(client.sock.fileno())
         self.unwatch(client.pidfd)
@@ -272,14 +285,7 @@ class Server:
             self._k.journal.append(["hung_up", connection.number])
         for slot in list(client.slots) if dead else []:
             self._slots.give_back(slot)
-        for pid in list(client.tasks):
-            task = self._k.tasks.get(pid)
-            if task is not None and not task.exiting:
-                self._scheduler.start(fork.sys_exit(self._k, task), lambda _r, _e: self._free_slots(client))
-        self._free_slots(client)
-
-    def _free_slots(self, client: Client) -> None:
-        """Slots of tasks that are no more."""
+        self._calls.end_tasks(client)
         for slot, pid in list(client.slots.items()):
             if pid not in self._k.tasks:
                 self._slots.give_back(slot)

@@ -97,8 +97,18 @@ def task_of(k: Kernel, pid: int) -> Task:
     return task
 
 
+def check_alive(k: Kernel, task: Task) -> None:
+    """Has the task ended while its call waited for its turn?
+
+    Raises:
+        MmError: ESRCH.
+    """
+    if k.tasks.get(task.pid) is not task:
+        raise MmError(errno.ESRCH, f"task {task.pid} has ended")
+
+
 def sys_exit(k: Kernel, task: Task) -> KernelTask[int]:
-    """The task ends; its mm goes with its last task (do_exit)."""
+    """The task ends; its mm goes with its last task (do_exit). Whoever starts this says `exiting` at once."""
     task.exiting = True
     task.mm.mm_users -= 1
     if task.mm.mm_users == 0:
@@ -112,8 +122,9 @@ def sys_set_cpu(k: Kernel, task: Task, cpu: int) -> KernelTask[int]:
     """Move the task to another CPU; its node is where local allocations go.
 
     Raises:
-        MmError: EINVAL: no such CPU.
+        MmError: EINVAL: no such CPU; ESRCH: the task has ended.
     """
+    check_alive(k, task)
     if cpu not in k.cpu_node:
         raise MmError(errno.EINVAL, f"CPU {cpu} is not there; CPUs: {sorted(k.cpu_node)}")
     task.cpu = cpu
@@ -132,11 +143,12 @@ def sys_fork(k: Kernel, task: Task) -> KernelTask[Task]:
     child = new_mm(k)
     try:
         with (yield from down_write(task.mm)):
+            check_alive(k, task)
             check_map_count(k, child, len(task.mm.vmas))
             yield from dup_mmap(k, task, child)
     except MmError as error:
         yield from exit_mmap(k, child)
-        raise MmError(errno.ENOMEM, error.detail) from None
+        raise MmError(error.errno, error.detail) from None
     twin = Task(k.next_pid, child, task.cpu, task.capabilities, task.policy, task.il_next, task.mems_allowed)
     return _add_task(k, twin)
 
@@ -145,7 +157,8 @@ def dup_mmap(k: Kernel, task: Task, child: Mm) -> KernelTask[None]:
     """Copy VMAs and page tables; mmap_sem of the parent is held for writing.
 
     Writable pages are write-protected, and every window in which they might still be written has closed, before the
-    child maps any of them. Pages that a straggler may still write, and pinned pages, are copied for the child at once.
+    child maps any of them. While a straggler stays, it may write to any page of the parent, also through an entry that
+    lost the right long ago: then all pages are copied for the child at once. So are pinned pages.
     """
     parent = task.mm
     child.start_brk, child.brk = parent.start_brk, parent.brk
@@ -156,29 +169,28 @@ def dup_mmap(k: Kernel, task: Task, child: Mm) -> KernelTask[None]:
         insert_vm_struct(k, copy)
     k.journal.mm(child)
     k.journal.vmas(child, 0, limits.TASK_SIZE_BYTES)
-    protected = yield from _write_protect(k, parent)
-    stragglers: dict[int, int] = (yield Shootdown(frozenset([parent.id]))) if len(protected) else {}
-    eager = protected if stragglers else NO_INDEXES
+    yield from _write_protect(k, parent)
+    stragglers: dict[int, int] = yield Shootdown(frozenset([parent.id]))
     for vma in child.vmas:
-        yield from copy_page_range(k, task, vma, eager)
+        yield from copy_page_range(k, task, vma, eagerly=bool(stragglers))
 
 
-def _write_protect(k: Kernel, mm: Mm) -> KernelTask[I8]:
-    """Take the right to write from every entry of an mm; gives the virtual pages that had it."""
-    tables, bases = k.tables.pte_tables(mm.pgd, 0, limits.TASK_SIZE_BYTES >> k.page_shift)
-    protected = []
+def _write_protect(k: Kernel, mm: Mm) -> KernelTask[None]:
+    """Take the right to write from every entry of an mm."""
+    last = limits.TASK_SIZE_BYTES >> k.page_shift
+    tables, bases = k.tables.pte_tables(mm.pgd, 0, last)
     for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
         batch = slice(part, part + limits.PTE_LOCK_BATCH)
-        flats, vpns = flats_of(tables[batch], bases[batch], 0, limits.TASK_SIZE_BYTES >> k.page_shift)
+        flats, _ = flats_of(tables[batch], bases[batch], 0, last)
+        if part:
+            yield Breathe()
         with (yield from spin_lock(k, pte_lock_keys(flats))):
             writable = is_writable(k.c.pte[flats])
             k.c.pte[flats[writable]] &= ~np.uint64(PTE_WRITABLE)
-        protected.append(vpns[writable])
-    return np.concatenate([NO_INDEXES, *protected])
 
 
-def copy_page_range(k: Kernel, task: Task, vma: VmArea, eager: I8) -> KernelTask[None]:
-    """Give the child's VMA the pages that the parent has there; those of `eager` (ascending) as copies of its own.
+def copy_page_range(k: Kernel, task: Task, vma: VmArea, *, eagerly: bool) -> KernelTask[None]:
+    """Give the child's VMA the pages that the parent has there; `eagerly`: as copies of its own.
 
     Mirrors: copy_page_range, mm/memory.c (2.6.15): young is cleared in the child only; slots get a reference more.
     """
@@ -192,7 +204,7 @@ def copy_page_range(k: Kernel, task: Task, vma: VmArea, eager: I8) -> KernelTask
         flats, vpns = flats[used], vpns[used]
         if len(flats):
             yield Breathe()
-            yield from _copy_entries(k, task, vma, vpns, flats, np.isin(vpns, eager), pinned)
+            yield from _copy_entries(k, task, vma, vpns, flats, np.full(len(vpns), eagerly), pinned)
 
 
 def _copy_entries(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, eager: Bool, pinned: I8) -> KernelTask[None]:

@@ -67,7 +67,8 @@ class AnonVma:
     """Which VMAs may map the anonymous pages that were born in one of them. Guarded by the anon_vma lock."""
 
     id: int
-    vmas: list[VmArea] = field(default_factory=list)
+    #: An ordered set: a VMA leaves it at once, however many there are.
+    vmas: dict[VmArea, None] = field(default_factory=dict)
 
 
 class VmaList:
@@ -145,6 +146,8 @@ class Mm:
     def_flags: int = 0
     #: Tasks that use it (mm_users).
     mm_users: int = 1
+    #: Its last task has ended and its tables are gone: who still waits for its mmap_sem comes too late.
+    dead: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -94,7 +94,7 @@ def insert_vm_struct(k: Kernel, vma: VmArea) -> None:
     k.vma_count += 1
     vma.vm_mm.vmas.insert(vma)
     if vma.anon_vma is not None:
-        k.anon_vmas.setdefault(vma.anon_vma, AnonVma(vma.anon_vma)).vmas.append(vma)
+        k.anon_vmas.setdefault(vma.anon_vma, AnonVma(vma.anon_vma)).vmas[vma] = None
 
 
 def remove_vma(k: Kernel, vma: VmArea) -> None:
@@ -103,7 +103,7 @@ def remove_vma(k: Kernel, vma: VmArea) -> None:
     k.vma_count -= 1
     if vma.anon_vma is not None:
         anon_vma = k.anon_vmas[vma.anon_vma]
-        anon_vma.vmas.remove(vma)
+        del anon_vma.vmas[vma]
         if not anon_vma.vmas:
             del k.anon_vmas[vma.anon_vma]
 
@@ -139,7 +139,7 @@ def _join(k: Kernel, left: VmArea, right: VmArea) -> VmArea:
     remove_vma(k, right)
     if left.anon_vma is None and anon_vma is not None:
         left.anon_vma = anon_vma
-        k.anon_vmas.setdefault(anon_vma, AnonVma(anon_vma)).vmas.append(left)
+        k.anon_vmas.setdefault(anon_vma, AnonVma(anon_vma)).vmas[left] = None
     left.vm_end = end
     return left
 
@@ -277,7 +277,8 @@ def sys_brk(k: Kernel, task: Task, brk: int) -> KernelTask[int]:
 def exit_mmap(k: Kernel, mm: Mm) -> KernelTask[None]:
     """Drop everything an mm maps, and its page tables (2.6.15 exit_mmap); its last user is gone."""
     with (yield from down_write(mm)):
-        for vma in list(mm.vmas):
+        mm.dead = True
+        for vma in reversed(list(mm.vmas)):
             remove_vma(k, vma)
         yield from unmap_vmas(k, mm, 0, limits.TASK_SIZE_BYTES, free_tables=True, free_pgd=True)
         k.c.mm_epoch[mm.id] += np.uint64(1)

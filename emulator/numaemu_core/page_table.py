@@ -146,12 +146,19 @@ class TableArena:
             entries = self.rows[int(tables[0]), low:high]
             columns = np.flatnonzero(entries)
             return (entries[columns] >> np.uint64(self.page_shift)).astype(np.int64), base + (columns + low << shift)
-        entries = self.rows[tables]
-        row, column = np.nonzero(entries)
-        starts = bases[row] + (column << shift)
-        inside = (starts < end_vpn) & (starts + (1 << shift) > first_vpn)
-        below = (entries[row, column] >> np.uint64(self.page_shift)).astype(np.int64)
-        return below[inside], starts[inside]
+        numbers, firsts = [NO_INDEXES], [NO_INDEXES]
+        for part in range(
+            0, len(tables), limits.PTE_LOCK_BATCH
+        ):  # a copy of all rows at once may be as large as memory
+            batch = slice(part, part + limits.PTE_LOCK_BATCH)
+            entries = self.rows[tables[batch]]
+            row, column = np.nonzero(entries)
+            starts = bases[batch][row] + (column << shift)
+            inside = (starts < end_vpn) & (starts + (1 << shift) > first_vpn)
+            below = (entries[row, column] >> np.uint64(self.page_shift)).astype(np.int64)
+            numbers.append(below[inside])
+            firsts.append(starts[inside])
+        return np.concatenate(numbers), np.concatenate(firsts)
 
     def pte_tables(self, pgd: int, first_vpn: int, end_vpn: int) -> tuple[I8, I8]:
         """The pte tables that exist under [first_vpn, end_vpn), and the first virtual page of each, ascending."""
@@ -187,6 +194,11 @@ class TableArena:
             found.update(tables.tolist())
         return found
 
+    def _have_entries(self, tables: I8) -> Bool:
+        """Which of these tables have an entry that is not none."""
+        parts = range(0, len(tables), limits.PTE_LOCK_BATCH)
+        return np.concatenate([self.rows[tables[part : part + limits.PTE_LOCK_BATCH]].any(axis=1) for part in parts])
+
     def unlink_empty(self, pgd: int, first_vpn: int, end_vpn: int) -> list[int]:
         """Unlink the tables under the range that have no entry left, lowest level first.
 
@@ -200,7 +212,7 @@ class TableArena:
             tables, bases = levels[depth]
             if not len(tables):
                 continue
-            gone = ~self.rows[tables].any(axis=1)
+            gone = ~self._have_entries(tables)
             unlinked += tables[gone].tolist()
             parents, parent_bases = levels[depth - 1]
             shift = _UPPER_SHIFTS[depth - 1]

@@ -144,10 +144,12 @@ def _do_mlock(k: Kernel, task: Task, start: int, length: int, *, lock: bool) -> 
 def _lock_range(k: Kernel, task: Task, start: int, end: int, *, lock: bool) -> KernelTask[bool]:
     """Set or clear VM_LOCKED up to the first hole, and fault in what is locked; False where there was a hole."""
     locked_bit = VM_LOCKED if lock else 0
-    whole = _each_vma(
-        task.mm, start, end, lambda vma: _change_flags(k, vma, start, end, vma.vm_flags & ~VM_LOCKED | locked_bit)
-    )
-    k.journal.vmas(task.mm, start, min(end, limits.TASK_SIZE_BYTES))
+    try:
+        whole = _each_vma(
+            task.mm, start, end, lambda vma: _change_flags(k, vma, start, end, vma.vm_flags & ~VM_LOCKED | locked_bit)
+        )
+    finally:
+        k.journal.vmas(task.mm, start, min(end, limits.TASK_SIZE_BYTES))
     if lock:
         for vma in task.mm.vmas.overlapping(start, end):
             if vma.vm_flags & VM_LOCKED:

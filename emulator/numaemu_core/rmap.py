@@ -73,7 +73,7 @@ def anon_vma_prepare(k: Kernel, vma: VmArea) -> AnonVma:
             k.next_anon_vma += 1
             k.anon_vmas[anon_vma.id] = anon_vma
         vma.anon_vma = anon_vma.id
-        anon_vma.vmas.append(vma)
+        anon_vma.vmas[vma] = None
         k.journal.vmas(vma.vm_mm, vma.vm_start, vma.vm_end)
     return k.anon_vmas[vma.anon_vma]
 
@@ -144,26 +144,26 @@ def try_to_unmap(k: Kernel, pfns: I8) -> KernelTask[Bool]:
             positions = np.flatnonzero(inside)
             for part in range(0, len(positions), limits.PTE_LOCK_BATCH):
                 chosen = positions[part : part + limits.PTE_LOCK_BATCH]
-                stopped = yield from _unmap_from_vma(k, anon_id, vma, pfns[chosen], cleared)
+                stopped = yield from _unmap_from_vma(k, anon_vma, vma, pfns[chosen], cleared)
                 walking[chosen[stopped]] = False
     if cleared:
         yield from _finish_unmap(k, cleared)
     return k.c.mapcount[pfns] == 0
 
 
-def _unmap_from_vma(k: Kernel, anon_id: int, vma: VmArea, pfns: I8, cleared: list[_Cleared]) -> KernelTask[Bool]:
+def _unmap_from_vma(k: Kernel, anon_vma: AnonVma, vma: VmArea, pfns: I8, cleared: list[_Cleared]) -> KernelTask[Bool]:
     """try_to_unmap_one for many pages and one VMA; True for pages whose walk stops here."""
     c = k.c
     while True:
+        if vma.vm_mm.dead or vma not in anon_vma.vmas:
+            return np.zeros(len(pfns), np.bool_)
         vpns = c.index[pfns].astype(np.int64) + ((vma.vm_start >> k.page_shift) - vma.vm_pgoff)
         flats = k.tables.walk(vma.vm_mm.pgd, vpns)
-        keys = [(Rank.ANON_VMA, anon_id), *pte_lock_keys(flats[flats >= 0]), SWAP_LOCK]
+        keys = [(Rank.ANON_VMA, anon_vma.id), *pte_lock_keys(flats[flats >= 0]), SWAP_LOCK]
         guard = k.locks.try_spin(keys)
         if guard is not None:
             break
         yield SpinBusy(tuple(keys))
-        if k.mms.get(vma.vm_mm.id) is not vma.vm_mm:
-            return np.zeros(len(pfns), np.bool_)
     with guard:
         entries = c.pte[flats]
         here = (flats >= 0) & is_present(entries) & (entries >> np.uint64(k.page_shift) == pfns.astype(np.uint64))
@@ -212,7 +212,7 @@ def _restore(k: Kernel, part: _Cleared, stragglers: dict[int, int]) -> KernelTas
     c = k.c
     slots = c.private[part.pfns].astype(np.int64)
     while True:
-        alive = k.mms.get(part.mm.id) is part.mm
+        alive = not part.mm.dead
         flats = k.tables.walk(part.mm.pgd, part.vpns) if alive else np.full(len(part.vpns), -1)
         keys = [*pte_lock_keys(flats[flats >= 0]), SWAP_LOCK]
         guard = k.locks.try_spin(keys)

@@ -204,7 +204,7 @@ def outside_of_anon_vma(s: Subject) -> str:
     vma = s.other.mm.vmas.find_vma(s.lone)
     assert vma is not None
     assert vma.anon_vma is not None
-    s.k.anon_vmas[vma.anon_vma].vmas.remove(vma)
+    s.k.anon_vmas[vma.anon_vma].vmas.pop(vma)
     return f"mm {s.other.mm.id}: VMA {s.lone:#x} is not in its anon_vma"
 
 

@@ -1,5 +1,6 @@
 """What only real processes can show: hits without messages, faults in one round trip, moves, deaths, broken peers."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import numaemu as nm
 from numaemu import places
 from numaemu_core import wire
 from numaemu_core.errors import MmError
+from numaemu_host import fdsock
 
 Boot = Callable[..., nm.Machine]
 Eventually = Callable[[Callable[[], bool], str], None]
@@ -369,3 +371,48 @@ def test_numa_maps_of_another_process_can_be_read(boot: Boot) -> None:
         command = [sys.executable, "-m", "numaemu.cli.main", "-m", machine.name, "maps", str(task.pid)]
         out = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
         assert out == f"{buf.start:08x} default MaxRef=1 Pages=1 Mapped=1 Anon=1 N0=1\n"
+
+
+def test_two_exits_at_once_harm_nobody(boot: Boot) -> None:
+    """Two threads that end one task: one of them does, the other hears that it is gone, and the daemon goes on."""
+    machine = boot()
+    other = machine.attach()
+    for _ in range(20):
+        task = machine.attach()
+        task.mmap(16 * PAGE).write(0, bytes(16 * PAGE))
+        ends = [threading.Thread(target=_exit_raw, args=(machine, task.pid)) for _ in range(3)]
+        for end in ends:
+            end.start()
+        for end in ends:
+            end.join()
+    other.mmap(PAGE).write(0, b"alive")
+
+
+def _exit_raw(machine: nm.Machine, pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        machine._calls.call("exit", pid)  # noqa: SLF001 - a handle would ask once
+
+
+def test_a_client_that_never_reads_its_descriptors_stops_nobody(boot: Boot) -> None:
+    """Hundreds of hellos whose answers nobody takes: that client is dropped, and others are served."""
+    machine = boot()
+    sock = fdsock.connect(places.machine_dir(machine.name) / places.DESCRIPTOR_SOCKET, 5.0)
+    with contextlib.suppress(OSError):
+        for _ in range(400):
+            fdsock.send(sock, {"hello": "client", "version": 1})
+    with machine.attach() as task:
+        task.mmap(PAGE).write(0, b"served")
+    sock.close()
+
+
+def test_a_task_whose_owner_is_using_it_is_not_adopted(boot: Boot) -> None:
+    """While a thread of the owner touches the task's memory, another process gets EBUSY, and nothing changes hands."""
+    machine = boot()
+    with machine.attach() as task:
+        buf = task.mmap(PAGE)
+        buf.write(0, b"mine")
+        script = "import sys, numaemu as nm\nnm.connect(sys.argv[1]).adopt(int(sys.argv[2]))"
+        command = [sys.executable, "-c", script, machine.name, str(task.pid)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert "Errno 16" in done.stderr
+        assert buf[:4] == b"mine"

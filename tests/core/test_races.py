@@ -1,0 +1,100 @@
+"""Interleavings that once went wrong, each alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from numaemu_core import fork, limits, memory, mmap, protect
+from numaemu_core.errors import MmError, OutOfMemory
+from numaemu_core.fsck import fsck
+from numaemu_core.mempolicy import sys_set_mempolicy
+from numaemu_core.performer import Performer
+from numaemu_core.topology import uniform
+from numaemu_core.uapi import MAP_ANONYMOUS, MAP_PRIVATE, MPOL_INTERLEAVE, PROT_READ, PROT_WRITE
+
+Make = Callable[..., Any]
+
+PAGE = 4096
+ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_two_interleaved_faults_share_the_last_frames(first: int) -> None:
+    """Two tasks that fill two nodes by turns take every frame there is, one of them hears that no more is left."""
+    for seed in range(first, first + 50):
+        p = Performer(uniform(2, "256K", "0", "swap-v3", PAGE), seed)
+        k = p.k
+        running = []
+        for cpu in range(2):
+            task = fork.attach(k, cpu, [], None)
+            p.call(sys_set_mempolicy(k, task, MPOL_INTERLEAVE, [3], 65))
+            base = p.call(mmap.sys_mmap(k, task, 0, 100 * PAGE, PROT_READ | PROT_WRITE, ANONYMOUS))
+            running.append(p.start("fault", memory.sys_fault(k, task, base, 100 * PAGE, write=True)))
+        p.run()
+        assert sum(zone.nr_free for zone in k.zones.values()) == 0, f"seed {seed}"
+        assert all(task.error is None or isinstance(task.error, OutOfMemory) for task in running)
+        assert fsck(k) == [], f"seed {seed}"
+
+
+def test_a_second_fork_copies_what_a_straggler_of_the_first_may_still_write(machine: Make) -> None:
+    """A window that stays open over two forks is seen by neither child, though the entry lost its right long ago."""
+    m = machine()
+    task = m.attach()
+    base = m.mmap(task, 2)
+    m.touch(task, base, 2)
+    m.poke(task, base, 7)
+    frame = m.entry(task, base) // PAGE
+    m.k.c.window_mm[0] = task.mm.id + 1
+    m.k.c.window[0] = 1
+    children = [m.call(fork.sys_fork(m.k, task)) for _ in range(2)]
+    m.k.c.frames[frame, 0] = 99  # the straggler's store
+    assert [m.peek(child, base) for child in children] == [7, 7]
+    m.k.c.window[0] = 2
+    m.k.c.window_mm[0] = 0
+
+
+def test_a_call_that_waited_while_its_address_space_went_is_refused(machine: Make) -> None:
+    """A call that comes to its turn after the last task's exit gets ESRCH, and writes nothing under freed tables."""
+    m = machine()
+    task = m.attach()
+    base = m.mmap(task, 4)
+    p = m.performer
+    gone = p.start("exit", fork.sys_exit(m.k, task))
+    calls = [
+        p.start("mmap", mmap.sys_mmap(m.k, task, 0, 8 * PAGE, PROT_READ | PROT_WRITE, ANONYMOUS)),
+        p.start("fault", memory.sys_fault(m.k, task, base, 4 * PAGE, write=True)),
+        p.start("fork", fork.sys_fork(m.k, task)),
+        p.start("set_cpu", fork.sys_set_cpu(m.k, task, 1)),
+    ]
+    p.run()
+    assert gone.error is None
+    assert [call.error.errno for call in calls if call.error is not None] == [3, 3, 3, 3]
+
+
+def test_an_mlock_that_fails_half_way_is_in_the_journal(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the second split finds no room, what the first one did is told all the same."""
+    m = machine()
+    task = m.attach()
+    base = m.mmap(task, 4)
+    monkeypatch.setattr(limits, "MAX_MAP_COUNT", 2)
+    with pytest.raises(MmError, match="at most 2 VMAs"):
+        m.call(protect.sys_mlock(m.k, task, base + PAGE, 2 * PAGE))
+    assert len(task.mm.vmas) == 2
+
+
+def test_the_exit_of_a_child_with_many_vmas_takes_them_out_one_by_one(machine: Make) -> None:
+    """A child's VMAs leave the anon_vma that it shares with its parent, whose own stay."""
+    m = machine()
+    task = m.attach()
+    base = m.mmap(task, 64)
+    m.touch(task, base, 64)
+    for page in range(0, 64, 2):
+        m.call(protect.sys_mprotect(m.k, task, base + page * PAGE, PAGE, PROT_READ))
+    child = m.call(fork.sys_fork(m.k, task))
+    (anon_vma,) = m.k.anon_vmas.values()
+    assert len(anon_vma.vmas) == 128
+    m.call(fork.sys_exit(m.k, child))
+    assert set(anon_vma.vmas) == set(task.mm.vmas)
+    assert np.count_nonzero(m.k.c.mapcount > 1) == 0
