@@ -6,7 +6,7 @@ Calls of the machine itself (attach, adopt, windows, numbers) are here; those of
 import errno
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from numaemu_core import fork, proc
 from numaemu_core.errors import MmError
@@ -24,17 +24,26 @@ OF_ANY_TASK = frozenset({"numa_maps"})
 Send = Callable[[Connection, bytes], None]
 
 
+class Server(Protocol):
+    """What calls need of the server."""
+
+    def status(self) -> dict[str, Any]:
+        """Numbers about the daemon itself."""
+
+    def owner_of(self, pid: int) -> Client | None:
+        """The client whose task it is."""
+
+
 class Calls:
     """Serves requests of connections that have said hello."""
 
-    def __init__(
-        self, k: Kernel, scheduler: Scheduler, slots: AccessSlots, boot_id: str, status: Callable[[], dict[str, Any]]
-    ) -> None:
-        """`status` gives what the `status` call answers."""
+    def __init__(self, k: Kernel, scheduler: Scheduler, slots: AccessSlots, boot_id: str, server: Server) -> None:
+        """`server` knows the clients."""
         self._k = k
         self._scheduler = scheduler
         self._slots = slots
         self._boot_id = boot_id
+        self._owner_of = server.owner_of
         self._immediate: dict[str, Callable[..., Any]] = {
             "attach": self._attach,
             "adopt": self._adopt,
@@ -45,7 +54,7 @@ class Calls:
             "numastat": lambda _client: proc.numastat(k),
             "meminfo": lambda _client: proc.meminfo(k),
             "vmstat": lambda _client: proc.vmstat(k),
-            "status": lambda _client: status(),
+            "status": lambda _client: server.status(),
         }
         #: Calls served since boot, by name.
         self.served = 0
@@ -150,7 +159,7 @@ class Calls:
 
     def _adopt(self, client: Client, pid: int) -> list[int]:
         task = fork.task_of(self._k, pid)
-        previous = self.owner_of(pid)
+        previous = self._owner_of(pid)
         if previous is not None:
             if previous is not client and pid in previous.slots.values():
                 raise MmError(errno.EBUSY, f"a thread of its owner is using task {pid}")
@@ -176,9 +185,6 @@ class Calls:
         """Pins were cleared: free what they alone had kept, when there is time for it."""
         if self._k.left_to_pins:
             self._scheduler.start(release_unpinned(self._k), lambda _result, _refusal: None)
-
-    #: Whose task it is; set by the server, which knows the clients.
-    owner_of: Callable[[int], Client | None] = staticmethod(lambda _pid: None)
 
 
 def _own_window(client: Client, request: Request) -> int | None:

@@ -26,6 +26,7 @@ from numaemu_core.effects import (
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Mode
+from numaemu_core.memory import release_quarantine
 from numaemu_core.page_flags import PG_WRITEBACK
 from numaemu_daemon.clients import AccessSlots
 from numaemu_host import membarrier, pidfd
@@ -193,8 +194,6 @@ class Scheduler:
         return age > limits.WINDOW_BOUND_STOPPED_S and owner is not None and pidfd.is_stopped(owner.pid)
 
     def _start_quarantine_task(self) -> None:
-        from numaemu_core.memory import release_quarantine  # noqa: PLC0415 - only needed when something is held
-
         held = self._k.quarantine.entries
         if any(not self._slots.still_open(entry.waits) for entry in held):
             self.start(release_quarantine(self._k), lambda _result, _refusal: None)

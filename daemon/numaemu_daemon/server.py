@@ -63,8 +63,7 @@ class Server:
         self._uids = uids
         self._report = report
         self._log = log
-        self._calls = Calls(k, scheduler, slots, boot_id, self.status)
-        self._calls.owner_of = self._owner_of
+        self._calls = Calls(k, scheduler, slots, boot_id, self)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._poller = zmq.Poller()
@@ -291,5 +290,6 @@ class Server:
                 self._slots.give_back(slot)
         self._calls.release_pins()
 
-    def _owner_of(self, pid: int) -> Client | None:
+    def owner_of(self, pid: int) -> Client | None:
+        """The client whose task it is, None where nobody has it."""
         return next((client for client in self._clients.values() if pid in client.tasks), None)

@@ -6,6 +6,6 @@ Read it bottom to top:
 * how a kernel task runs: `locks`, `effects`, `task_locks`, `kernel`, `journal`;
 * pages: `page_flags`, `page_table`, `mm_types`, `mmzone`, `lru`, `page_lock`, `swapfile`, `swap_state`, `rmap`,
   `quarantine`;
-* what calls do: `memory`, `mmap`, `mempolicy`, `mbind`, `vmscan`, `fork`, `protect`, `proc`;
+* what calls do: `memory`, `mmap`, `mempolicy`, `mbind`, `vmscan`, `fork`, `protect`, `get_mempolicy`, `proc`;
 * how they are asked for: `syscalls`, `wire`; what must hold: `fsck`; all of it in one process: `performer`.
 """

@@ -6,7 +6,7 @@ Arguments were checked by `wire`; a handler gets the kernel, the task and them, 
 from collections.abc import Callable
 from typing import Any, Final
 
-from numaemu_core import fork, mbind, memory, mempolicy, mmap, proc, protect
+from numaemu_core import fork, get_mempolicy, mbind, memory, mempolicy, mmap, proc, protect
 from numaemu_core.effects import KernelTask
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
@@ -19,7 +19,7 @@ def _fault(k: Kernel, task: Task, addr: int, length: int, write: bool) -> Kernel
 
 
 def _get_mempolicy(k: Kernel, task: Task, maxnode: int | None, addr: int, flags: int) -> KernelTask[list[Any]]:
-    value, mask = yield from mempolicy.sys_get_mempolicy(k, task, maxnode, addr, flags)
+    value, mask = yield from get_mempolicy.sys_get_mempolicy(k, task, maxnode, addr, flags)
     return [value, None if mask is None else mask.to_bytes((mask.bit_length() + 7) // 8, "little")]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from numaemu_core import fork, limits, mbind, mempolicy, protect
+from numaemu_core import fork, get_mempolicy, limits, mbind, mempolicy, protect
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.mm_types import VM_RESERVED, Mempolicy, Task
@@ -379,7 +379,7 @@ GET_ROWS: dict[str, tuple[int | None, int, int, int | tuple[int, int | None]]] =
 def get(m: Machine, task: Task, maxnode: int | None, addr: int, flags: int) -> int | tuple[int, int | None]:
     """The answer of get_mempolicy, or its errno."""
     try:
-        answer: tuple[int, int | None] = m.call(mempolicy.sys_get_mempolicy(m.k, task, maxnode, addr, flags))
+        answer: tuple[int, int | None] = m.call(get_mempolicy.sys_get_mempolicy(m.k, task, maxnode, addr, flags))
     except MmError as error:
         return error.errno
     return answer

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from numaemu_core import fork, memory, mempolicy, mmap
+from numaemu_core import fork, get_mempolicy, memory, mempolicy, mmap
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.mm_types import Mempolicy, Task
 from numaemu_core.mmzone import build_zonelists
@@ -184,7 +184,7 @@ def test_bind_to_nodes_without_memory_is_no_bind(machine: Make) -> None:
     m.mbind(task, base + PAGE, 1, MPOL_BIND, {1, 2})
     m.touch(task, base, 2)
     assert m.where(task, base, 2) == [0, 2]
-    mode, mask = m.call(mempolicy.sys_get_mempolicy(m.k, task, 64, base + PAGE, 2))
+    mode, mask = m.call(get_mempolicy.sys_get_mempolicy(m.k, task, 64, base + PAGE, 2))
     assert (mode, mask) == (MPOL_BIND, 4)
 
 
