@@ -31,9 +31,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         "mbind(MPOL_BIND, {1}, MPOL_MF_MOVE | MPOL_MF_STRICT), shows where the pages are before, after the eviction "
         "and after the next touch, and compares the SHA-256 of what it reads back. Exit status 0 only if all held.",
     )
-    parser.add_argument(
-        "file", nargs="?", type=Path, default=Path(sys.executable).resolve(), help="default: %(default)s"
-    )
+    parser.add_argument("file", nargs="?", type=Path, default=_default_file(), help="default: %(default)s")
     parser.set_defaults(run=run)
 
 
