@@ -7,7 +7,7 @@ import os
 import weakref
 from typing import TYPE_CHECKING, Any, Self
 
-from numaemu import places
+from numaemu import control, places
 from numaemu.attachment import attach_process
 from numaemu.connection import Calls, keep_out_of_reach
 from numaemu.ended import closed, forked
@@ -119,9 +119,9 @@ class Machine:
         return found
 
     def status(self) -> dict[str, Any]:
-        """How the kernel daemon is: figures by name."""
-        found: dict[str, Any] = self._calls.call("status")
-        return found
+        """How each process is, as `numaemu status --json` says; beside it what the kernel daemon counts, by name."""
+        counted: dict[str, Any] = self._calls.call("status")
+        return {**control.status(places.machine_dir(self.name)), **counted}
 
     def fsck(self) -> list[str]:
         """Every invariant that does not hold just now, a sentence each; none if all is well."""

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import numaemu as nm
-from numaemu import control, places
 from numaemu_host import pidfd
 
 #: How long a condition may take to come true before its test fails.
@@ -50,7 +49,7 @@ def _all_gone(pids: list[int]) -> bool:
 
 def processes(machine: nm.Machine) -> list[dict[str, Any]]:
     """The processes of a machine as init tells of them."""
-    found: list[dict[str, Any]] = control.status(places.machine_dir(machine.name))["processes"]
+    found: list[dict[str, Any]] = machine.status()["processes"]
     return found
 
 

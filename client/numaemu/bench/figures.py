@@ -16,7 +16,6 @@ import numpy as np
 import zmq
 
 import numaemu as nm
-from numaemu import control, places
 from numaemu.bench.rounds import Figure, alone, compare
 from numaemu_core import limits, topology
 from numaemu_core.layout import MUTEX_BYTES, layout_of
@@ -193,7 +192,7 @@ def boot() -> Figure:
 def idle() -> Figure:
     """Processor time that all processes of a machine at rest take, in percent of one core."""
     with _machine("64M", "128M") as machine:
-        pids = [process["pid"] for process in control.status(places.machine_dir(machine.name))["processes"]]
+        pids = [process["pid"] for process in machine.status()["processes"]]
         before = sum(map(_ticks, pids))
         time.sleep(_IDLE_S)
         used_s = (sum(map(_ticks, pids)) - before) / os.sysconf("SC_CLK_TCK")
