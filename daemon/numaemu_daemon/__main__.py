@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--dir",
         help="its directory, private to you, made if missing and removed at the end "
-        "(default: $XDG_RUNTIME_DIR/numaemu/NAME or /tmp/numaemu-UID/NAME)",
+        "(default: NAME in $NUMAEMU_RUNTIME, $XDG_RUNTIME_DIR/numaemu or /tmp/numaemu-UID)",
     )
     add(
         "--topology",

@@ -24,7 +24,10 @@ _STDERR_FD = 2
 
 
 def default_directory(name: str) -> Path:
-    """Where the machine `name` of this user lives unless told otherwise."""
+    """Where the machine `name` of this user lives unless told otherwise; the client library looks there, too."""
+    told = os.environ.get("NUMAEMU_RUNTIME")
+    if told:
+        return Path(told).absolute() / name
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     if runtime.is_absolute():
         return runtime / "numaemu" / name

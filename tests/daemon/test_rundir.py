@@ -83,6 +83,9 @@ def test_long_path_is_refused(tmp_path: Path) -> None:
 
 def test_default_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's runtime directory where there is one, else one in /tmp that carries the user's number."""
+    monkeypatch.setenv("NUMAEMU_RUNTIME", "/srv/machines")
+    assert rundir.default_directory("m") == Path("/srv/machines/m")
+    monkeypatch.delenv("NUMAEMU_RUNTIME")
     expected = Path("/") / "tmp" / f"numaemu-{os.getuid()}" / "m"
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     assert rundir.default_directory("m") == Path("/run/user/7/numaemu/m")
