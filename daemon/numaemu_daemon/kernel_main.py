@@ -46,12 +46,12 @@ def main(child: Child) -> None:
     columns.generation[0] = 1
     context = zmq.Context()
     try:
-        _serve(child, context, kernel)
+        _serve(child, context, kernel, locks)
     finally:
         context.destroy(linger=0)
 
 
-def _serve(child: Child, context: "zmq.Context[zmq.Socket[bytes]]", kernel: Kernel) -> None:
+def _serve(child: Child, context: "zmq.Context[zmq.Socket[bytes]]", kernel: Kernel, locks: ProcessLocks) -> None:
     fenced = membarrier.register()
     zap_handler = zap.open_handler(context)
     bus = Bus(_bind(context, f"ipc://{child.directory / BUS_SOCKET}"), child.log)
@@ -84,6 +84,7 @@ def _serve(child: Child, context: "zmq.Context[zmq.Socket[bytes]]", kernel: Kern
         hello=hello,
         boot_id=child.boot_id,
         uids={child.owner_uid},
+        recoveries=lambda: locks.recoveries,
         report=child.report,
         log=child.log,
     )

@@ -26,12 +26,15 @@ _STDERR_FD = 2
 def default_directory(name: str) -> Path:
     """Where the machine `name` of this user lives unless told otherwise; the client library looks there, too."""
     told = os.environ.get("NUMAEMU_RUNTIME")
-    if told:
-        return Path(told).absolute() / name
+    return (Path(told).absolute() if told else _own_parent()) / name
+
+
+def _own_parent() -> Path:
+    """The directory that all machines of this user lie in if nobody says another one; it comes and goes with them."""
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     if runtime.is_absolute():
-        return runtime / "numaemu" / name
-    return Path(f"/tmp/numaemu-{os.getuid()}") / name  # noqa: S108 - made private, and checked to be ours
+        return runtime / "numaemu"
+    return Path(f"/tmp/numaemu-{os.getuid()}")  # noqa: S108 - made private, and checked to be ours
 
 
 class RunDirectory:
@@ -102,7 +105,7 @@ class RunDirectory:
             return False
         finally:
             os.close(self._lock_fd)
-        if self.path.parent == default_directory(self.path.name).parent:
+        if self.path.parent == _own_parent():
             with contextlib.suppress(OSError):  # other machines live there
                 self.path.parent.rmdir()
         return True

@@ -47,11 +47,13 @@ class Server:
         boot_id: str,
         uids: Collection[int],
         report: Callable[[dict[str, int]], float | None],
+        recoveries: Callable[[], int],
         log: Log,
     ) -> None:
         """`sockets`: clients' ROUTER, bus, ZAP handler; `hello` gives the answer on the descriptor socket.
 
-        `report` takes what was done so far, and gives the seconds after which it wants to be told again.
+        `report` takes what was done so far, and gives the seconds after which it wants to be told again; `recoveries`
+        counts the locks whose holder had died.
         """
         self._k = k
         self._router, self._bus, self._zap = sockets
@@ -62,6 +64,7 @@ class Server:
         self._boot_id = boot_id
         self._uids = uids
         self._report = report
+        self._recoveries = recoveries
         self._log = log
         self._calls = Calls(k, scheduler, slots, boot_id, self)
         self._epoll = select.epoll()
@@ -97,6 +100,7 @@ class Server:
             "tasks": len(self._k.tasks),
             "calls": self._calls.served,
             "refused": self.refused,
+            "lock_recoveries": self._recoveries(),
             "sleeping": self._scheduler.sleeping(),
             "shootdowns": self._scheduler.shootdowns,
             "stragglers": self._scheduler.stragglers,

@@ -158,8 +158,6 @@ class LockTable:
         """No lock is held; `host` is the other half."""
         self.host = host
         self.current = 0
-        #: Set whenever a semaphore has become free: the performer looks at its sleepers.
-        self.released = False
         self._held: dict[int, Held] = {}
         self._sems: dict[int, Semaphore] = {}
 
@@ -250,7 +248,6 @@ class LockTable:
         if not sem.readers and not sem.writer:
             sem.host_mode = None
             self.host.drop_sem(mm_id)
-            self.released = True
             if not sem.waiters:
                 del self._sems[mm_id]
 

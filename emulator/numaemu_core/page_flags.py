@@ -23,9 +23,8 @@ LRU_INACTIVE: Final = 1
 LRU_ACTIVE: Final = 3
 LRU_ON_LIST: Final = 1
 LRU_PG_ACTIVE: Final = 2
-#: Isolated: this bit, PG_active as it was, and who did it above LRU_OWNER_SHIFT (0: the daemon, n + 1: node n).
+#: Isolated: this bit, and PG_active as it was.
 LRU_ISOLATED: Final = 4
-LRU_OWNER_SHIFT: Final = 3
 
 #: Bit of the mapping column: an address_space and not an anon_vma (PageAnon is its absence).
 PAGE_MAPPING_FILE: Final = 1 << 31

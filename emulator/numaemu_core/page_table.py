@@ -28,7 +28,6 @@ PTE_PRESENT: Final = 1
 PTE_READABLE: Final = 2
 PTE_WRITABLE: Final = 4
 PTE_SWAPPED: Final = 16
-PTE_FLAGS: Final = 0xFFF
 
 _INDEX = limits.PTRS_PER_TABLE - 1
 _SHIFT = limits.TABLE_SHIFT

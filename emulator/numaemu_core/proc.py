@@ -16,6 +16,7 @@ from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.mempolicy import bind_zonelist, get_vma_policy
 from numaemu_core.mm_types import Mempolicy, Task, VmArea
+from numaemu_core.mmzone import Zone
 from numaemu_core.nodemask import nodes_of
 from numaemu_core.page_flags import (
     LRU_ACTIVE,
@@ -124,8 +125,8 @@ def meminfo(k: Kernel) -> list[dict[str, int]]:
 
 
 def _node_meminfo(k: Kernel, nid: int) -> dict[str, int]:
-    first, end = k.layout.node_pfns.get(nid, (0, 0))
-    total, free = end - first, k.zones[nid].nr_free if nid in k.zones else 0
+    zone = k.zones.get(nid, Zone(nid, 0, 0, 0))
+    first, end, total, free = zone.first, zone.end, zone.present_pages, zone.nr_free
     states, flags = k.c.lru_state[first:end], k.c.pg_flags[first:end]
     fields = {
         "MemTotal": total,

@@ -43,10 +43,6 @@ class Topology:
         """node_online_map as a mask."""
         return mask_of(node.id for node in self.nodes)
 
-    def node_of_cpu(self, cpu: int) -> int | None:
-        """The node whose CPU it is, None for a CPU that is not there."""
-        return next((node.id for node in self.nodes if cpu in node.cpus), None)
-
     def as_dict(self) -> dict[str, object]:
         """The same machine in the shape of a topology file."""
         return {

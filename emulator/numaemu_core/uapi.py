@@ -42,10 +42,3 @@ MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
 
 CAPABILITIES: Final = frozenset({"CAP_IPC_LOCK", "CAP_SYS_ADMIN", "CAP_SYS_NICE", "CAP_SYS_RESOURCE"})
-
-MODE_NAMES: Final = {
-    MPOL_DEFAULT: "default",
-    MPOL_PREFERRED: "prefer",
-    MPOL_BIND: "bind",
-    MPOL_INTERLEAVE: "interleave",
-}

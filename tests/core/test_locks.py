@@ -293,7 +293,6 @@ def test_readers_share_and_a_writer_excludes() -> None:
     q.up(1)
     assert not q.try_(3, Mode.WRITE)
     q.up(2)
-    assert q.table.released
     assert q.try_(3, Mode.WRITE)
     assert not q.try_(4, Mode.READ)
     assert not q.try_(5, Mode.WRITE)
