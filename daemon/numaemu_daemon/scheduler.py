@@ -14,6 +14,7 @@ from numaemu_core import limits
 from numaemu_core.columns import I8
 from numaemu_core.effects import (
     Breathe,
+    CopyPages,
     DownSem,
     Effect,
     ReadPages,
@@ -28,6 +29,7 @@ from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Mode
 from numaemu_core.memory import release_quarantine
 from numaemu_core.page_flags import PG_WRITEBACK
+from numaemu_core.runs import copy_rows
 from numaemu_daemon.clients import AccessSlots
 from numaemu_host import membarrier, pidfd
 
@@ -240,6 +242,9 @@ class Scheduler:
                 return True
             case ReadPages(slots, pfns):
                 self._swap.read(slots, pfns, lambda: self._ready.append(task))
+            case CopyPages(_, source, target):
+                copy_rows(self._k.c.frames, target, self._k.c.frames, source)
+                return True
             case WaitPageLocks() | WaitWriteback():
                 if self._pages_free(task, effect):
                     return False

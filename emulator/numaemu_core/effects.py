@@ -72,7 +72,16 @@ class ReadPages:
     pfns: I8
 
 
-Effect = Breathe | SpinBusy | DownSem | WaitPageLocks | WaitWriteback | Shootdown | WritePages | ReadPages
+@dataclass(frozen=True, slots=True)
+class CopyPages:
+    """Copy frames into others of one node, by that node's process. Answer: None."""
+
+    nid: int
+    source: I8
+    target: I8
+
+
+Effect = Breathe | SpinBusy | DownSem | WaitPageLocks | WaitWriteback | Shootdown | WritePages | ReadPages | CopyPages
 
 T = TypeVar("T")
 #: A kernel task, or a part of one: yields effects, returns T.
@@ -80,6 +89,7 @@ KernelTask = Generator[Effect, Any, T]
 
 __all__ = [
     "Breathe",
+    "CopyPages",
     "DownSem",
     "Effect",
     "KernelTask",

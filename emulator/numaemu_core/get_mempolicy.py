@@ -13,9 +13,10 @@ from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.memory import sys_fault
 from numaemu_core.mempolicy import bind_zonelist
-from numaemu_core.mm_types import Mempolicy, Task
+from numaemu_core.mm_types import Task
 from numaemu_core.nodemask import mask_of
 from numaemu_core.page_table import PTE_PRESENT
+from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.task_locks import down_read
 from numaemu_core.uapi import MPOL_BIND, MPOL_DEFAULT, MPOL_F_ADDR, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_PREFERRED
 

@@ -23,7 +23,8 @@ import numpy as np
 
 from numaemu_core.columns import U1
 from numaemu_core.errors import BugError
-from numaemu_core.mm_types import Mempolicy, Mm, Task, VmArea
+from numaemu_core.mm_types import Mm, Task, VmArea
+from numaemu_core.shared_policy import Mempolicy
 
 _WORD: Final = 8
 _HEADER: Final = 2 * _WORD

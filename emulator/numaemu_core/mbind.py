@@ -25,7 +25,6 @@ from numaemu_core.mm_types import (
     VM_RESERVED,
     VM_SHM,
     AddressSpace,
-    Mempolicy,
     Mm,
     Task,
     VmArea,
@@ -34,6 +33,7 @@ from numaemu_core.mmap import page_align, split_vma
 from numaemu_core.nodemask import nodes_of
 from numaemu_core.page_flags import PAGE_MAPPING_FILE
 from numaemu_core.page_table import flats_of, is_present, pte_lock_keys
+from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.task_locks import down_write, spin_lock
 from numaemu_core.uapi import MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT
 from numaemu_core.vmscan import putback_lru_pages, swapout_pages

@@ -14,9 +14,10 @@ from numaemu_core.columns import I8, NO_INDEXES
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
-from numaemu_core.mm_types import Mempolicy, Task, VmArea
+from numaemu_core.mm_types import Task, VmArea
 from numaemu_core.mmzone import alloc_pages, free_pages
 from numaemu_core.nodemask import first_node, next_node, nodes_of
+from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.uapi import (
     MPOL_BIND,
     MPOL_DEFAULT,

@@ -5,14 +5,23 @@ is in the journal.
 """
 
 import bisect
+import enum
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
+
+import numpy as np
+
+from numaemu_core.columns import U8
+from numaemu_core.shared_policy import Mempolicy, SharedPolicy
 
 VM_READ: Final = 0x1
 VM_WRITE: Final = 0x2
 VM_EXEC: Final = 0x4
 VM_SHARED: Final = 0x8
+VM_MAYREAD: Final = 0x10
+VM_MAYWRITE: Final = 0x20
+VM_MAYEXEC: Final = 0x40
 VM_MAYSHARE: Final = 0x80
 VM_SHM: Final = 0x400
 VM_DENYWRITE: Final = 0x800
@@ -22,29 +31,46 @@ VM_RESERVED: Final = 0x80000
 VM_ACCESS_FLAGS: Final = VM_READ | VM_WRITE | VM_EXEC
 
 
-@dataclass(frozen=True, slots=True)
-class Mempolicy:
-    """A policy object. MPOL_DEFAULT is the absence of one (None).
+class FileKind(enum.StrEnum):
+    """What backs an object that can be mapped."""
 
-    Equal objects are what vma_merge calls equal policies.
-    """
-
-    mode: int
-    #: INTERLEAVE and BIND: the nodes as a mask.
-    nodes: int = 0
-    #: PREFERRED: the node, -1 for local.
-    preferred: int = -1
+    #: Shared anonymous memory: tmpfs without a name, gone with its last mapping.
+    ANON_SHARED = "anon"
+    #: Pages leave to swap; has shared policies.
+    TMPFS = "tmpfs"
+    #: Page cache that never leaves memory; no shared policies.
+    RAMFS = "ramfs"
+    #: Page cache that is written back to the swap node's disk segment; no shared policies.
+    DISK = "disk"
 
 
 @dataclass(slots=True, eq=False)
 class AddressSpace:
-    """What a file's pages belong to: who maps any part of it. Guarded by its i_mmap_lock."""
+    """A file and what its pages belong to (inode and address_space in one). Guarded by its i_mmap_lock."""
 
+    #: In the `mapping` column, with PAGE_MAPPING_FILE set.
     id: int
-    #: Every VMA that maps part of the file.
-    i_mmap: list["VmArea"] = field(default_factory=list)
+    kind: FileKind = FileKind.TMPFS
+    name: str = ""
+    #: Inode number: where interleaving on tmpfs starts.
+    i_ino: int = 0
+    #: Length in bytes; a touch of a page beyond it is a bus error.
+    i_size: int = 0
+    #: u64 a page of the file, as a page-table entry: 0 none, PRESENT pfn, SWAPPED slot (tmpfs).
+    i_pages: U8 = field(default_factory=lambda: np.zeros(0, np.uint64))
+    #: First page on the disk segment (DISK).
+    disk_start: int = 0
+    #: Every VMA that maps part of the file, an ordered set.
+    i_mmap: dict["VmArea", None] = field(default_factory=dict)
     #: VMAs of these that are VM_SHARED: they may write to the file.
     i_mmap_writable: int = 0
+    #: Policies by file page (tmpfs and shared anonymous memory); they survive unmapping.
+    policy: SharedPolicy = field(default_factory=SharedPolicy)
+
+    @property
+    def is_shmem(self) -> bool:
+        """Do its pages go to swap, and do policies belong to the object?"""
+        return self.kind in (FileKind.ANON_SHARED, FileKind.TMPFS)
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +86,8 @@ class VmArea:
     vm_policy: Mempolicy | None = None
     #: Id of its anon_vma; None while no page of it was ever anonymous.
     anon_vma: int | None = None
+    #: What it maps; None for private anonymous memory.
+    vm_file: AddressSpace | None = None
 
 
 @dataclass(slots=True)
@@ -163,4 +191,10 @@ class Task:
     il_next: int = 0
     #: Nodes of its cpuset, as a mask.
     mems_allowed: int = 0
+    #: Who it is to migrate_pages and move_pages, and whether others of its kind may look into it (PR_SET_DUMPABLE).
+    uid: int = 0
+    dumpable: bool = True
+    #: RLIMIT_MEMLOCK and RLIMIT_AS in bytes, None: no limit.
+    rlimit_memlock: int | None = None
+    rlimit_as: int | None = None
     exiting: bool = False

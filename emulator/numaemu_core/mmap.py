@@ -19,11 +19,11 @@ from numaemu_core.mm_types import (
     VM_READ,
     VM_WRITE,
     AnonVma,
-    Mempolicy,
     Mm,
     Task,
     VmArea,
 )
+from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.task_locks import down_write
 from numaemu_core.uapi import (
     MAP_ANONYMOUS,

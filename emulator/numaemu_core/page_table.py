@@ -6,6 +6,7 @@ entry without its low bits is the byte offset of the frame among all frames:
     0                                   none
     PRESENT [READABLE] [WRITABLE] pfn   mapped; without READABLE it is PROT_NONE
     SWAPPED slot                        in the swap area, or on its way there
+    MIGRATION pfn                       being copied to another frame; its map count stays; a fault waits
     PRESENT table                       in the three upper levels
 
 The daemon alone writes entries, a pte under the lock of its table. `accessed` and `dirty` are bytes beside the entry,
@@ -28,6 +29,7 @@ PTE_PRESENT: Final = 1
 PTE_READABLE: Final = 2
 PTE_WRITABLE: Final = 4
 PTE_SWAPPED: Final = 16
+PTE_MIGRATION: Final = 32
 
 _INDEX = limits.PTRS_PER_TABLE - 1
 _SHIFT = limits.TABLE_SHIFT
@@ -255,6 +257,11 @@ def is_present(entries: U8) -> Bool:
 def is_swapped(entries: U8) -> Bool:
     """Which entries name a slot."""
     return entries & np.uint64(PTE_SWAPPED) != 0
+
+
+def is_migration(entries: U8) -> Bool:
+    """Which entries name a page that is being migrated."""
+    return entries & np.uint64(PTE_MIGRATION) != 0
 
 
 def is_writable(entries: U8) -> Bool:

@@ -14,6 +14,7 @@ import numpy as np
 from numaemu_core.columns import columns_in_memory
 from numaemu_core.effects import (
     Breathe,
+    CopyPages,
     DownSem,
     Effect,
     ReadPages,
@@ -213,6 +214,8 @@ class Performer:
                 self._writes.append(effect)
             case ReadPages(slots, pfns):
                 task.ready = lambda: self._read(slots, pfns)
+            case CopyPages(_, source, target):
+                task.ready = lambda: self._copy(source, target)
 
     def _try_sem(self, mm_id: int, mode: Mode) -> tuple[bool, Any]:
         guard = self.k.locks.try_sem(mm_id, mode)
@@ -232,6 +235,10 @@ class Performer:
 
     def _read(self, slots: Any, pfns: Any) -> tuple[bool, Any]:  # noqa: ANN401 - arrays of an effect
         copy_rows(self.k.c.frames, pfns, self.k.c.swap, slots)
+        return True, None
+
+    def _copy(self, source: Any, target: Any) -> tuple[bool, Any]:  # noqa: ANN401 - arrays of an effect
+        copy_rows(self.k.c.frames, target, self.k.c.frames, source)
         return True, None
 
     def _finish_write(self, at: int) -> None:

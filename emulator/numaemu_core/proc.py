@@ -15,7 +15,7 @@ from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.mempolicy import bind_zonelist, get_vma_policy
-from numaemu_core.mm_types import Mempolicy, Task, VmArea
+from numaemu_core.mm_types import Task, VmArea
 from numaemu_core.mmzone import Zone
 from numaemu_core.nodemask import nodes_of
 from numaemu_core.page_flags import (
@@ -26,6 +26,7 @@ from numaemu_core.page_flags import (
     PG_WRITEBACK,
 )
 from numaemu_core.page_table import is_present
+from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.task_locks import down_read
 from numaemu_core.uapi import MPOL_BIND, MPOL_INTERLEAVE
 

@@ -1,12 +1,23 @@
 """Semantics are data: one frozen record of named choices a profile, read by one engine.
 
-No code asks for a profile's name. A difference between kernels is a field here, with where it comes from.
+No code asks for a profile's name. A difference between kernels is a field here, with what it selects and where that
+comes from.
 """
 
+import errno
 from dataclasses import dataclass
 from typing import Final
 
 from numaemu_core.errors import TopologyError
+from numaemu_core.uapi import (
+    MPOL_BIND,
+    MPOL_F_NUMA_BALANCING,
+    MPOL_F_RELATIVE_NODES,
+    MPOL_F_STATIC_NODES,
+    MPOL_INTERLEAVE,
+    MPOL_PREFERRED_MANY,
+    MPOL_WEIGHTED_INTERLEAVE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,22 +25,169 @@ class Profile:
     """The choices of one kernel version."""
 
     name: str
+
+    # -- nodes and allocation ------------------------------------------------------------------------------------------
+
+    #: Bits that a node mask may have: MAX_NUMNODES (x86_64 of 2.6.15: 64; Debian's 6.1 and 6.12: 1024).
+    max_numnodes: int
+    #: True: the nodes of a tie in distance are examined in rotation from the local one (2.6.15 find_next_best_node);
+    #: False: by ascending id, those below the local one at a penalty of one (5.16 and later).
+    zonelist_rotates: bool
+    #: True: BIND tries its nodes from the one that is nearest to the CPU (2.6.26); False: by ascending id.
+    bind_nearest_first: bool
+
+    # -- modes and masks -----------------------------------------------------------------------------------------------
+
+    #: Highest mode (MPOL_MAX - 1 of today's headers).
+    mode_max: int
+    #: Mode flags that are accepted: STATIC and RELATIVE since 2.6.26, NUMA_BALANCING since 5.12.
+    mode_flags: int
+    #: Modes that may carry MPOL_F_NUMA_BALANCING (6.1: BIND; 6.12: PREFERRED_MANY, too).
+    balancing_modes: frozenset[int]
+    #: True: nodes that are not there are dropped from a mask as long as one is left; False: one of them is EINVAL.
+    offline_nodes_dropped: bool
+    #: True: get_mempolicy asks for room for the nodes that this machine can have (nr_node_ids), False: MAX_NUMNODES.
+    get_mempolicy_counts_possible: bool
+
+    # -- interleaving --------------------------------------------------------------------------------------------------
+
+    #: Bits of the page offset that count (2.6.15 and 6.1: an unsigned int; 6.12: all).
+    interleave_offset_bits: int
+    #: True: interleaving on tmpfs starts at the inode number (2.6.28 and later), False: at the start of the file.
+    shmem_interleave_adds_inode: bool
+    #: True: copies on write and targets of MOVE in mappings of tmpfs files add the inode number, too (6.12).
+    vma_interleave_adds_inode: bool
+
+    # -- mbind and migration -------------------------------------------------------------------------------------------
+
     #: Capability that MPOL_MF_MOVE_ALL asks for (V3: CAP_SYS_RESOURCE; since 2.6.16 CAP_SYS_NICE, commit 74c00241).
     move_all_capability: str
+    #: True: misplaced pages are copied to their new node at once (2.6.16 and later); False: they are sent to swap and
+    #: come back by their policy when they are touched ("Swap migration V3").
+    direct_migration: bool
     #: True: pages join the migration list at its head, so that it runs against the addresses (V2, V4, V5).
     pagelist_lifo: bool
-    #: True: the nodes of a tie in distance are examined in rotation from the local one (2.6.15 find_next_best_node).
-    zonelist_rotates: bool
+    #: True: MOVE takes pages that one entry maps (2.6.16, commit fc301289); False: anonymous pages, and pages of files
+    #: that somebody maps shared and writable or that only one mm maps (V3).
+    move_needs_mapcount_one: bool
+    #: True: mbind looks for holes only between two VMAs and above the last one (V3).
+    holes_between_vmas_only: bool
+    #: True: mbind merges VMAs that have become equal (2.6.34, commit 9d8cebd4).
+    mbind_merges_vmas: bool
+    #: True: locked pages stay under MOVE and fail under STRICT (V3 vma_migratable and try_to_unmap).
+    locked_pages_stay: bool
+    #: What move_pages says of an anonymous page that was never touched (6.1: EFAULT; 6.12: ENOENT).
+    untouched_page_status: int
+    #: True: move_pages neither finds nor moves pages that are mapped PROT_NONE (6.1).
+    move_pages_skips_prot_none: bool
 
+    # -- the life of a page --------------------------------------------------------------------------------------------
+
+    #: True: an entry that was accessed stops try_to_unmap, which clears it (2.6.15).
+    young_stops_unmap: bool
+    #: log2 of the pages that swap readahead reads around a slot (vm.page-cluster).
+    page_cluster: int
+    #: Pages that a read fault of a file maps around the one that was asked for (fault_around_bytes), 1: none.
+    fault_around_pages: int
+    #: True: attaching to a cpuset resets the CPUs of sched_setaffinity (6.1).
+    cpuset_resets_affinity: bool
+
+    # -- views ---------------------------------------------------------------------------------------------------------
+
+    #: True: numa_maps and node meminfo in the format of 2.6.14, False: in today's.
+    views_of_2005: bool
+
+
+_NODE_FLAGS: Final = MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES
 
 SWAP_V3: Final = Profile(
     name="swap-v3",
-    move_all_capability="CAP_SYS_RESOURCE",
-    pagelist_lifo=True,
+    max_numnodes=64,
     zonelist_rotates=True,
+    bind_nearest_first=False,
+    mode_max=MPOL_INTERLEAVE,
+    mode_flags=0,
+    balancing_modes=frozenset(),
+    offline_nodes_dropped=False,
+    get_mempolicy_counts_possible=False,
+    interleave_offset_bits=32,
+    shmem_interleave_adds_inode=False,
+    vma_interleave_adds_inode=False,
+    move_all_capability="CAP_SYS_RESOURCE",
+    direct_migration=False,
+    pagelist_lifo=True,
+    move_needs_mapcount_one=False,
+    holes_between_vmas_only=True,
+    mbind_merges_vmas=False,
+    locked_pages_stay=True,
+    untouched_page_status=errno.ENOENT,
+    move_pages_skips_prot_none=False,
+    young_stops_unmap=True,
+    page_cluster=0,
+    fault_around_pages=1,
+    cpuset_resets_affinity=False,
+    views_of_2005=True,
 )
 
-PROFILES: Final = {profile.name: profile for profile in (SWAP_V3,)}
+LINUX_6_1: Final = Profile(
+    name="linux-6.1",
+    max_numnodes=1024,
+    zonelist_rotates=False,
+    bind_nearest_first=True,
+    mode_max=MPOL_PREFERRED_MANY,
+    mode_flags=_NODE_FLAGS | MPOL_F_NUMA_BALANCING,
+    balancing_modes=frozenset({MPOL_BIND}),
+    offline_nodes_dropped=True,
+    get_mempolicy_counts_possible=True,
+    interleave_offset_bits=32,
+    shmem_interleave_adds_inode=True,
+    vma_interleave_adds_inode=False,
+    move_all_capability="CAP_SYS_NICE",
+    direct_migration=True,
+    pagelist_lifo=False,
+    move_needs_mapcount_one=True,
+    holes_between_vmas_only=False,
+    mbind_merges_vmas=True,
+    locked_pages_stay=False,
+    untouched_page_status=errno.EFAULT,
+    move_pages_skips_prot_none=True,
+    young_stops_unmap=False,
+    page_cluster=0,
+    fault_around_pages=16,
+    cpuset_resets_affinity=True,
+    views_of_2005=False,
+)
+
+LINUX_6_12: Final = Profile(
+    name="linux-6.12",
+    max_numnodes=1024,
+    zonelist_rotates=False,
+    bind_nearest_first=True,
+    mode_max=MPOL_WEIGHTED_INTERLEAVE,
+    mode_flags=_NODE_FLAGS | MPOL_F_NUMA_BALANCING,
+    balancing_modes=frozenset({MPOL_BIND, MPOL_PREFERRED_MANY}),
+    offline_nodes_dropped=True,
+    get_mempolicy_counts_possible=True,
+    interleave_offset_bits=64,
+    shmem_interleave_adds_inode=True,
+    vma_interleave_adds_inode=True,
+    move_all_capability="CAP_SYS_NICE",
+    direct_migration=True,
+    pagelist_lifo=False,
+    move_needs_mapcount_one=True,
+    holes_between_vmas_only=False,
+    mbind_merges_vmas=True,
+    locked_pages_stay=False,
+    untouched_page_status=errno.ENOENT,
+    move_pages_skips_prot_none=False,
+    young_stops_unmap=False,
+    page_cluster=0,
+    fault_around_pages=16,
+    cpuset_resets_affinity=False,
+    views_of_2005=False,
+)
+
+PROFILES: Final = {profile.name: profile for profile in (SWAP_V3, LINUX_6_1, LINUX_6_12)}
 
 
 def profile_named(name: str) -> Profile:

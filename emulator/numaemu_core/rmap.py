@@ -1,9 +1,10 @@
 """Who maps a page: references, map counts, and unmapping a page everywhere.
 
-Mirrors: mm/rmap.c (2.6.15). Left out: pages of files. A page's references are not stored but counted:
-map count + swap cache + isolation + pins.
+Mirrors: mm/rmap.c (2.6.15). A page's references are not stored but counted: map count + page cache or swap cache +
+isolation + pins.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +13,11 @@ from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
 from numaemu_core.effects import KernelTask, Shootdown, SpinBusy
 from numaemu_core.kernel import Kernel
-from numaemu_core.locks import Rank
+from numaemu_core.locks import Key, Rank
 from numaemu_core.lru import lru_lock_keys
 from numaemu_core.mm_types import VM_LOCKED, AnonVma, Mm, VmArea
 from numaemu_core.mmzone import free_locked, zone_lock_keys
-from numaemu_core.page_flags import LRU_ISOLATED, LRU_NONE, LRU_ON_LIST, PG_DIRTY, PG_SWAPCACHE
+from numaemu_core.page_flags import LRU_ISOLATED, LRU_NONE, LRU_ON_LIST, PAGE_MAPPING_FILE, PG_DIRTY, PG_SWAPCACHE
 from numaemu_core.page_table import PTE_SWAPPED, PTE_WRITABLE, is_present, is_writable, pte_lock_keys
 from numaemu_core.swapfile import SWAP_LOCK, swap_duplicate, swap_free
 from numaemu_core.task_locks import spin_lock
@@ -36,7 +37,7 @@ def page_count(k: Kernel, pfns: I8) -> I8:
     """References of frames: page_count of the kernel, computed."""
     c = k.c
     count = c.mapcount[pfns].astype(np.int64)
-    count += c.pg_flags[pfns] & PG_SWAPCACHE != 0
+    count += (c.pg_flags[pfns] & PG_SWAPCACHE != 0) | (c.mapping[pfns] & PAGE_MAPPING_FILE != 0)
     count += c.lru_state[pfns] & LRU_ISOLATED != 0
     pins = pinned_pages(k)
     if len(pins):
@@ -104,6 +105,57 @@ def set_anon_identity(k: Kernel, vma: VmArea, pfns: I8, vpns: I8) -> None:
     k.c.index[pfns] = linear_page_index(k, vma, vpns).astype(np.uint64)
 
 
+# -- who maps a page ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Mapper:
+    """A VMA that may map some pages: their positions among those that were asked about, and the lock of its list."""
+
+    vma: VmArea
+    lock: Key
+    positions: I8
+    vpns: I8
+
+    def still_there(self, k: Kernel) -> bool:
+        """Is the VMA still on the list of what it mapped? Asked under the lock."""
+        if self.vma.vm_mm.dead:
+            return False
+        if self.lock[0] is Rank.I_MMAP:
+            return self.vma.vm_file is not None and self.vma in self.vma.vm_file.i_mmap
+        anon_vma = k.anon_vmas.get(self.lock[1])
+        return anon_vma is not None and self.vma in anon_vma.vmas
+
+
+def rmap_walk(k: Kernel, pfns: I8) -> Iterator[Mapper]:
+    """Every VMA that may map some of these pages, by the identities of the pages (rmap_walk, mm/rmap.c of 6.1).
+
+    Anonymous pages by the VMAs of their anon_vma, pages of files by i_mmap. A VMA may come several times, with other
+    pages of at most PTE_LOCK_BATCH.
+    """
+    owners, indexes = k.c.mapping[pfns].astype(np.int64), k.c.index[pfns].astype(np.int64)
+    for owner in np.unique(owners[owners != 0]).tolist():
+        mine = np.flatnonzero(owners == owner)
+        lowest, highest = int(indexes[mine].min()), int(indexes[mine].max())
+        for vma in _mappers(k, owner):
+            pages = (vma.vm_end - vma.vm_start) >> k.page_shift
+            if vma.vm_pgoff > highest or vma.vm_pgoff + pages <= lowest:
+                continue
+            inside = mine[(indexes[mine] >= vma.vm_pgoff) & (indexes[mine] < vma.vm_pgoff + pages)]
+            for part in range(0, len(inside), limits.PTE_LOCK_BATCH):
+                chosen = inside[part : part + limits.PTE_LOCK_BATCH]
+                vpns = indexes[chosen] + ((vma.vm_start >> k.page_shift) - vma.vm_pgoff)
+                lock = (Rank.I_MMAP if owner & PAGE_MAPPING_FILE else Rank.ANON_VMA, owner & ~PAGE_MAPPING_FILE)
+                yield Mapper(vma, lock, chosen, vpns)
+
+
+def _mappers(k: Kernel, owner: int) -> list[VmArea]:
+    if owner & PAGE_MAPPING_FILE:
+        return list(k.address_spaces[owner].i_mmap)
+    anon_vma = k.anon_vmas.get(owner)
+    return list(anon_vma.vmas) if anon_vma is not None else []
+
+
 # -- unmapping ---------------------------------------------------------------------------------------------------------
 
 
@@ -116,50 +168,41 @@ class _Cleared:
     vpns: I8
     flats: I8
     entries: U8
+    #: What stands there now: slots, or nothing for pages of files.
+    replaced: U8
     #: Pages that count as dirty only because they might be: taken back when the harvest finds no dirty byte.
     maybe_dirty: Bool
 
 
 def try_to_unmap(k: Kernel, pfns: I8) -> KernelTask[Bool]:
-    """Replace every entry of these locked swap-cache pages by their slots; True where no mapping is left.
+    """Replace every entry of these locked pages by their slots (pages of files: by nothing); True: no mapping is left.
 
-    A locked VMA stops the walk of a page, and so does a young entry, whose accessed byte is cleared: the caller tries
-    again. What was unmapped counts as mapped until every window that may still reach it has closed; an mm whose
-    straggler does not leave gets its entries back. Mirrors: try_to_unmap_anon and try_to_unmap_one (2.6.15).
+    A locked VMA stops the walk of a page, and so, as the profile has it, does a young entry, whose accessed byte is
+    cleared: the caller tries again. What was unmapped counts as mapped until every window that may still reach it has
+    closed; an mm whose straggler does not leave gets its entries back.
+    Mirrors: try_to_unmap, try_to_unmap_one (2.6.15).
     """
     walking = np.ones(len(pfns), np.bool_)
     cleared: list[_Cleared] = []
-    for anon_id in np.unique(k.c.mapping[pfns]).tolist():
-        anon_vma = k.anon_vmas.get(anon_id)
-        if anon_vma is None:
-            continue
-        mine = k.c.mapping[pfns] == anon_id
-        lowest, highest = int(k.c.index[pfns[mine]].min()), int(k.c.index[pfns[mine]].max())
-        for vma in list(anon_vma.vmas):
-            pages = (vma.vm_end - vma.vm_start) >> k.page_shift
-            if vma.vm_pgoff > highest or vma.vm_pgoff + pages <= lowest:
-                continue
-            indexes = k.c.index[pfns].astype(np.int64)
-            inside = mine & walking & (indexes >= vma.vm_pgoff) & (indexes < vma.vm_pgoff + pages)
-            positions = np.flatnonzero(inside)
-            for part in range(0, len(positions), limits.PTE_LOCK_BATCH):
-                chosen = positions[part : part + limits.PTE_LOCK_BATCH]
-                stopped = yield from _unmap_from_vma(k, anon_vma, vma, pfns[chosen], cleared)
-                walking[chosen[stopped]] = False
+    for mapper in rmap_walk(k, pfns):
+        going = walking[mapper.positions]
+        if going.any():
+            stopped = yield from _unmap_from_vma(k, mapper, pfns, going, cleared)
+            walking[mapper.positions[going][stopped]] = False
     if cleared:
         yield from _finish_unmap(k, cleared)
     return k.c.mapcount[pfns] == 0
 
 
-def _unmap_from_vma(k: Kernel, anon_vma: AnonVma, vma: VmArea, pfns: I8, cleared: list[_Cleared]) -> KernelTask[Bool]:
+def _unmap_from_vma(k: Kernel, mapper: Mapper, all_pfns: I8, going: Bool, cleared: list[_Cleared]) -> KernelTask[Bool]:
     """try_to_unmap_one for many pages and one VMA; True for pages whose walk stops here."""
-    c = k.c
+    c, vma = k.c, mapper.vma
+    pfns, vpns = all_pfns[mapper.positions[going]], mapper.vpns[going]
     while True:
-        if vma.vm_mm.dead or vma not in anon_vma.vmas:
+        if not mapper.still_there(k):
             return np.zeros(len(pfns), np.bool_)
-        vpns = c.index[pfns].astype(np.int64) + ((vma.vm_start >> k.page_shift) - vma.vm_pgoff)
         flats = k.tables.walk(vma.vm_mm.pgd, vpns)
-        keys = [(Rank.ANON_VMA, anon_vma.id), *pte_lock_keys(flats[flats >= 0]), SWAP_LOCK]
+        keys = [mapper.lock, *pte_lock_keys(flats[flats >= 0]), SWAP_LOCK]
         guard = k.locks.try_spin(keys)
         if guard is not None:
             break
@@ -169,7 +212,7 @@ def _unmap_from_vma(k: Kernel, anon_vma: AnonVma, vma: VmArea, pfns: I8, cleared
         here = (flats >= 0) & is_present(entries) & (entries >> np.uint64(k.page_shift) == pfns.astype(np.uint64))
         if vma.vm_flags & VM_LOCKED:
             return here
-        young = here & (c.accessed[flats] != 0)
+        young = here & (c.accessed[flats] != 0) & k.profile.young_stops_unmap
         c.accessed[flats[young]] = 0
         gone = here & ~young
         if gone.any():
@@ -178,15 +221,22 @@ def _unmap_from_vma(k: Kernel, anon_vma: AnonVma, vma: VmArea, pfns: I8, cleared
 
 
 def _clear_entries(k: Kernel, mm: Mm, pfns: I8, vpns: I8, flats: I8, entries: U8) -> _Cleared:
-    """Entries become slots. What might be dirty counts as dirty from before the entry changes."""
+    """Entries become slots, or none for pages of files. What might be dirty counts so from before the entry changes."""
     c = k.c
     dirty = c.dirty[flats] != 0
     maybe = ~dirty & is_writable(entries) & (c.pg_flags[pfns] & PG_DIRTY == 0)
     c.pg_flags[pfns[dirty | maybe]] |= PG_DIRTY
-    slots = c.private[pfns].astype(np.int64)
+    replaced = replaced_entries(k, pfns)
+    slots = c.private[pfns[replaced != 0]].astype(np.int64)
     swap_duplicate(k, slots)
-    c.pte[flats] = swap_entries(k, slots)
-    return _Cleared(mm, pfns, vpns, flats, entries, maybe)
+    c.pte[flats] = replaced
+    return _Cleared(mm, pfns, vpns, flats, entries, replaced, maybe)
+
+
+def replaced_entries(k: Kernel, pfns: I8) -> U8:
+    """What stands for these pages once they are unmapped: their slots; nothing for pages of files."""
+    anonymous = k.c.mapping[pfns] & PAGE_MAPPING_FILE == 0
+    return np.where(anonymous, swap_entries(k, k.c.private[pfns].astype(np.int64)), np.uint64(0))
 
 
 def swap_entries(k: Kernel, slots: I8) -> U8:
@@ -208,9 +258,9 @@ def _finish_unmap(k: Kernel, cleared: list[_Cleared]) -> KernelTask[None]:
 
 
 def _restore(k: Kernel, part: _Cleared, stragglers: dict[int, int]) -> KernelTask[None]:
-    """Map the pages again where their entry still names their slot; quarantine the others, which were unmapped."""
+    """Map the pages again where their entry is still as it was left; quarantine the others, which were unmapped."""
     c = k.c
-    slots = c.private[part.pfns].astype(np.int64)
+    swapped = part.replaced != 0
     while True:
         alive = not part.mm.dead
         flats = k.tables.walk(part.mm.pgd, part.vpns) if alive else np.full(len(part.vpns), -1)
@@ -220,9 +270,11 @@ def _restore(k: Kernel, part: _Cleared, stragglers: dict[int, int]) -> KernelTas
             break
         yield SpinBusy(tuple(keys))
     with guard:
-        same = (flats >= 0) & (c.pte[flats] == swap_entries(k, slots))
-        swap_free(k, slots[same])
-        exclusive = (c.mapcount[part.pfns] == 1) & (c.swap_count[slots] == 1)
+        same = (flats >= 0) & (c.pte[flats] == part.replaced)
+        exclusive = np.ones(len(part.pfns), np.bool_)
+        slots = c.private[part.pfns[swapped]].astype(np.int64)
+        swap_free(k, c.private[part.pfns[same & swapped]].astype(np.int64))
+        exclusive[swapped] = (c.mapcount[part.pfns[swapped]] == 1) & (c.swap_count[slots] == 1)
         entries = np.where(exclusive, part.entries, part.entries & ~np.uint64(PTE_WRITABLE))
         c.accessed[flats[same]] = 1
         c.pte[flats[same]] = entries[same]

@@ -18,9 +18,10 @@ from numaemu_core import fork, mbind, memory, mmap, proc, protect
 from numaemu_core.errors import MmError, SegmentationFault
 from numaemu_core.fsck import fsck
 from numaemu_core.limits import START_BRK, TASK_UNMAPPED_BASE
-from numaemu_core.mm_types import VM_LOCKED, Mempolicy, Task, VmArea
+from numaemu_core.mm_types import VM_LOCKED, Task, VmArea
 from numaemu_core.page_table import PTE_PRESENT, PTE_READABLE, PTE_WRITABLE
 from numaemu_core.performer import Performer
+from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.topology import uniform
 from numaemu_core.uapi import (
     MADV_DONTNEED,

@@ -16,7 +16,7 @@ from numaemu_core.errors import MmError
 from numaemu_core.fsck import LISTED_MAX, fsck
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
-from numaemu_core.mm_types import Mempolicy, Task
+from numaemu_core.mm_types import Task
 from numaemu_core.mmzone import LOCAL_NODE, NUMA_HIT, NUMA_MISS
 from numaemu_core.page_flags import (
     ALLOCATED,
@@ -30,6 +30,7 @@ from numaemu_core.page_flags import (
 )
 from numaemu_core.page_table import PTE_SWAPPED
 from numaemu_core.performer import Performer
+from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.topology import uniform
 from numaemu_core.uapi import MADV_PAGEOUT, MAP_ANONYMOUS, MAP_PRIVATE, MPOL_BIND, PROT_READ, PROT_WRITE
 

@@ -18,8 +18,9 @@ from numaemu_core.errors import BugError, MmError
 from numaemu_core.journal import Journal, Truth, policy_row, truth_of
 from numaemu_core.kernel import Kernel
 from numaemu_core.limits import TASK_UNMAPPED_BASE
-from numaemu_core.mm_types import Mempolicy, Task
+from numaemu_core.mm_types import Task
 from numaemu_core.performer import Performer
+from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.topology import uniform
 from numaemu_core.uapi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MPOL_BIND, MPOL_DEFAULT, MPOL_INTERLEAVE
 

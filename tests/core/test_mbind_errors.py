@@ -16,7 +16,8 @@ import pytest
 from numaemu_core import fork, get_mempolicy, limits, mbind, mempolicy, protect
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
-from numaemu_core.mm_types import VM_RESERVED, Mempolicy, Task
+from numaemu_core.mm_types import VM_RESERVED, Task
+from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.uapi import (
     MADV_PAGEOUT,
     MAP_FIXED,

@@ -16,8 +16,9 @@ import pytest
 from numaemu_core import fork, mbind, protect, vmscan
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
-from numaemu_core.mm_types import AddressSpace, Mempolicy, Task, VmArea
+from numaemu_core.mm_types import AddressSpace, Task, VmArea
 from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_SWAPCACHE
+from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.uapi import (
     MPOL_BIND,
     MPOL_DEFAULT,
@@ -419,7 +420,7 @@ def test_move_all_needs_the_capability(machine: Make, capabilities: tuple[str, .
 @contextmanager
 def page_of_a_file(m: Machine, pfn: int, mappers: list[VmArea], writable: int) -> Iterator[AddressSpace]:
     """For a while this frame belongs to a file that these VMAs map, `writable` of them shared and writable."""
-    mapping = AddressSpace(PAGE_MAPPING_FILE | 7, mappers, writable)
+    mapping = AddressSpace(PAGE_MAPPING_FILE | 7, i_mmap=dict.fromkeys(mappers), i_mmap_writable=writable)
     anonymous = int(m.k.c.mapping[pfn])
     m.k.address_spaces[mapping.id] = mapping
     m.k.c.mapping[pfn] = mapping.id

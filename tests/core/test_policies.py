@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from numaemu_core import fork, get_mempolicy, memory, mempolicy, mmap
 from numaemu_core.errors import OutOfMemory
-from numaemu_core.mm_types import Mempolicy, Task
+from numaemu_core.mm_types import Task
 from numaemu_core.mmzone import build_zonelists
 from numaemu_core.nodemask import mask_of
+from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.topology import from_dict
 from numaemu_core.uapi import (
     MAP_ANONYMOUS,

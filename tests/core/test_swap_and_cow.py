@@ -15,9 +15,10 @@ import pytest
 from numaemu_core import fork, memory, mmap, protect
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
-from numaemu_core.mm_types import Mempolicy, Task
+from numaemu_core.mm_types import Task
 from numaemu_core.page_flags import PG_DIRTY, PG_SWAPCACHE
 from numaemu_core.rmap import page_count
+from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.uapi import (
     MADV_DONTNEED,
     MADV_NORMAL,

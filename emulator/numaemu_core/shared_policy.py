@@ -1,0 +1,63 @@
+"""Memory policies, and the tree of them that belongs to an object: which pages of a tmpfs file have which.
+
+Mirrors: struct mempolicy and the shared policy tree, mm/mempolicy.c (2.6.15 and 6.12).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Mempolicy:
+    """A policy object. MPOL_DEFAULT is the absence of one (None).
+
+    Equal objects are what vma_merge calls equal policies.
+    """
+
+    mode: int
+    #: The nodes in force as a mask, for the modes that have a mask.
+    nodes: int = 0
+    #: PREFERRED: the node, -1 for local.
+    preferred: int = -1
+    #: MPOL_F_STATIC_NODES, MPOL_F_RELATIVE_NODES, MPOL_F_NUMA_BALANCING.
+    flags: int = 0
+    #: The mask that the user gave (STATIC, RELATIVE), or the cpuset that `nodes` was made for.
+    user_nodes: int = 0
+    #: set_mempolicy_home_node, -1: none.
+    home_node: int = -1
+
+
+@dataclass(slots=True)
+class SharedPolicy:
+    """Ranges of pages of an object with their policies: ordered, apart, none of them default."""
+
+    ranges: list[tuple[int, int, Mempolicy]] = field(default_factory=list)
+
+    def set(self, start: int, end: int, policy: Mempolicy | None) -> None:
+        """Pages [start, end) have this policy now; None takes theirs away."""
+        kept: list[tuple[int, int, Mempolicy]] = []
+        for low, high, old in self.ranges:
+            if low < start:
+                kept.append((low, min(high, start), old))
+            if high > end:
+                kept.append((max(low, end), high, old))
+        if policy is not None:
+            kept.append((start, end, policy))
+        self.ranges = sorted((row for row in kept if row[0] < row[1]), key=lambda row: row[0])
+
+    def lookup(self, index: int) -> Mempolicy | None:
+        """The policy of a page, None where it has none."""
+        return next((policy for low, high, policy in self.ranges if low <= index < high), None)
+
+    def segments(self, start: int, end: int) -> Iterator[tuple[int, int, Mempolicy | None]]:
+        """[start, end) cut where the policy changes, gaps with None; ascending, without a break."""
+        at = start
+        for low, high, policy in self.ranges:
+            if high <= at or low >= end:
+                continue
+            if low > at:
+                yield at, low, None
+            yield max(low, at), min(high, end), policy
+            at = min(high, end)
+        if at < end:
+            yield at, end, None
