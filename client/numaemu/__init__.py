@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from numaemu.errors import MachineGone
-from numaemu_core.errors import NumaemuFailure, OutOfMemory, PeerError, SegmentationFault, TopologyError
+from numaemu_core.errors import BusError, NumaemuFailure, OutOfMemory, PeerError, SegmentationFault, TopologyError
 from numaemu_core.uapi import (
     MADV_COLD,
     MADV_DOFORK,
@@ -150,6 +150,7 @@ __all__ = [
     "PROT_NONE",
     "PROT_READ",
     "PROT_WRITE",
+    "BusError",
     "Machine",
     "MachineGone",
     "Mapping",
