@@ -78,7 +78,7 @@ def show_numa_map(k: Kernel, task: Task, vma: VmArea) -> str:
     counts = k.c.mapcount[pfns].astype(np.int64)
     counts[pfns == k.zero_pfn] = 1
     anonymous = (k.c.mapping[pfns] != 0) & (k.c.mapping[pfns] & PAGE_MAPPING_FILE == 0)
-    words = [f"{vma.vm_start:08x}", mpol_to_str(k, get_vma_policy(task, vma))]
+    words = [f"{vma.vm_start:08x}", mpol_to_str(k, get_vma_policy(k, task, vma, vma.vm_pgoff))]
     words += [f"MaxRef={max(counts, default=0)}", f"Pages={len(pfns)}", f"Mapped={np.count_nonzero(counts)}"]
     if anonymous.any():
         words.append(f"Anon={np.count_nonzero(anonymous)}")
