@@ -1,6 +1,6 @@
 """Sets of nodes as integers: bit n is node n. Any width, one word or many."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 def mask_of(nodes: Iterable[int]) -> int:
@@ -29,3 +29,15 @@ def next_node(after: int, mask: int) -> int:
     """The lowest node of `mask` above `after`, or its first one: how an interleave goes round."""
     above = mask >> (after + 1) << (after + 1)
     return first_node(above or mask)
+
+
+def node_list(ids: Sequence[int]) -> str:
+    """Ascending ids as today's kernels print sets: `0-3,5`."""
+    parts: list[str] = []
+    start = 0
+    for i, node in enumerate(ids):
+        if i + 1 < len(ids) and ids[i + 1] == node + 1:
+            continue
+        parts.append(str(node) if start == i else f"{ids[start]}-{node}")
+        start = i + 1
+    return ",".join(parts)
