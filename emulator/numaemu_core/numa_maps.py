@@ -51,8 +51,13 @@ def sys_numa_maps(k: Kernel, task: Task) -> KernelTask[str]:
 
 def show_numa_map(k: Kernel, task: Task, vma: VmArea) -> str:
     """One line of numa_maps. The mmap_sem of the task is held."""
-    show = _line_of_2005 if k.profile.views_of_2005 else _line_of_today
-    return f"{vma.vm_start:08x} {mpol_to_str(k, shown_policy(k, task, vma))}{show(k, vma)}\n"
+    words = [f"{vma.vm_start:08x}", mpol_to_str(k, shown_policy(k, task, vma))]
+    entry = numa_map_entry(k, vma)
+    if k.profile.views_of_2005:
+        words += words_of_2005(entry, int(k.nid_of_pfn[k.zero_pfn]))
+    else:
+        words += _location(k, vma) + words_of_today(entry, k.page_size >> 10)
+    return " ".join(words) + "\n"
 
 
 def shown_policy(k: Kernel, task: Task, vma: VmArea) -> Mempolicy | None:
@@ -108,49 +113,44 @@ def _count(which: np.ndarray) -> int:
 # -- the two formats ---------------------------------------------------------------------------------------------------
 
 
-def _line_of_2005(k: Kernel, vma: VmArea) -> str:
-    """What follows the policy in 2.6.14: the zero page counts, mapped once."""
-    entry = numa_map_entry(k, vma)
+def words_of_2005(entry: NumaMapEntry, zero_node: int) -> list[str]:
+    """What follows the policy in 2.6.14. The zero page, on `zero_node`, counts, as a page that is mapped once."""
     nodes = dict(entry.nodes)
     if entry.zero_pages:
-        home = int(k.nid_of_pfn[k.zero_pfn])
-        nodes[home] = nodes.get(home, 0) + entry.zero_pages
+        nodes[zero_node] = nodes.get(zero_node, 0) + entry.zero_pages
     pages = entry.pages + entry.zero_pages
     most = max(entry.mapcount_max, 1 if entry.zero_pages else 0)
     words = [f"MaxRef={most}", f"Pages={pages}", f"Mapped={pages}"]
     words += [f"Anon={entry.anon}"] if entry.anon else []
-    words += [f"N{nid}={nodes[nid]}" for nid in sorted(nodes)]
-    return "".join(" " + word for word in words)
+    return words + [f"N{nid}={nodes[nid]}" for nid in sorted(nodes)]
 
 
-def _line_of_today(k: Kernel, vma: VmArea) -> str:
-    """What follows the policy today: numbers that say something new, and nothing for a VMA without pages."""
-    words = [where] if (where := _location(k, vma)) else []
-    entry = numa_map_entry(k, vma)
-    if entry.pages:
-        shown = (
-            ("anon", entry.anon, entry.anon > 0),
-            ("dirty", entry.dirty, entry.dirty > 0),
-            ("mapped", entry.pages, entry.pages not in {entry.anon, entry.dirty}),
-            ("mapmax", entry.mapcount_max, entry.mapcount_max > 1),
-            ("swapcache", entry.swapcache, entry.swapcache > 0),
-            ("active", entry.active, entry.active < entry.pages),
-            ("writeback", entry.writeback, entry.writeback > 0),
-        )
-        words += [f"{name}={number}" for name, number, wanted in shown if wanted]
-        words += [f"N{nid}={count}" for nid, count in entry.nodes.items()]
-        words.append(f"kernelpagesize_kB={k.page_size >> 10}")
-    return "".join(" " + word for word in words)
+def words_of_today(entry: NumaMapEntry, page_kb: int) -> list[str]:
+    """What follows the location today: numbers that say something new, and nothing for a VMA without pages."""
+    if not entry.pages:
+        return []
+    shown = (
+        ("anon", entry.anon, entry.anon > 0),
+        ("dirty", entry.dirty, entry.dirty > 0),
+        ("mapped", entry.pages, entry.pages not in {entry.anon, entry.dirty}),
+        ("mapmax", entry.mapcount_max, entry.mapcount_max > 1),
+        ("swapcache", entry.swapcache, entry.swapcache > 0),
+        ("active", entry.active, entry.active < entry.pages),
+        ("writeback", entry.writeback, entry.writeback > 0),
+    )
+    words = [f"{name}={number}" for name, number, wanted in shown if wanted]
+    words += [f"N{nid}={count}" for nid, count in entry.nodes.items()]
+    return [*words, f"kernelpagesize_kB={page_kb}"]
 
 
-def _location(k: Kernel, vma: VmArea) -> str:
+def _location(k: Kernel, vma: VmArea) -> list[str]:
     """The path of the file, or `heap`. Stacks are mappings like others here."""
     mm = vma.vm_mm
     if vma.vm_file is not None:
-        return "file=" + file_path(vma.vm_file).translate(_ESCAPED)
+        return ["file=" + file_path(vma.vm_file).translate(_ESCAPED)]
     if k.profile.heap_includes_neighbours:
-        return "heap" if vma.vm_start <= mm.brk and vma.vm_end >= mm.start_brk else ""
-    return "heap" if vma.vm_start < mm.brk and vma.vm_end > mm.start_brk else ""
+        return ["heap"] if vma.vm_start <= mm.brk and vma.vm_end >= mm.start_brk else []
+    return ["heap"] if vma.vm_start < mm.brk and vma.vm_end > mm.start_brk else []
 
 
 def file_path(file: AddressSpace) -> str:
