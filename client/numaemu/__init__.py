@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from numaemu.errors import MachineGone
-from numaemu_core.errors import NumaemuFailure, OutOfMemory, PeerError, SegmentationFault, TopologyError
+from numaemu_core.errors import BusError, NumaemuFailure, OutOfMemory, PeerError, SegmentationFault, TopologyError
 from numaemu_core.uapi import (
     MADV_COLD,
     MADV_DOFORK,
@@ -156,6 +156,7 @@ __all__ = [
     "RLIMIT_AS",
     "RLIMIT_MEMLOCK",
     "RLIM_INFINITY",
+    "BusError",
     "Machine",
     "MachineGone",
     "Mapping",

@@ -14,7 +14,7 @@ from numaemu_core.columns import I8, NO_INDEXES
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
-from numaemu_core.mm_types import Task, VmArea
+from numaemu_core.mm_types import AddressSpace, Task, VmArea
 from numaemu_core.mmzone import alloc_pages, free_pages
 from numaemu_core.nodemask import first_node, next_node, nodes_of
 from numaemu_core.shared_policy import Mempolicy
@@ -129,6 +129,21 @@ def alloc_page_vma(k: Kernel, task: Task, vma: VmArea, vpns: I8, *, zero: bool =
         zonelist = policy_zonelist(k, policy, cpu_node)
         return (yield from alloc_pages(k, zonelist, len(vpns), cpu_node, zero=zero))
     return (yield from _alloc_interleaved(k, offset_il_node(k, policy, vma, vpns), cpu_node, zero=zero))
+
+
+def alloc_page_object(
+    k: Kernel, task: Task | None, mapping: AddressSpace, indexes: I8, *, zero: bool = True
+) -> KernelTask[I8]:
+    """A frame for each of these pages of a tmpfs object; fewer when memory ran out."""
+    del mapping
+    return (yield from alloc_page_cache(k, task, len(indexes), zero=zero))
+
+
+def alloc_page_cache(k: Kernel, task: Task | None, count: int, *, zero: bool = True) -> KernelTask[I8]:
+    """Frames for page cache, as the policy of the task says; fewer when memory ran out."""
+    cpu_node = k.node_of_task(task) if task is not None else first_node(k.online)
+    zonelist = policy_zonelist(k, task.policy if task is not None else None, cpu_node)
+    return (yield from alloc_pages(k, zonelist, count, cpu_node, zero=zero))
 
 
 def _alloc_interleaved(k: Kernel, nodes: I8, cpu_node: int, *, zero: bool) -> KernelTask[I8]:
