@@ -37,10 +37,6 @@ RAW_CALLS: Final = frozenset(
     }
 )
 
-#: Arguments of mmap before the file, and those that stand for none.
-_MMAP_PLAIN: Final = 4
-_NO_FILE: Final = (None, 0, "r+")
-
 
 class SystemCalls:
     """What a `Task` asks of the kernel. A refused call raises OSError with the kernel's errno."""
@@ -208,6 +204,4 @@ class SystemCalls:
         """
         if name not in RAW_CALLS:
             raise OSError(errno.ENOSYS, f"no system call {name!r}; there are {', '.join(sorted(RAW_CALLS))}")
-        if name == "mmap":  # without a file: as the kernel has it, where MAP_ANONYMOUS makes the rest of no account
-            raw += _NO_FILE[max(len(raw) - _MMAP_PLAIN, 0) :]
         return self._call(name, *raw)

@@ -196,11 +196,16 @@ class Task(SystemCalls):
         """Copy all bytes of a buffer into a file, without a mapping. New pages are placed as for a fault of this task.
 
         Raises:
-            OSError: ENOENT: no such file; EFBIG: beyond its end. OutOfMemory. Mirrors: pwrite(2).
+            OSError: ENOENT: no such file; EFBIG: the file ends before the bytes do, it does not grow; what lies before
+            is written. OutOfMemory. Mirrors: pwrite(2).
         """
         view = memoryview(data).cast("B")
-        for start in range(0, len(view), _FILE_BYTES):
-            self._call("file_write", name, offset + start, bytes(view[start : start + _FILE_BYTES]))
+        done = 0
+        while done < len(view):
+            written = self._call("file_write", name, offset + done, bytes(view[done : done + _FILE_BYTES]))
+            if not written:
+                raise OSError(errno.EFBIG, f"the file {name!r} ends at {offset + done}")
+            done += written
 
     def file_read(self, name: str, offset: int, n: int) -> bytes:
         """Up to `n` bytes of a file from `offset`, without a mapping; fewer at its end. Mirrors: pread(2)."""

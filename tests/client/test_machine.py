@@ -145,7 +145,7 @@ CALLS_MADE: list[tuple[Callable[[Task], object], tuple[Any, ...]]] = [
         lambda task: task.mmap(PAGE, None, numaemu.PROT_READ, numaemu.MAP_SHARED, "f", file_mode="r+"),
         ("mmap", 0, PAGE, 1, 0x01, "f", 0, "r+"),
     ),
-    (lambda task: task.syscall("mmap", 0, PAGE, 3, 0x22), ("mmap", 0, PAGE, 3, 0x22, None, 0, "r+")),
+    (lambda task: task.syscall("mmap", 0, PAGE, 3, 0x22), ("mmap", 0, PAGE, 3, 0x22)),
     (lambda task: task.syscall("mmap", 0, PAGE, 3, 1, "f", PAGE, "r"), ("mmap", 0, PAGE, 3, 1, "f", PAGE, "r")),
     (lambda task: task.mremap(START, PAGE, 3 * PAGE), ("mremap", START, PAGE, 3 * PAGE, 1, 0)),
     (lambda task: task.mremap(START, PAGE, PAGE, 3, 2 * START), ("mremap", START, PAGE, PAGE, 3, 2 * START)),
@@ -156,7 +156,6 @@ CALLS_MADE: list[tuple[Callable[[Task], object], tuple[Any, ...]]] = [
     (lambda task: task.migrate_pages(0, {0}, {70}), ("migrate_pages", 0, 129, [1, 0], [0, 64])),
     (lambda task: task.migrate_pages(7, [0, 1], [1]), ("migrate_pages", 7, 65, [3], [2])),
     (lambda task: task.set_mempolicy_home_node(START, PAGE, 1), ("set_mempolicy_home_node", START, PAGE, 1, 0)),
-    (lambda task: task.file_write("f", 5, b"abc"), ("file_write", "f", 5, b"abc")),
 ]
 
 
@@ -186,19 +185,25 @@ def test_move_pages(machine: Machine, calls: ScriptedCalls) -> None:
         task.move_pages(0, [START, START], [1])
 
 
-def test_a_file_is_made_and_filled(machine: Machine, calls: ScriptedCalls) -> None:
-    """A length makes a hole; bytes are written by a task on the first CPU, in as many messages as they take."""
+def test_a_file_is_made_and_filled(machine: Machine, calls: ScriptedCalls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A length makes a hole; bytes are written by a task on the first CPU, as often as it takes; a file ends."""
     machine.create_file("hole", 1 << 20, "disk")
     assert calls.made == [("create_file", "hole", "disk", 1 << 20)]
     calls.made.clear()
     machine.create_file("none", b"")
-    machine.create_file("full", bytes(range(200)) * 4000)
+    counts = iter([500000, 300000, 4, 0])
+    monkeypatch.setattr(calls.kernel, "call", lambda name, *_args: next(counts) if name == "file_write" else 0)
+    data = bytes(range(200)) * 4000
+    machine.create_file("full", data)
     names = [made[0] for made in calls.made]
     assert names == ["create_file", "create_file", "attach", "file_write", "file_write", "exit"]
     assert calls.made[1:3] == [("create_file", "full", "tmpfs", 800000), ("attach", 0, [], None)]
     first, second = (made for made in calls.made if made[0] == "file_write")
-    assert (first[1:4], second[1:4]) == ((1, "full", 0), (1, "full", len(first[4])))
-    assert first[4] + second[4] == bytes(range(200)) * 4000
+    assert first == ("file_write", 1, "full", 0, data[:524288])
+    assert second == ("file_write", 1, "full", 500000, data[500000:])
+    with pytest.raises(OSError, match="ends at 14") as caught:
+        machine.attach().file_write("full", 10, b"beyond")
+    assert caught.value.errno == errno.EFBIG
 
 
 def test_a_file_is_read(machine: Machine, calls: ScriptedCalls, monkeypatch: pytest.MonkeyPatch) -> None:
