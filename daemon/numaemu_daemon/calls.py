@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from numaemu_core import files, fork, proc
+from numaemu_core import files, fork, node_views
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
@@ -51,10 +51,10 @@ class Calls:
             "window": self._window,
             "window_close": self._window_close,
             "unpinned": self._unpinned,
-            "hardware": lambda _client: proc.hardware(k),
-            "numastat": lambda _client: proc.numastat(k),
-            "meminfo": lambda _client: proc.meminfo(k),
-            "vmstat": lambda _client: proc.vmstat(k),
+            "hardware": lambda _client: node_views.hardware(k),
+            "numastat": lambda _client: node_views.numastat(k),
+            "meminfo": lambda _client: node_views.meminfo(k),
+            "vmstat": lambda _client: node_views.vmstat(k),
             "status": lambda _client: server.status(),
         }
         #: Calls served since boot, by name.

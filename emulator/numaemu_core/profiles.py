@@ -141,6 +141,9 @@ class Profile:
 
     #: True: numa_maps and node meminfo in the format of 2.6.14, False: in today's.
     views_of_2005: bool
+    #: True: numa_maps calls a mapping that only touches the heap `heap`, too (6.1); False: one that overlaps it (6.5,
+    #: commit d3bb89ea). Nothing where there are no such words.
+    heap_includes_neighbours: bool
 
 
 _NODE_FLAGS: Final = MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES
@@ -189,6 +192,7 @@ SWAP_V3: Final = Profile(
     fault_around_pages=1,
     cpuset_resets_affinity=False,
     views_of_2005=True,
+    heap_includes_neighbours=False,
 )
 
 LINUX_6_1: Final = Profile(
@@ -235,6 +239,7 @@ LINUX_6_1: Final = Profile(
     fault_around_pages=16,
     cpuset_resets_affinity=True,
     views_of_2005=False,
+    heap_includes_neighbours=True,
 )
 
 LINUX_6_12: Final = Profile(
@@ -281,6 +286,7 @@ LINUX_6_12: Final = Profile(
     fault_around_pages=16,
     cpuset_resets_affinity=False,
     views_of_2005=False,
+    heap_includes_neighbours=False,
 )
 
 PROFILES: Final = {profile.name: profile for profile in (SWAP_V3, LINUX_6_1, LINUX_6_12)}
