@@ -26,6 +26,7 @@ COMMANDS: Final = (
     "demo",
     "stress",
     "bench",
+    "replay",
 )
 
 _USAGE: Final = 2
