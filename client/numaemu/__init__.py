@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from numaemu.errors import MachineGone
-from numaemu_core.errors import NumaemuFailure, OutOfMemory, PeerError, SegmentationFault, TopologyError
+from numaemu_core.errors import BusError, NumaemuFailure, OutOfMemory, PeerError, SegmentationFault, TopologyError
 from numaemu_core.uapi import (
     MADV_COLD,
     MADV_DOFORK,
@@ -69,6 +69,9 @@ from numaemu_core.uapi import (
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
+    RLIM_INFINITY,
+    RLIMIT_AS,
+    RLIMIT_MEMLOCK,
 )
 
 if TYPE_CHECKING:
@@ -150,6 +153,10 @@ __all__ = [
     "PROT_NONE",
     "PROT_READ",
     "PROT_WRITE",
+    "RLIMIT_AS",
+    "RLIMIT_MEMLOCK",
+    "RLIM_INFINITY",
+    "BusError",
     "Machine",
     "MachineGone",
     "Mapping",

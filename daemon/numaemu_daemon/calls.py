@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from numaemu_core import fork, proc
+from numaemu_core import files, fork, node_views
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
@@ -46,14 +46,15 @@ class Calls:
         self._owner_of = server.owner_of
         self._immediate: dict[str, Callable[..., Any]] = {
             "attach": self._attach,
+            "create_file": self._create_file,
             "adopt": self._adopt,
             "window": self._window,
             "window_close": self._window_close,
             "unpinned": self._unpinned,
-            "hardware": lambda _client: proc.hardware(k),
-            "numastat": lambda _client: proc.numastat(k),
-            "meminfo": lambda _client: proc.meminfo(k),
-            "vmstat": lambda _client: proc.vmstat(k),
+            "hardware": lambda _client: node_views.hardware(k),
+            "numastat": lambda _client: node_views.numastat(k),
+            "meminfo": lambda _client: node_views.meminfo(k),
+            "vmstat": lambda _client: node_views.vmstat(k),
             "status": lambda _client: server.status(),
         }
         #: Calls served since boot, by name.
@@ -156,6 +157,9 @@ class Calls:
         task = fork.attach(self._k, cpu, capabilities, share_mm)
         client.tasks.add(task.pid)
         return _identity(task)
+
+    def _create_file(self, _client: Client, name: str, kind: str, length: int) -> int:
+        return files.create_file(self._k, name, kind, length).i_ino
 
     def _adopt(self, client: Client, pid: int) -> list[int]:
         task = fork.task_of(self._k, pid)

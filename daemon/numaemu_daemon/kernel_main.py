@@ -9,7 +9,7 @@ import numpy as np
 import zmq
 
 from numaemu_core import limits
-from numaemu_core.journal import Journal, truth_of
+from numaemu_core.journal import Journal
 from numaemu_core.kernel import Kernel
 from numaemu_core.layout import pool_name
 from numaemu_core.swap_state import end_swap_write
@@ -41,7 +41,7 @@ def main(child: Child) -> None:
     locks = ProcessLocks(child.layout, columns, machine.mutexes, OfdLock(child.fds["mmap_sem"]), time.monotonic)
     journal = Journal(np.frombuffer(journal_segment.view, np.uint8))
     kernel = Kernel(child.layout, columns, journal, locks)
-    kernel.journal.snapshot_from(lambda: truth_of(kernel.tasks.values(), kernel.mms.values()))
+    kernel.journal.snapshot_from(kernel.truth)
     kernel.tables.prepare = lambda table: machine.mutexes.initialise(child.layout.pte_mutex + table)
     columns.generation[0] = 1
     context = zmq.Context()

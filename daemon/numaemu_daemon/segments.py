@@ -125,7 +125,7 @@ class MappedMachine:
             self.close()
             raise
         buffers = {name: segment.view for name, segment in self._segments.items()}
-        self.columns = Columns(layout, buffers, self._frames.view, buffers["swap"])
+        self.columns = Columns(layout, buffers, self._frames.view)
         address = self._segments["locks"].address + _mutex_column(layout).offset
         self.mutexes = MutexTable(address, layout.mutex_count)
 

@@ -3,8 +3,9 @@
     ["write", ticket, pfns, slots]   frames to slots     answered by ["done", ticket, pages]
     ["read", ticket, slots, pfns]    slots to frames     answered by ["done", ticket, pages]
 
-Page numbers are bytes of little-endian int64. Which frames and slots may be copied is the daemon's business: it holds
-the page locks; only what would reach outside of the arrays is refused here.
+Page numbers are bytes of little-endian int64; slots from slot_count on are pages of the disk segment. Which frames and
+slots may be copied is the daemon's business: it holds the page locks; only what would reach outside of the arrays is
+refused here.
 """
 
 from typing import Any
@@ -58,17 +59,21 @@ class SwapCopier:
             raise BusMessageError("expected a number as ticket")
         if len(pfns) != len(slots):
             raise BusMessageError(f"{len(pfns)} frames for {len(slots)} slots")
+        swap_slots = int(np.count_nonzero(slots < self._c.layout.slot_count))
+        if 0 < swap_slots < len(slots):
+            raise BusMessageError("slots of the swap area and of the disk in one request")
+        area, rows = self._c.area(slots)
         if out:
-            copy_rows(self._c.swap, slots, self._c.frames, pfns)
+            copy_rows(area, rows, self._c.frames, pfns)
         else:
-            copy_rows(self._c.frames, pfns, self._c.swap, slots)
+            copy_rows(self._c.frames, pfns, area, rows)
         return len(pfns)
 
     def _pfns(self, value: object) -> I8:
         return _numbers(value, "pfns", self._c.layout.frame_count)
 
     def _slots(self, value: object) -> I8:
-        return _numbers(value, "slots", self._c.layout.slot_count)
+        return _numbers(value, "slots", self._c.layout.slot_count + self._c.layout.disk_count)
 
 
 def _numbers(value: object, what: str, count: int) -> I8:

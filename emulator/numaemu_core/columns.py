@@ -57,15 +57,16 @@ def _cells(column: npt.NDArray[Any]) -> "memoryview[int]":
 class Columns:
     """Every shared column of the machine by name, and all frames as one array of pages."""
 
-    def __init__(self, layout: Layout, buffers: Mapping[str, Any], frames: Any, swap: Any) -> None:  # noqa: ANN401 - any buffer
-        """Views over `buffers` (a buffer a segment); `frames` holds all pools back to back, `swap` the swap area."""
+    def __init__(self, layout: Layout, buffers: Mapping[str, Any], frames: Any) -> None:  # noqa: ANN401 - any buffer
+        """Views over `buffers` (a buffer a segment); `frames` holds all pools back to back."""
         views: dict[str, npt.NDArray[Any]] = {}
         for name in ("swap_map", "ptes", "pte_bits", "frames", "control", "locks"):
             views |= column_views(layout.segments[name], buffers[name])
         page_size = layout.topology.page_size
         self.layout = layout
-        self.frames: U1 = np.frombuffer(frames, np.uint8, layout.frame_count * page_size).reshape(-1, page_size)
-        self.swap: U1 = np.frombuffer(swap, np.uint8, layout.slot_count * page_size).reshape(-1, page_size)
+        self.frames: U1 = _pages(frames, layout.frame_count, page_size)
+        self.swap: U1 = _pages(buffers["swap"], layout.slot_count, page_size)
+        self.disk: U1 = _pages(buffers["disk"], layout.disk_count, page_size)
         self.swap_count: U2 = views["swap_count"]
         self.pte_tables: U8 = views["pte"]
         self.pte: U8 = self.pte_tables.reshape(-1)
@@ -91,10 +92,20 @@ class Columns:
         self.needs_recovery: U1 = views["needs_recovery"]
         self.cells = Cells(self)
 
+    def area(self, slots: I8) -> tuple[U1, I8]:
+        """Where slots lie, all in the swap area or all on the disk segment: the pages, and the row of each slot."""
+        if len(slots) and int(slots[0]) >= self.layout.slot_count:
+            return self.disk, slots - self.layout.slot_count
+        return self.swap, slots
+
+
+def _pages(buffer: Any, count: int, page_size: int) -> U1:  # noqa: ANN401 - any buffer
+    return np.frombuffer(buffer, np.uint8, count * page_size).reshape(-1, page_size)
+
 
 def columns_in_memory(layout: Layout) -> Columns:
     """The same arrays over memory of this process alone, all zero."""
     buffers = {name: np.zeros(segment.size, np.uint8) for name, segment in layout.segments.items()}
     page_size = layout.topology.page_size
     frames = np.zeros(layout.frame_count * page_size, np.uint8)
-    return Columns(layout, buffers, frames, buffers["swap"])
+    return Columns(layout, buffers, frames)

@@ -3,6 +3,7 @@
 NumaemuFailure
 ├── MmError            the caller's fault: carries the errno that the kernel gives, crosses the wire
 │   ├── SegmentationFault   an access to an unmapped or protected address
+│   │   └── BusError        an access to a mapping beyond the end of its file
 │   └── OutOfMemory         no frame under the policy
 ├── PeerError          another process died, or answered what it must not
 ├── TopologyError      a machine was described in a way that cannot be
@@ -33,6 +34,10 @@ class SegmentationFault(MmError):
     def __init__(self, address: int, detail: str = "") -> None:
         self.address = address
         super().__init__(errno.EFAULT, detail or f"address {address:#x} may not be accessed so")
+
+
+class BusError(SegmentationFault):
+    """An access to a page of a mapping that lies beyond the end of its file: SIGBUS, not SIGSEGV."""
 
 
 class OutOfMemory(MmError):

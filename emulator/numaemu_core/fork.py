@@ -4,6 +4,7 @@ Mirrors: kernel/fork.c dup_mmap, mm/memory.c copy_page_range (2.6.15), for many 
 """
 
 import errno
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,17 +13,18 @@ from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
 from numaemu_core.cpuset import top_cpuset
 from numaemu_core.effects import Breathe, KernelTask, Shootdown
 from numaemu_core.errors import MmError, OutOfMemory
+from numaemu_core.install_page import make_entries
 from numaemu_core.kernel import Kernel
 from numaemu_core.lru import lru_cache_add_active
-from numaemu_core.memory import make_entries
 from numaemu_core.mempolicy import alloc_page_vma
 from numaemu_core.mm_types import VM_LOCKED, Mm, Task, VmArea
 from numaemu_core.mmap import check_map_count, exit_mmap, insert_vm_struct
 from numaemu_core.mmzone import free_pages
-from numaemu_core.page_flags import PG_REFERENCED, PG_UPTODATE
+from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_REFERENCED, PG_UPTODATE
 from numaemu_core.page_table import (
     PTE_WRITABLE,
     flats_of,
+    is_migration,
     is_present,
     is_swapped,
     is_writable,
@@ -165,30 +167,31 @@ def dup_mmap(k: Kernel, task: Task, child: Mm) -> KernelTask[None]:
     parent = task.mm
     child.start_brk, child.brk = parent.start_brk, parent.brk
     for vma in parent.vmas:
-        copy = VmArea(
-            child, vma.vm_start, vma.vm_end, vma.vm_flags & ~VM_LOCKED, vma.vm_pgoff, vma.vm_policy, vma.anon_vma
-        )
-        insert_vm_struct(k, copy)
+        insert_vm_struct(k, replace(vma, vm_mm=child, vm_flags=vma.vm_flags & ~VM_LOCKED))
     k.journal.mm(child)
     k.journal.vmas(child, 0, limits.TASK_SIZE_BYTES)
     yield from _write_protect(k, parent)
     stragglers: dict[int, int] = yield Shootdown(frozenset([parent.id]))
     for vma in child.vmas:
-        yield from copy_page_range(k, task, vma, eagerly=bool(stragglers))
+        if vma.anon_vma is not None:  # what has no anonymous pages is faulted in anew (2.6.14, commit d992895b)
+            yield from copy_page_range(k, task, vma, eagerly=bool(stragglers))
 
 
 def _write_protect(k: Kernel, mm: Mm) -> KernelTask[None]:
-    """Take the right to write from every entry of an mm."""
-    last = limits.TASK_SIZE_BYTES >> k.page_shift
-    tables, bases = k.tables.pte_tables(mm.pgd, 0, last)
-    for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
-        batch = slice(part, part + limits.PTE_LOCK_BATCH)
-        flats, _ = flats_of(tables[batch], bases[batch], 0, last)
-        if part:
-            yield Breathe()
-        with (yield from spin_lock(k, pte_lock_keys(flats))):
-            writable = is_writable(k.c.pte[flats])
-            k.c.pte[flats[writable]] &= ~np.uint64(PTE_WRITABLE)
+    """Take the right to write from every entry of an mm that may be copied."""
+    for vma in mm.vmas:
+        if vma.anon_vma is None:
+            continue
+        first, last = vma.vm_start >> k.page_shift, vma.vm_end >> k.page_shift
+        tables, bases = k.tables.pte_tables(mm.pgd, first, last)
+        for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
+            batch = slice(part, part + limits.PTE_LOCK_BATCH)
+            flats, _ = flats_of(tables[batch], bases[batch], first, last)
+            if part:
+                yield Breathe()
+            with (yield from spin_lock(k, pte_lock_keys(flats))):
+                writable = is_writable(k.c.pte[flats])
+                k.c.pte[flats[writable]] &= ~np.uint64(PTE_WRITABLE)
 
 
 def copy_page_range(k: Kernel, task: Task, vma: VmArea, *, eagerly: bool) -> KernelTask[None]:
@@ -214,7 +217,7 @@ def _copy_entries(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, eager
     c = k.c
     ours = np.concatenate([_alloc_ptes(k, vma.vm_mm, span) for span in _spans(vpns)])
     copied = eager | is_writable(c.pte[flats]) | _names_any(k, c.pte[flats], pinned)
-    copied &= is_present(c.pte[flats]) & (c.pte[flats] >> np.uint64(k.page_shift) != k.zero_pfn)
+    copied &= _is_anonymous(k, c.pte[flats])
     spare = NO_INDEXES
     if copied.any():
         spare = yield from alloc_page_vma(k, task, vma, vpns[copied], zero=False)
@@ -229,7 +232,7 @@ def _copy_entries(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, eager
         entries = c.pte[flats]
         stay = ~copied & (entries != 0) | copied & ~is_present(entries)
         swap_duplicate(k, _numbers(k, entries[stay & is_swapped(entries)]))
-        pfns = _numbers(k, entries[stay & is_present(entries)])
+        pfns = _numbers(k, entries[stay & (is_present(entries) | is_migration(entries))])
         c.mapcount[pfns[pfns != k.zero_pfn]] += 1
         c.accessed[ours[stay]] = 0
         c.dirty[ours[stay]] = c.dirty[flats[stay]]
@@ -253,6 +256,12 @@ def _numbers(k: Kernel, entries: U8) -> I8:
 def _names_any(k: Kernel, entries: U8, pfns: I8) -> Bool:
     """Which entries map one of these frames."""
     return is_present(entries) & np.isin(_numbers(k, entries), pfns)
+
+
+def _is_anonymous(k: Kernel, entries: U8) -> Bool:
+    """Which entries map an anonymous page."""
+    pfns = np.where(is_present(entries), _numbers(k, entries), k.zero_pfn)
+    return (pfns != k.zero_pfn) & (k.c.mapping[pfns] & PAGE_MAPPING_FILE == 0)
 
 
 def _spans(vpns: I8) -> list[I8]:

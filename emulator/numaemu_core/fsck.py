@@ -10,10 +10,9 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8
-from numaemu_core.journal import truth_of
 from numaemu_core.kernel import Kernel
 from numaemu_core.layout import NUMA_COUNTERS
-from numaemu_core.mm_types import Mm
+from numaemu_core.mm_types import VM_SHARED, Mm
 from numaemu_core.mmzone import LOCAL_NODE, NUMA_FOREIGN, NUMA_HIT, NUMA_MISS, OTHER_NODE
 from numaemu_core.page_flags import (
     ALLOCATED,
@@ -21,6 +20,7 @@ from numaemu_core.page_flags import (
     FREE_UNCLEAN,
     LRU_ISOLATED,
     LRU_ON_LIST,
+    PAGE_MAPPING_FILE,
     PG_SWAPCACHE,
     PG_WRITEBACK,
     RESERVED,
@@ -97,8 +97,11 @@ def check_map_counts(k: Kernel, _own: int) -> Iterator[str]:
         for vma in mm.vmas:
             inside = (pages >= vma.vm_start >> k.page_shift) & (pages < vma.vm_end >> k.page_shift)
             indexes = linear_page_index(k, vma, pages[inside])
-            owner = -1 if vma.anon_vma is None else vma.anon_vma
-            right = (c.mapping[pfns[inside]] == owner) & (c.index[pfns[inside]] == indexes.astype(np.uint64))
+            owner = c.mapping[pfns[inside]]
+            right = owner == (-1 if vma.anon_vma is None else vma.anon_vma)
+            if vma.vm_file is not None:
+                right |= owner == vma.vm_file.id
+            right &= c.index[pfns[inside]] == indexes.astype(np.uint64)
             yield from _some("frame {}: mapped as another page than it says it is", pfns[inside][~right])
     for held in k.quarantine.entries:
         np.add.at(mapped, held.pfns, 1)
@@ -120,11 +123,33 @@ def check_swap(k: Kernel, _own: int) -> Iterator[str]:
     for mm in k.mms.values():
         _, _, entries = _mapped(k, mm)
         np.add.at(references, entries[is_swapped(entries.astype(np.uint64))] >> k.page_shift, 1)
+    for mapping in k.address_spaces.values():
+        np.add.at(references, (mapping.i_pages[is_swapped(mapping.i_pages)] >> np.uint64(k.page_shift)).astype(int), 1)
     yield from _some("slot {}: its count is not the number of its users", np.flatnonzero(references != c.swap_count))
     free = int(np.count_nonzero(c.swap_count == 0))
     if free != k.nr_swap_pages:
         yield f"swap: {free} slots are free, the machine says {k.nr_swap_pages}"
     yield from _some("frame {}: under writeback that nobody does", np.flatnonzero(c.pg_flags & PG_WRITEBACK))
+
+
+def check_page_cache(k: Kernel, _own: int) -> Iterator[str]:
+    """Objects and the frames of their pages know each other; the lists of VMAs are those that map them."""
+    c = k.c
+    cached = np.flatnonzero(c.mapping & PAGE_MAPPING_FILE)
+    known = np.zeros(k.layout.frame_count, np.bool_)
+    for mapping in k.address_spaces.values():
+        indexes = np.flatnonzero(is_present(mapping.i_pages))
+        pfns = (mapping.i_pages[indexes] >> np.uint64(k.page_shift)).astype(np.int64)
+        right = (c.mapping[pfns] == mapping.id) & (c.index[pfns] == indexes.astype(np.uint64))
+        yield from _some(f"file {mapping.name}: page {{}} is not what its frame says", indexes[~right])
+        known[pfns[c.mapping[pfns] == mapping.id]] = True
+        mappers = {vma for mm in k.mms.values() for vma in mm.vmas if vma.vm_file is mapping}
+        if mappers != set(mapping.i_mmap):
+            yield f"file {mapping.name}: {len(mapping.i_mmap)} VMAs are on its list, {len(mappers)} map it"
+        writable = sum(1 for vma in mappers if vma.vm_flags & VM_SHARED)
+        if writable != mapping.i_mmap_writable:
+            yield f"file {mapping.name}: {writable} VMAs share it, i_mmap_writable is {mapping.i_mmap_writable}"
+    yield from _some("frame {}: of a file that does not know it", cached[~known[cached]])
 
 
 def check_address_spaces(k: Kernel, _own: int) -> Iterator[str]:
@@ -192,8 +217,8 @@ def check_locks(k: Kernel, own: int) -> Iterator[str]:
 
 def check_journal(k: Kernel, _own: int) -> Iterator[str]:
     """Replaying the journal gives the tasks, mms, VMAs and policies that there are."""
-    said, live = k.journal.replay(), truth_of(k.tasks.values(), k.mms.values())
-    for what in ("tasks", "mms", "vmas"):
+    said, live = k.journal.replay(), k.truth()
+    for what in ("tasks", "mms", "vmas", "files"):
         told, real = getattr(said, what), getattr(live, what)
         for key in sorted(told.keys() | real.keys()):
             if told.get(key) != real.get(key):
@@ -205,6 +230,7 @@ CHECKS: tuple[Callable[[Kernel, int], Iterator[str]], ...] = (
     check_lru,
     check_map_counts,
     check_swap,
+    check_page_cache,
     check_address_spaces,
     check_tables,
     check_counters,

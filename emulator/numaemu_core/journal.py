@@ -8,6 +8,7 @@ daemon died is not there. Records are states, not changes: applying one twice do
     ["vmas", mm, start, end, rows]                the VMAs that overlap [start, end) are now these, whole
     ["mm", mm, fields] / ["mm_gone", mm]          an address space
     ["task", pid, fields] / ["task_gone", pid]    a task
+    ["file", id, fields] / ["file_gone", id]      an object that pages belong to
     ["done", connection, request, reply]          a mutating call is over; its answer may be sent
     ["hung_up", connection]                       its client is gone
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from numaemu_core.columns import U1
 from numaemu_core.errors import BugError
-from numaemu_core.mm_types import Mm, Task, VmArea
+from numaemu_core.mm_types import AddressSpace, Mm, Task, VmArea
 from numaemu_core.shared_policy import Mempolicy
 
 _WORD: Final = 8
@@ -42,6 +43,7 @@ class Truth:
     tasks: dict[int, Row] = field(default_factory=dict)
     mms: dict[int, Row] = field(default_factory=dict)
     vmas: dict[int, list[Row]] = field(default_factory=dict)
+    files: dict[int, Row] = field(default_factory=dict)
     #: Last request of each connection: [request, name and args, or None once done, reply].
     calls: dict[int, Row] = field(default_factory=dict)
 
@@ -61,6 +63,10 @@ class Truth:
                 self.tasks[pid] = fields
             case ["task_gone", pid]:
                 self.tasks.pop(pid, None)
+            case ["file", number, fields]:
+                self.files[number] = fields
+            case ["file_gone", number]:
+                self.files.pop(number, None)
             case ["intent", connection, request, name, args]:
                 self.calls[connection] = [request, [name, args], None]
             case ["done", connection, request, reply]:
@@ -73,6 +79,8 @@ class Truth:
 
     def records(self) -> Iterable[Row]:
         """Records that make this state from nothing: a snapshot."""
+        for number, fields in self.files.items():
+            yield ["file", number, fields]
         for mm, fields in self.mms.items():
             yield ["mm", mm, fields]
             yield ["vmas", mm, 0, 1 << 63, self.vmas.get(mm, [])]
@@ -170,14 +178,24 @@ class Journal:
         """An mm was made or its fields changed."""
         self.append(["mm", mm.id, mm_row(mm)])
 
+    def file(self, mapping: AddressSpace) -> None:
+        """An object was made."""
+        self.append(["file", mapping.id, file_row(mapping)])
+
     def task(self, task: Task) -> None:
         """A task was made or its fields changed."""
         self.append(["task", task.pid, task_row(task)])
 
 
 def vma_row(vma: VmArea) -> Row:
-    """A VMA as plain data: [start, end, flags, pgoff, policy, anon_vma]."""
-    return [vma.vm_start, vma.vm_end, vma.vm_flags, vma.vm_pgoff, policy_row(vma.vm_policy), vma.anon_vma]
+    """A VMA as plain data: [start, end, flags, pgoff, policy, anon_vma, file]."""
+    file = None if vma.vm_file is None else vma.vm_file.id
+    return [vma.vm_start, vma.vm_end, vma.vm_flags, vma.vm_pgoff, policy_row(vma.vm_policy), vma.anon_vma, file]
+
+
+def file_row(mapping: AddressSpace) -> Row:
+    """An object as plain data: [kind, name, i_ino, i_size, disk_start]; its pages are told by their frames."""
+    return [mapping.kind.value, mapping.name, mapping.i_ino, mapping.i_size, mapping.disk_start]
 
 
 def policy_row(policy: Mempolicy | None) -> Row | None:
@@ -204,9 +222,10 @@ def task_row(task: Task) -> Row:
     return [task.mm.id, task.cpu, capabilities, policy_row(task.policy), *interleave]
 
 
-def truth_of(tasks: Iterable[Task], mms: Iterable[Mm]) -> Truth:
+def truth_of(tasks: Iterable[Task], mms: Iterable[Mm], objects: Iterable[AddressSpace]) -> Truth:
     """The live state in the form that a replay gives."""
     truth = Truth(tasks={task.pid: task_row(task) for task in tasks})
+    truth.files = {mapping.id: file_row(mapping) for mapping in objects}
     for mm in mms:
         truth.mms[mm.id] = mm_row(mm)
         truth.vmas[mm.id] = [vma_row(vma) for vma in mm.vmas]

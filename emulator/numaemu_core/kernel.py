@@ -1,12 +1,13 @@
 """The state of one machine as its kernel daemon knows it. Every module with a Linux name works on a `Kernel`."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, Columns
-from numaemu_core.journal import Journal
+from numaemu_core.journal import Journal, Truth, truth_of
 from numaemu_core.layout import Layout
 from numaemu_core.locks import HostLocks, LockTable
 from numaemu_core.mm_types import AddressSpace, AnonVma, Mm, Task
@@ -26,6 +27,8 @@ class Kernel:
         self.layout = layout
         self.topology = layout.topology
         self.profile = profile_named(layout.topology.profile)
+        if layout.topology.page_cluster is not None:
+            self.profile = replace(self.profile, page_cluster=layout.topology.page_cluster)
         self.page_shift = layout.page_shift
         self.page_size = 1 << layout.page_shift
         self.c = columns
@@ -60,6 +63,13 @@ class Kernel:
         self.anon_vmas: dict[int, AnonVma] = {}
         #: Objects that pages of files belong to, by the id in the `mapping` column (PAGE_MAPPING_FILE set).
         self.address_spaces: dict[int, AddressSpace] = {}
+        #: Files by name.
+        self.files: dict[str, AddressSpace] = {}
+        self.next_object = 1
+        #: Shared anonymous mappings since boot.
+        self.anon_objects = 0
+        #: First page of the disk segment that no file has.
+        self.disk_cursor = 0
         #: VMAs of all mms.
         self.vma_count = 0
         self.next_pid = 1
@@ -69,6 +79,10 @@ class Kernel:
         self.vmstat: Counter[str] = Counter()
         #: Set whenever a page lock is dropped or a writeback ends: the performer looks at its sleepers.
         self.pages_changed = False
+
+    def truth(self) -> Truth:
+        """The live state in the form that a replay of the journal gives."""
+        return truth_of(self.tasks.values(), self.mms.values(), self.address_spaces.values())
 
     def count(self, event: str, times: int = 1) -> None:
         """Count an event for vmstat."""

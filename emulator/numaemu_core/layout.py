@@ -65,6 +65,8 @@ class Layout:
     page_shift: int
     frame_count: int
     slot_count: int
+    #: Pages of the disk segment; as slots of the swap node they follow those of the swap area.
+    disk_count: int
     table_count: int
     #: First pfn of each node that has memory, and one past its last, by node id.
     node_pfns: dict[int, tuple[int, int]]
@@ -113,7 +115,8 @@ def layout_of(topology: Topology) -> Layout:
             pfn += count
     slot_count = topology.swap_bytes >> page_shift
     table_count = pfn + slot_count + 1
-    layout = Layout(topology, page_shift, pfn, slot_count, table_count, node_pfns, {})
+    disk_count = topology.disk_bytes >> page_shift
+    layout = Layout(topology, page_shift, pfn, slot_count, disk_count, table_count, node_pfns, {})
     for segment in _segments(layout):
         if not segment.name.startswith("pool."):  # pools lie back to back: a pfn is an offset
             segment.size = -(-max(segment.size, 1) // SEGMENT_GRANULE_BYTES) * SEGMENT_GRANULE_BYTES
@@ -130,9 +133,11 @@ def _segments(layout: Layout) -> list[SegmentLayout]:
         pools.append(pool)
     swap = SegmentLayout("swap", "swap")
     swap.add("bytes", "u1", layout.slot_count, page_size)
+    disk = SegmentLayout("disk", "swap", sparse=True)
+    disk.add("bytes", "u1", layout.disk_count, page_size)
     swap_map = SegmentLayout("swap_map", "swap")
     swap_map.add("swap_count", "u2", layout.slot_count)  # swap_lock
-    return [*pools, swap, swap_map, _ptes(layout), _pte_bits(layout), _frames(layout), _control(), _locks(layout)]
+    return [*pools, swap, disk, swap_map, _ptes(layout), _pte_bits(layout), _frames(layout), _control(), _locks(layout)]
 
 
 def _ptes(layout: Layout) -> SegmentLayout:

@@ -30,6 +30,12 @@ MAX_VMAS: Final = 1 << 18
 MAX_TASKS: Final = 32768
 #: Address spaces alive at one time: rows of the epoch column.
 MAX_MMS: Final = 4096
+#: Files and shared anonymous mappings alive at one time.
+MAX_FILES: Final = 65536
+#: Pages of one file: 1 TiB of small pages.
+FILE_PAGES_MAX: Final = 1 << 28
+#: Characters of the name of a file.
+FILE_NAME_MAX: Final = 255
 #: Access slots: one a thread and task that touches memory.
 MAX_ACCESS_SLOTS: Final = 4096
 #: Pin records of one client thread's task: frames it may hold pinned at one time.

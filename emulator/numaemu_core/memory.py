@@ -1,40 +1,43 @@
 """Faults: what happens when a page is touched that no entry maps, or not in this way; and unmapping.
 
-Mirrors: mm/memory.c (2.6.15), for ranges of pages. Left out: files, readahead of swap, reclaim.
+Mirrors: mm/memory.c (2.6.15), for ranges of pages. Pages of files are in `filemap`, pages in the swap area in `swapin`.
 
 A fault holds mmap_sem for reading. Entries are looked at again under the pte lock after everything that may have slept;
 what has changed meanwhile is left to the next fault.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8
-from numaemu_core.effects import Breathe, KernelTask, ReadPages, Shootdown
-from numaemu_core.errors import OutOfMemory, SegmentationFault
+from numaemu_core.effects import Breathe, KernelTask, Shootdown, WaitPageLocks
+from numaemu_core.errors import BusError, OutOfMemory, SegmentationFault
+from numaemu_core.filemap import do_no_page
+from numaemu_core.install_page import install_new_pages, set_ptes
 from numaemu_core.kernel import Kernel
-from numaemu_core.lru import lru_cache_add_active
 from numaemu_core.memory_one import try_anonymous_page
 from numaemu_core.mempolicy import alloc_page_vma
-from numaemu_core.mm_types import VM_ACCESS_FLAGS, VM_EXEC, VM_READ, VM_WRITE, Mm, Task, VmArea
-from numaemu_core.mmzone import free_pages
-from numaemu_core.page_flags import PG_REFERENCED, PG_SWAPCACHE, PG_UPTODATE
-from numaemu_core.page_lock import lock_some_pages, trylock_pages, unlock_pages
+from numaemu_core.mm_types import VM_ACCESS_FLAGS, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Mm, Task, VmArea
+from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_DIRTY
+from numaemu_core.page_lock import trylock_pages, unlock_pages
 from numaemu_core.page_table import (
     PTE_PRESENT,
     PTE_READABLE,
     PTE_WRITABLE,
     flats_of,
+    is_migration,
     is_present,
     is_swapped,
     is_writable,
     pte_lock_keys,
     vm_page_prot,
 )
-from numaemu_core.rmap import put_pages, set_anon_identity
 from numaemu_core.runs import copy_rows
-from numaemu_core.swap_state import free_page_and_swap_cache, free_swap_and_cache, remove_exclusive_swap_page
-from numaemu_core.swapfile import SWAP_LOCK, slots_over_half, swap_duplicate, swap_free
+from numaemu_core.swap_state import can_share_swap_page, free_page_and_swap_cache, free_swap_and_cache
+from numaemu_core.swapfile import SWAP_LOCK
+from numaemu_core.swapin import do_swap_page
 from numaemu_core.task_locks import down_read, spin_lock
 
 
@@ -42,7 +45,8 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
     """Make the pages of [addr, addr + length) accessible; gives how many bytes from addr are, at least one page's.
 
     Raises:
-        SegmentationFault: the first page may not be accessed so. OutOfMemory: it can get no frame.
+        SegmentationFault: the first page may not be accessed so (BusError: the file ends before it).
+        OutOfMemory: it can get no frame.
     """
     first, end = addr >> k.page_shift, ((addr + max(length, 1) - 1) >> k.page_shift) + 1
     end = min(end, first + limits.FAULT_REQUEST_PAGES)
@@ -54,7 +58,7 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
                 stop = min(end, vma.vm_end >> k.page_shift, vpn + limits.FAULT_BATCH_PAGES)
                 yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
             except (SegmentationFault, OutOfMemory) as error:
-                if isinstance(error, OutOfMemory):
+                if isinstance(error, (OutOfMemory, BusError)):
                     vpn += _accessible_pages(k, task.mm, vpn, stop, write=write)
                 if vpn == first:
                     raise
@@ -95,14 +99,18 @@ def handle_mm_fault(
         OutOfMemory: the first of them that needs a frame can get none; those before it are there.
     """
     flats = k.tables.pte_alloc(task.mm.pgd, first_vpn, end_vpn)
-    if write and len(flats) == 1 and try_anonymous_page(k, task, vma, first_vpn, int(flats[0])):
+    private = vma.vm_file is None
+    if write and private and len(flats) == 1 and try_anonymous_page(k, task, vma, first_vpn, int(flats[0])):
         return
     vpns = np.arange(first_vpn, end_vpn)
+    yield from _migration_entry_wait(k, flats)
     entries = k.c.pte[flats]
     none = entries == 0
     swapped = is_swapped(entries)
     if none.any():
-        if write:
+        if not private:
+            yield from do_no_page(k, task, vma, vpns[none], flats[none], write=write)
+        elif write:
             yield from do_anonymous_page(k, task, vma, vpns[none], flats[none])
         else:
             yield from _map_zero_page(k, vma, flats[none])
@@ -115,16 +123,14 @@ def handle_mm_fault(
             yield from do_wp_page(k, task, vma, vpns[protected], flats[protected], entries[protected])
 
 
-def make_entries(k: Kernel, pfns: I8, bits: int) -> U8:
-    """Entries that map frames."""
-    return (pfns << k.page_shift | bits).astype(np.uint64)
-
-
-def _set_ptes(k: Kernel, flats: I8, entries: U8, *, dirty: int) -> None:
-    """Entries become present: the bits first; the pte locks are held."""
-    k.c.accessed[flats] = 1
-    k.c.dirty[flats] = dirty
-    k.c.pte[flats] = entries
+def _migration_entry_wait(k: Kernel, flats: I8) -> KernelTask[None]:
+    """Sleep until none of these pages is on its way to another frame (migration_entry_wait, mm/migrate.c of 6.1)."""
+    while True:
+        entries = k.c.pte[flats]
+        moving = entries[is_migration(entries)]
+        if not len(moving):
+            return
+        yield WaitPageLocks((moving[:1] >> np.uint64(k.page_shift)).astype(np.int64))
 
 
 # -- anonymous pages ---------------------------------------------------------------------------------------------------
@@ -135,7 +141,7 @@ def do_anonymous_page(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8) -
     pfns = yield from alloc_page_vma(k, task, vma, vpns)
     got = len(pfns)
     if got:
-        yield from _install_new(k, vma, vpns[:got], flats[:got], np.zeros(got, np.uint64), pfns)
+        yield from install_new_pages(k, vma, vpns[:got], flats[:got], np.zeros(got, np.uint64), pfns)
         k.count("pgfault", got)
     if got < len(vpns):
         raise OutOfMemory
@@ -146,31 +152,8 @@ def _map_zero_page(k: Kernel, vma: VmArea, flats: I8) -> KernelTask[None]:
     with (yield from spin_lock(k, pte_lock_keys(flats))):
         empty = flats[k.c.pte[flats] == 0]
         zero = np.uint64(k.zero_pfn << k.page_shift | vm_page_prot(vma))
-        _set_ptes(k, empty, np.broadcast_to(zero, len(empty)), dirty=0)
+        set_ptes(k, empty, np.broadcast_to(zero, len(empty)), dirty=0)
     k.count("pgfault", len(flats))
-
-
-def _install_new(k: Kernel, vma: VmArea, vpns: I8, flats: I8, expected: U8, pfns: I8) -> KernelTask[I8]:
-    """Map new frames writable where the entries are still what was expected; gives the positions that were mapped.
-
-    Frames that came too late are freed.
-    """
-    c = k.c
-    set_anon_identity(k, vma, pfns, vpns)
-    c.pg_flags[pfns] = PG_UPTODATE | PG_REFERENCED
-    c.mapcount[pfns] = 1
-    yield from lru_cache_add_active(k, pfns)
-    with (yield from spin_lock(k, pte_lock_keys(flats))):
-        same = c.pte[flats] == expected
-        if same.all():
-            _set_ptes(k, flats, make_entries(k, pfns, vm_page_prot(vma) | PTE_WRITABLE), dirty=1)
-            return np.arange(len(pfns))
-        entries = make_entries(k, pfns[same], vm_page_prot(vma) | PTE_WRITABLE)
-        _set_ptes(k, flats[same], entries, dirty=1)
-    late = pfns[~same]
-    c.mapcount[late] = 0
-    yield from put_pages(k, late)
-    return np.flatnonzero(same)
 
 
 # -- copy on write -----------------------------------------------------------------------------------------------------
@@ -181,9 +164,15 @@ def do_wp_page(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, entries:
 
     A page that somebody has locked is copied, too. Mirrors: do_wp_page, mm/memory.c (2.6.15).
     """
+    k.count("pgfault", len(entries))
+    if vma.vm_flags & VM_SHARED:  # nothing to copy: whoever may write writes to the file
+        with (yield from spin_lock(k, pte_lock_keys(flats))):
+            same = k.c.pte[flats] == entries
+            set_ptes(k, flats[same], entries[same] | np.uint64(PTE_WRITABLE), dirty=1)
+        return
     pfns = (entries >> np.uint64(k.page_shift)).astype(np.int64)
     copied = np.ones(len(pfns), np.bool_)
-    anonymous = np.flatnonzero(pfns != k.zero_pfn)
+    anonymous = np.flatnonzero((pfns != k.zero_pfn) & (k.c.mapping[pfns] & PAGE_MAPPING_FILE == 0))
     if len(anonymous):
         got = yield from trylock_pages(k, pfns[anonymous])
         mine = anonymous[got]
@@ -193,16 +182,6 @@ def do_wp_page(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, entries:
         yield from free_page_and_swap_cache(k, pfns[mine])
     if copied.any():
         yield from _copy_on_write(k, task, vma, vpns[copied], flats[copied], entries[copied])
-    k.count("pgfault", len(pfns))
-
-
-def can_share_swap_page(k: Kernel, pfns: I8) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """Is this mapping the only user of each locked page (mm/swapfile.c can_share_swap_page)? The swap_lock is held."""
-    users = k.c.mapcount[pfns].astype(np.int64)
-    cached = k.c.pg_flags[pfns] & PG_SWAPCACHE != 0
-    slots = k.c.private[pfns[cached]]
-    users[cached] += k.c.swap_count[slots].astype(np.int64) - 1
-    return np.asarray(users == 1)
 
 
 def _reuse(k: Kernel, pfns: I8, flats: I8, entries: U8) -> KernelTask[I8]:
@@ -212,7 +191,7 @@ def _reuse(k: Kernel, pfns: I8, flats: I8, entries: U8) -> KernelTask[I8]:
     with (yield from spin_lock(k, [*pte_lock_keys(flats), SWAP_LOCK])):
         same = k.c.pte[flats] == entries
         mine = same & can_share_swap_page(k, pfns)
-        _set_ptes(k, flats[mine], entries[mine] | np.uint64(PTE_WRITABLE), dirty=1)
+        set_ptes(k, flats[mine], entries[mine] | np.uint64(PTE_WRITABLE), dirty=1)
         done = mine | ~same
     return np.flatnonzero(done)
 
@@ -225,7 +204,7 @@ def _copy_on_write(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, entr
         old = (entries[:got] >> np.uint64(k.page_shift)).astype(np.int64)
         real = old != k.zero_pfn
         copy_rows(k.c.frames, new[real], k.c.frames, old[real])
-        mapped = yield from _install_new(k, vma, vpns[:got], flats[:got], entries[:got], new)
+        mapped = yield from install_new_pages(k, vma, vpns[:got], flats[:got], entries[:got], new)
         left = old[mapped][real[mapped]]
         if len(left):
             yield from release_mappings(k, task.mm, left, [])
@@ -233,12 +212,17 @@ def _copy_on_write(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, entr
         raise OutOfMemory
 
 
-def release_mappings(k: Kernel, mm: Mm, pfns: I8, tables: list[int]) -> KernelTask[dict[int, int]]:
+def release_mappings(
+    k: Kernel, mm: Mm, pfns: I8, tables: list[int], written: Sequence[tuple[I8, I8]] = ()
+) -> KernelTask[dict[int, int]]:
     """Entries of an mm no longer map these frames, tables are unlinked: shoot down, then let go of both.
 
-    Gives the stragglers for whose sake all of it went into quarantine, if there were any.
+    `written`: pages of files and the flat indexes of entries through which somebody may have written to them: the
+    dirty bytes go to the pages. Gives the stragglers for whose sake all of it went into quarantine, if there were any.
     """
     stragglers: dict[int, int] = yield Shootdown(frozenset([mm.id]))
+    for file_pfns, flats in written:
+        k.c.pg_flags[file_pfns[(k.c.dirty[flats] != 0) | bool(stragglers)]] |= PG_DIRTY
     if stragglers:
         k.quarantine.add(stragglers, pfns, tables)
         return stragglers
@@ -249,10 +233,14 @@ def release_mappings(k: Kernel, mm: Mm, pfns: I8, tables: list[int]) -> KernelTa
 
 
 def page_remove_rmap(k: Kernel, pfns: I8) -> KernelTask[None]:
-    """One mapping less of each page; what nobody uses any more is freed."""
+    """One mapping less of each page, which may stand several times; what nobody uses any more is freed."""
     if len(pfns):
-        assert (k.c.mapcount[pfns] > 0).all()
-        k.c.mapcount[pfns] -= 1
+        times = np.ones(len(pfns), np.uint32)
+        if (k.c.mapping[pfns] & PAGE_MAPPING_FILE).any():  # an anonymous page stands once
+            pfns, counts = np.unique(pfns, return_counts=True)
+            times = counts.astype(np.uint32)
+        assert (k.c.mapcount[pfns] >= times).all()
+        k.c.mapcount[pfns] -= times
         yield from free_page_and_swap_cache(k, pfns)
 
 
@@ -267,105 +255,25 @@ def release_quarantine(k: Kernel) -> KernelTask[int]:
     return count
 
 
-# -- pages in the swap area --------------------------------------------------------------------------------------------
-
-
-def do_swap_page(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, *, write: bool) -> KernelTask[None]:
-    """Bring pages back: from the swap cache the frame they still have, else a new one where the policy now says.
-
-    Mirrors: do_swap_page, mm/memory.c (2.6.15).
-    """
-    while True:
-        entries = k.c.pte[flats]
-        swapped = is_swapped(entries)
-        if not swapped.any():
-            return
-        vpns, flats, entries = vpns[swapped], flats[swapped], entries[swapped]
-        slots = (entries >> np.uint64(k.page_shift)).astype(np.int64)
-        missing = k.slot_frame[slots] < 0
-        if missing.any():
-            yield from _read_and_map(k, task, vma, vpns[missing], flats[missing], entries[missing], write=write)
-        pfns = k.slot_frame[slots]
-        cached = (pfns >= 0) & (k.c.pte[flats] == entries)
-        if not cached.any():
-            continue
-        pfns, vpns, flats, entries = pfns[cached], vpns[cached], flats[cached], entries[cached]
-        got = yield from lock_some_pages(k, pfns)
-        yield from _map_locked(k, vma, vpns[got], flats[got], entries[got], pfns[got], write=write)
-
-
-def _read_and_map(
-    k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, entries: U8, *, write: bool
-) -> KernelTask[None]:
-    """Major faults: allocate, read, map (read_swap_cache_async, without readahead)."""
-    c = k.c
-    pfns = yield from alloc_page_vma(k, task, vma, vpns, zero=False)
-    got = len(pfns)
-    slots = (entries[:got] >> np.uint64(k.page_shift)).astype(np.int64)
-    locked = yield from trylock_pages(k, pfns)
-    assert locked.all(), "a new frame was locked"
-    with (yield from spin_lock(k, [SWAP_LOCK])):
-        fresh = (c.pte[flats[:got]] == entries[:got]) & (k.slot_frame[slots] < 0)
-        mine, my_slots = pfns[fresh], slots[fresh]
-        c.private[mine] = my_slots
-        c.pg_flags[mine] = PG_SWAPCACHE
-        swap_duplicate(k, my_slots)
-        k.slot_frame[my_slots] = mine
-    yield from unlock_pages(k, pfns[~fresh])
-    yield from free_pages(k, pfns[~fresh])
-    if len(mine):
-        yield from lru_cache_add_active(k, mine)
-        yield ReadPages(my_slots, mine)
-        c.pg_flags[mine] |= PG_UPTODATE
-        k.count("pswpin", len(mine))
-        k.count("pgmajfault", len(mine))
-        kept = np.flatnonzero(fresh)
-        yield from _map_locked(k, vma, vpns[kept], flats[kept], entries[kept], mine, write=write)
-    if got < len(vpns):
-        raise OutOfMemory
-
-
-def _map_locked(k: Kernel, vma: VmArea, vpns: I8, flats: I8, entries: U8, pfns: I8, *, write: bool) -> KernelTask[None]:
-    """Map locked swap-cache pages whose entries still name their slots, and unlock them."""
-    c = k.c
-    slots = (entries >> np.uint64(k.page_shift)).astype(np.int64)
-    with (yield from spin_lock(k, [*pte_lock_keys(flats), SWAP_LOCK])):
-        same = (c.pte[flats] == entries) & (k.slot_frame[slots] == pfns) & (c.pg_flags[pfns] & PG_UPTODATE != 0)
-        mapped, at = pfns[same], flats[same]
-        set_anon_identity(k, vma, mapped, vpns[same])
-        c.mapcount[mapped] += 1
-        swap_free(k, slots[same])
-        fresh = make_entries(k, mapped, vm_page_prot(vma))
-        if write:
-            exclusive = can_share_swap_page(k, mapped)
-            fresh[exclusive] |= np.uint64(PTE_WRITABLE)
-            _set_ptes(k, at[exclusive], fresh[exclusive], dirty=1)
-            _set_ptes(k, at[~exclusive], fresh[~exclusive], dirty=0)
-        else:
-            _set_ptes(k, at, fresh, dirty=0)
-    c.pg_flags[mapped] |= PG_REFERENCED
-    k.count("pgfault", len(mapped))
-    if surplus := slots_over_half(k):
-        yield from remove_exclusive_swap_page(k, mapped, references=2, at_most=surplus)
-    yield from unlock_pages(k, pfns)
-    yield from free_page_and_swap_cache(k, pfns[~same])
-
-
 # -- ranges ------------------------------------------------------------------------------------------------------------
 
 
 def make_pages_present(k: Kernel, task: Task, start: int, end: int) -> KernelTask[None]:
-    """Fault a range in, for writing where the VMA allows it; errors end it quietly (2.6.15 make_pages_present)."""
+    """Fault a range in, for writing where the VMA allows it; errors end it quietly.
+
+    Mirrors: make_pages_present, mm/memory.c (2.6.15), populate_vma_page_range, mm/gup.c (6.1).
+    """
     for vma in task.mm.vmas.overlapping(start, end):
         if not vma.vm_flags & VM_ACCESS_FLAGS:
             continue
-        write = bool(vma.vm_flags & VM_WRITE)
+        wanted = VM_WRITE if k.profile.populate_writes_shared else VM_WRITE | VM_SHARED
+        write = vma.vm_flags & wanted == VM_WRITE
         first, last = max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift
         for vpn in range(first, last, limits.FAULT_BATCH_PAGES):
             stop = min(last, vpn + limits.FAULT_BATCH_PAGES)
             try:
                 yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
-            except OutOfMemory:
+            except (OutOfMemory, BusError):
                 return
             yield Breathe()
 
@@ -383,6 +291,7 @@ def unmap_vmas(
     tables, bases = k.tables.pte_tables(mm.pgd, first, last)
     frames: list[I8] = []
     swapped: list[I8] = []
+    written: list[tuple[I8, I8]] = []
     for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
         batch = slice(part, part + limits.PTE_LOCK_BATCH)
         flats, _ = flats_of(tables[batch], bases[batch], first, last)
@@ -393,9 +302,12 @@ def unmap_vmas(
             used = entries != 0
             c.pte[flats[used]] = 0
         numbers = (entries >> np.uint64(k.page_shift)).astype(np.int64)
-        mapped = numbers[is_present(entries)]
-        frames.append(mapped[mapped != k.zero_pfn])
+        mapped = (is_present(entries) | is_migration(entries)) & (numbers != k.zero_pfn)
+        frames.append(numbers[mapped])
         swapped.append(numbers[is_swapped(entries)])
+        of_file = mapped & (c.mapping[np.where(mapped, numbers, 0)] & PAGE_MAPPING_FILE != 0)
+        if of_file.any():
+            written.append((numbers[of_file], flats[of_file]))
     unlinked = k.tables.unlink_empty(mm.pgd, first, last) if free_tables else []
     if unlinked or free_pgd:
         c.mm_epoch[mm.id] += np.uint64(1)
@@ -403,5 +315,5 @@ def unmap_vmas(
         unlinked.append(mm.pgd)
     pfns = np.concatenate([NO_INDEXES, *frames])
     if len(pfns) or unlinked:
-        yield from release_mappings(k, mm, pfns, unlinked)
+        yield from release_mappings(k, mm, pfns, unlinked, written)
     yield from free_swap_and_cache(k, np.concatenate([NO_INDEXES, *swapped]))

@@ -1,9 +1,10 @@
 """Address spaces: mapping, unmapping, splitting and merging VMAs, brk.
 
-Mirrors: mm/mmap.c (2.6.15). Left out: files, shared mappings, growing stacks, mremap, rlimits.
+Mirrors: mm/mmap.c (2.6.15). Left out: growing stacks.
 """
 
 import errno
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -11,13 +12,20 @@ import numpy as np
 from numaemu_core import limits
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
+from numaemu_core.files import drop_unmapped_objects, find_file, shmem_zero_setup
 from numaemu_core.kernel import Kernel
 from numaemu_core.memory import make_pages_present, unmap_vmas
 from numaemu_core.mm_types import (
     VM_EXEC,
     VM_LOCKED,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
     VM_READ,
+    VM_SHARED,
     VM_WRITE,
+    AddressSpace,
     AnonVma,
     Mm,
     Task,
@@ -28,6 +36,7 @@ from numaemu_core.task_locks import down_write
 from numaemu_core.uapi import (
     MAP_ANONYMOUS,
     MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
     MAP_LOCKED,
     MAP_NORESERVE,
     MAP_POPULATE,
@@ -39,7 +48,17 @@ from numaemu_core.uapi import (
 )
 
 _PROT_FLAGS: Final = ((PROT_READ, VM_READ), (PROT_WRITE, VM_WRITE), (PROT_EXEC, VM_EXEC))
-_MAP_KNOWN: Final = MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE
+_MAP_KNOWN: Final = (
+    MAP_SHARED
+    | MAP_PRIVATE
+    | MAP_FIXED
+    | MAP_FIXED_NOREPLACE
+    | MAP_ANONYMOUS
+    | MAP_LOCKED
+    | MAP_NORESERVE
+    | MAP_POPULATE
+)
+_MAY_ALL: Final = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
 
 
 def calc_vm_prot_bits(prot: int) -> int:
@@ -66,12 +85,11 @@ def split_vma(k: Kernel, vma: VmArea, addr: int, *, new_below: bool) -> VmArea:
     assert vma.vm_start < addr < vma.vm_end
     pages_below = (addr - vma.vm_start) >> k.page_shift
     if new_below:
-        new = VmArea(mm, vma.vm_start, addr, vma.vm_flags, vma.vm_pgoff, vma.vm_policy, vma.anon_vma)
+        new = replace(vma, vm_end=addr)
         mm.vmas.move_start(vma, addr)
         vma.vm_pgoff += pages_below
     else:
-        pgoff = vma.vm_pgoff + pages_below
-        new = VmArea(mm, addr, vma.vm_end, vma.vm_flags, pgoff, vma.vm_policy, vma.anon_vma)
+        new = replace(vma, vm_start=addr, vm_pgoff=vma.vm_pgoff + pages_below)
         vma.vm_end = addr
     insert_vm_struct(k, new)
     return new
@@ -90,17 +108,23 @@ def check_map_count(k: Kernel, mm: Mm, more: int = 1) -> None:
 
 
 def insert_vm_struct(k: Kernel, vma: VmArea) -> None:
-    """Link a VMA into its mm and its anon_vma."""
+    """Link a VMA into its mm, its anon_vma and the list of its file."""
     k.vma_count += 1
     vma.vm_mm.vmas.insert(vma)
     if vma.anon_vma is not None:
         k.anon_vmas.setdefault(vma.anon_vma, AnonVma(vma.anon_vma)).vmas[vma] = None
+    if vma.vm_file is not None:
+        vma.vm_file.i_mmap[vma] = None
+        vma.vm_file.i_mmap_writable += vma.vm_flags & VM_SHARED != 0
 
 
 def remove_vma(k: Kernel, vma: VmArea) -> None:
-    """Unlink a VMA from its mm and its anon_vma; the anon_vma goes with its last VMA."""
+    """Unlink a VMA from its mm, its anon_vma and its file; the anon_vma goes with its last VMA."""
     vma.vm_mm.vmas.remove(vma)
     k.vma_count -= 1
+    if vma.vm_file is not None:
+        del vma.vm_file.i_mmap[vma]
+        vma.vm_file.i_mmap_writable -= vma.vm_flags & VM_SHARED != 0
     if vma.anon_vma is not None:
         anon_vma = k.anon_vmas[vma.anon_vma]
         del anon_vma.vmas[vma]
@@ -113,6 +137,7 @@ def _can_merge(k: Kernel, left: VmArea, right: VmArea) -> bool:
     return (
         left.vm_end == right.vm_start
         and left.vm_flags == right.vm_flags
+        and left.vm_file is right.vm_file
         and left.vm_policy == right.vm_policy
         and left.vm_pgoff + ((left.vm_end - left.vm_start) >> k.page_shift) == right.vm_pgoff
         and (left.anon_vma is None or right.anon_vma is None or left.anon_vma == right.anon_vma)
@@ -163,12 +188,25 @@ def get_unmapped_area(mm: Mm, length: int) -> int:
     return address
 
 
-def sys_mmap(k: Kernel, task: Task, addr: int, length: int, prot: int, flags: int) -> KernelTask[int]:
-    """Map private anonymous memory; gives its address (2.6.15 do_mmap_pgoff).
+def sys_mmap(  # noqa: PLR0913, PLR0917 - mmap(2) has six arguments, a file by name adds one
+    k: Kernel,
+    task: Task,
+    addr: int,
+    length: int,
+    prot: int,
+    flags: int,
+    file: str | None = None,
+    offset: int = 0,
+    mode: str = "r+",
+) -> KernelTask[int]:
+    """Map anonymous memory, or a file opened in `mode` ("r" or "r+") from byte `offset` on; gives the address.
+
+    Mirrors: do_mmap_pgoff, mm/mmap.c (2.6.15).
 
     Raises:
-        MmError: EINVAL (length 0, neither or both of SHARED and PRIVATE, unaligned MAP_FIXED address, unknown bits),
-            ENOMEM (no room, too many VMAs), ENODEV (a kind of mapping that this machine does not have).
+        MmError: EINVAL (length 0, neither or both of SHARED and PRIVATE, unaligned MAP_FIXED address or offset, unknown
+            bits or mode), ENOMEM (no room, too many VMAs), EBADF (neither MAP_ANONYMOUS nor a file), ENOENT (no such
+            file), EACCES (shared and writable, of a file opened for reading), EOVERFLOW (offset too large).
     """
     mm = task.mm
     size = page_align(k, length)
@@ -176,25 +214,68 @@ def sys_mmap(k: Kernel, task: Task, addr: int, length: int, prot: int, flags: in
         raise MmError(errno.EINVAL, "length 0")
     if not size or size > limits.TASK_SIZE_BYTES:
         raise MmError(errno.ENOMEM, f"{length} bytes do not fit into an address space")
-    if flags & (MAP_SHARED | MAP_PRIVATE) not in (MAP_SHARED, MAP_PRIVATE):
-        raise MmError(errno.EINVAL, "exactly one of MAP_SHARED and MAP_PRIVATE")
     if flags & ~_MAP_KNOWN or prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC):
         raise MmError(errno.EINVAL, f"unknown bits in flags {flags:#x} or prot {prot:#x}")
-    if flags & MAP_SHARED or not flags & MAP_ANONYMOUS:
-        raise MmError(errno.ENODEV, "this machine maps private anonymous memory")
+    if flags & (MAP_SHARED | MAP_PRIVATE) not in (MAP_SHARED, MAP_PRIVATE):
+        raise MmError(errno.EINVAL, "exactly one of MAP_SHARED and MAP_PRIVATE")
+    mapping = _opened(k, flags, file, offset, mode)
+    vm_flags = _new_vm_flags(prot, flags, writable=mapping is None or mode == "r+")
     with (yield from down_write(mm)):
-        if flags & MAP_FIXED:
-            if addr & (k.page_size - 1):
-                raise MmError(errno.EINVAL, f"address {addr:#x} is not page aligned")
-            if addr + size > limits.TASK_SIZE_BYTES:
-                raise MmError(errno.ENOMEM, f"{addr:#x} + {size} lies beyond the address space")
-            yield from do_munmap(k, mm, addr, addr + size)
-        else:
-            addr = _hinted(k, mm, addr, size)
-        vm_flags = calc_vm_prot_bits(prot) | mm.def_flags | (VM_LOCKED if flags & MAP_LOCKED else 0)
-        do_map(k, mm, addr, size, vm_flags)
-        if flags & MAP_POPULATE or vm_flags & VM_LOCKED:
+        addr = yield from _make_room(k, mm, addr, size, flags)
+        if mapping is None and flags & MAP_SHARED:
+            mapping = shmem_zero_setup(k, size)
+        vm_pgoff = addr >> k.page_shift if mapping is None else offset >> k.page_shift
+        do_map(k, mm, addr, size, vm_flags | mm.def_flags, file=mapping, pgoff=vm_pgoff)
+        if flags & MAP_POPULATE or (vm_flags | mm.def_flags) & VM_LOCKED:
             yield from make_pages_present(k, task, addr, addr + size)
+    return addr
+
+
+def _opened(k: Kernel, flags: int, file: str | None, offset: int, mode: str) -> AddressSpace | None:
+    """The file that is to be mapped; None for anonymous memory."""
+    if offset & (k.page_size - 1) or mode not in ("r", "r+"):
+        raise MmError(errno.EINVAL, f"offset {offset:#x} is not page aligned, or mode {mode!r} is neither r nor r+")
+    if offset >> k.page_shift >= 1 << 52:
+        raise MmError(errno.EOVERFLOW, f"offset {offset:#x}")
+    if flags & MAP_ANONYMOUS:
+        return None
+    if file is None:
+        raise MmError(errno.EBADF, "neither MAP_ANONYMOUS nor a file")
+    return find_file(k, file)
+
+
+def _new_vm_flags(prot: int, flags: int, *, writable: bool) -> int:
+    """The flags of a new VMA; `writable`: of a file that was opened for writing, or of anonymous memory.
+
+    A shared mapping of a file opened for reading can never write: it is shared (VM_MAYSHARE), but VM_SHARED is what
+    counts for i_mmap_writable.
+
+    Raises:
+        MmError: EACCES.
+    """
+    vm_flags = calc_vm_prot_bits(prot) | _MAY_ALL
+    if flags & MAP_LOCKED:
+        vm_flags |= VM_LOCKED
+    if flags & MAP_SHARED:
+        vm_flags |= VM_SHARED | VM_MAYSHARE
+        if not writable:
+            if prot & PROT_WRITE:
+                raise MmError(errno.EACCES, "shared and writable, but the file is open for reading")
+            vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
+    return vm_flags
+
+
+def _make_room(k: Kernel, mm: Mm, addr: int, size_bytes: int, flags: int) -> KernelTask[int]:
+    """Where the mapping goes; what a fixed one covers is unmapped (get_unmapped_area, do_mmap_pgoff)."""
+    if not flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
+        return _hinted(k, mm, addr, size_bytes)
+    if addr & (k.page_size - 1):
+        raise MmError(errno.EINVAL, f"address {addr:#x} is not page aligned")
+    if addr + size_bytes > limits.TASK_SIZE_BYTES:
+        raise MmError(errno.ENOMEM, f"{addr:#x} + {size_bytes} lies beyond the address space")
+    if flags & MAP_FIXED_NOREPLACE and mm.vmas.overlapping(addr, addr + size_bytes):
+        raise MmError(errno.EEXIST, f"something is mapped at {addr:#x} + {size_bytes}")
+    yield from do_munmap(k, mm, addr, addr + size_bytes)
     return addr
 
 
@@ -206,10 +287,24 @@ def _hinted(k: Kernel, mm: Mm, addr: int, size_bytes: int) -> int:
     return get_unmapped_area(mm, size_bytes)
 
 
-def do_map(k: Kernel, mm: Mm, addr: int, size_bytes: int, vm_flags: int, policy: Mempolicy | None = None) -> VmArea:
-    """Link in a new private anonymous VMA where nothing is mapped, and merge it with its neighbours."""
+def do_map(
+    k: Kernel,
+    mm: Mm,
+    addr: int,
+    size_bytes: int,
+    vm_flags: int,
+    policy: Mempolicy | None = None,
+    *,
+    file: AddressSpace | None = None,
+    pgoff: int | None = None,
+) -> VmArea:
+    """Link in a new VMA where nothing is mapped, and merge it with its neighbours.
+
+    `pgoff`: of private anonymous memory it is the page number of its address.
+    """
     check_map_count(k, mm)
-    vma = VmArea(mm, addr, addr + size_bytes, vm_flags, addr >> k.page_shift, policy)
+    pgoff = addr >> k.page_shift if pgoff is None else pgoff
+    vma = VmArea(mm, addr, addr + size_bytes, vm_flags, pgoff, policy, vm_file=file)
     insert_vm_struct(k, vma)
     vma = vma_merge(k, vma)
     k.journal.vmas(mm, addr, addr + size_bytes)
@@ -240,6 +335,7 @@ def do_munmap(k: Kernel, mm: Mm, start: int, end: int) -> KernelTask[None]:
         remove_vma(k, vma)
     k.journal.vmas(mm, start, end)
     yield from unmap_vmas(k, mm, start, end, free_tables=True)
+    yield from drop_unmapped_objects(k, [vma.vm_file for vma in doomed])
 
 
 def isolate_range(k: Kernel, mm: Mm, start: int, end: int) -> None:
@@ -266,7 +362,7 @@ def sys_brk(k: Kernel, task: Task, brk: int) -> KernelTask[int]:
         elif new_end > old_end:
             if mm.vmas.overlapping(old_end, new_end):
                 return mm.brk
-            do_map(k, mm, old_end, new_end - old_end, VM_READ | VM_WRITE | VM_EXEC | mm.def_flags)
+            do_map(k, mm, old_end, new_end - old_end, VM_READ | VM_WRITE | VM_EXEC | _MAY_ALL | mm.def_flags)
             if mm.def_flags & VM_LOCKED:
                 yield from make_pages_present(k, task, old_end, new_end)
         mm.brk = brk
@@ -278,9 +374,11 @@ def exit_mmap(k: Kernel, mm: Mm) -> KernelTask[None]:
     """Drop everything an mm maps, and its page tables (2.6.15 exit_mmap); its last user is gone."""
     with (yield from down_write(mm)):
         mm.dead = True
-        for vma in reversed(list(mm.vmas)):
+        doomed = list(mm.vmas)
+        for vma in reversed(doomed):
             remove_vma(k, vma)
         yield from unmap_vmas(k, mm, 0, limits.TASK_SIZE_BYTES, free_tables=True, free_pgd=True)
+        yield from drop_unmapped_objects(k, [vma.vm_file for vma in doomed])
         k.c.mm_epoch[mm.id] += np.uint64(1)
         del k.mms[mm.id]
         k.journal.append(["mm_gone", mm.id])

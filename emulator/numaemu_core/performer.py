@@ -25,7 +25,7 @@ from numaemu_core.effects import (
     WritePages,
 )
 from numaemu_core.errors import BugError, MmError
-from numaemu_core.journal import Journal, truth_of
+from numaemu_core.journal import Journal
 from numaemu_core.kernel import Kernel
 from numaemu_core.layout import layout_of
 from numaemu_core.locks import Key, Mode, NoHost
@@ -85,7 +85,7 @@ class Performer:
         columns = columns_in_memory(layout)
         host = NoHost() if seed is None else SeededHost(self.draw)
         self.k = Kernel(layout, columns, Journal(np.zeros(JOURNAL_BYTES, np.uint8)), host)
-        self.k.journal.snapshot_from(lambda: truth_of(self.k.tasks.values(), self.k.mms.values()))
+        self.k.journal.snapshot_from(self.k.truth)
         self.tasks: list[Running] = []
         self._writes: list[WritePages] = []
         self._next = 1
@@ -234,7 +234,7 @@ class Performer:
         task.ready = closed
 
     def _read(self, slots: Any, pfns: Any) -> tuple[bool, Any]:  # noqa: ANN401 - arrays of an effect
-        copy_rows(self.k.c.frames, pfns, self.k.c.swap, slots)
+        copy_rows(self.k.c.frames, pfns, *self.k.c.area(slots))
         return True, None
 
     def _copy(self, source: Any, target: Any) -> tuple[bool, Any]:  # noqa: ANN401 - arrays of an effect
@@ -243,5 +243,5 @@ class Performer:
 
     def _finish_write(self, at: int) -> None:
         effect = self._writes.pop(at)
-        copy_rows(self.k.c.swap, effect.slots, self.k.c.frames, effect.pfns)
+        copy_rows(*self.k.c.area(effect.slots), self.k.c.frames, effect.pfns)
         end_swap_write(self.k, effect.pfns)

@@ -118,6 +118,20 @@ class Profile:
     young_stops_unmap: bool
     #: log2 of the pages that swap readahead reads around a slot (vm.page-cluster).
     page_cluster: int
+    #: True: swap readahead places each page by the address so many pages after the fault (2.6.15 swapin_readahead);
+    #: False: by the address of the fault (6.1 swap_cluster_readahead).
+    readahead_addresses_advance: bool
+    #: True: swap is as fast as memory (SWP_SYNCHRONOUS_IO, a RAM disk): a page with one user leaves and comes back
+    #: without staying in the swap cache (4.15, commit 0bcac06f).
+    swap_synchronous: bool
+    #: True: a page that is swapped in for writing, and has no other user, gives its slot up (5.18
+    #: should_try_to_free_swap); False: while swap is less than half full, the slot stays (2.6.15).
+    write_gives_slot_up: bool
+    #: True: writing a tmpfs page out starts with the step into the swap cache and goes on in it (3.x shmem_writepage);
+    #: False: the step is all that one pass does (2.6.15).
+    shmem_writepage_writes: bool
+    #: True: locking and MAP_POPULATE fault shared writable mappings in for writing (2.6.15); False: for reading.
+    populate_writes_shared: bool
     #: Pages that a read fault of a file maps around the one that was asked for (fault_around_bytes), 1: none.
     fault_around_pages: int
     #: True: attaching to a cpuset resets the CPUs of sched_setaffinity (6.1).
@@ -127,6 +141,9 @@ class Profile:
 
     #: True: numa_maps and node meminfo in the format of 2.6.14, False: in today's.
     views_of_2005: bool
+    #: True: numa_maps calls a mapping that only touches the heap `heap`, too (6.1); False: one that overlaps it (6.5,
+    #: commit d3bb89ea). Nothing where there are no such words.
+    heap_includes_neighbours: bool
 
 
 _NODE_FLAGS: Final = MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES
@@ -167,9 +184,15 @@ SWAP_V3: Final = Profile(
     move_pages_skips_prot_none=False,
     young_stops_unmap=True,
     page_cluster=0,
+    readahead_addresses_advance=True,
+    swap_synchronous=False,
+    write_gives_slot_up=False,
+    shmem_writepage_writes=False,
+    populate_writes_shared=True,
     fault_around_pages=1,
     cpuset_resets_affinity=False,
     views_of_2005=True,
+    heap_includes_neighbours=False,
 )
 
 LINUX_6_1: Final = Profile(
@@ -208,9 +231,15 @@ LINUX_6_1: Final = Profile(
     move_pages_skips_prot_none=True,
     young_stops_unmap=False,
     page_cluster=0,
+    readahead_addresses_advance=False,
+    swap_synchronous=True,
+    write_gives_slot_up=True,
+    shmem_writepage_writes=True,
+    populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=True,
     views_of_2005=False,
+    heap_includes_neighbours=True,
 )
 
 LINUX_6_12: Final = Profile(
@@ -249,9 +278,15 @@ LINUX_6_12: Final = Profile(
     move_pages_skips_prot_none=False,
     young_stops_unmap=False,
     page_cluster=0,
+    readahead_addresses_advance=False,
+    swap_synchronous=True,
+    write_gives_slot_up=True,
+    shmem_writepage_writes=True,
+    populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=False,
     views_of_2005=False,
+    heap_includes_neighbours=False,
 )
 
 PROFILES: Final = {profile.name: profile for profile in (SWAP_V3, LINUX_6_1, LINUX_6_12)}

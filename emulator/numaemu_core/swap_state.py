@@ -53,6 +53,15 @@ def remove_exclusive_swap_page(k: Kernel, pfns: I8, references: int, at_most: in
         delete_from_swap_cache(k, exclusive)
 
 
+def can_share_swap_page(k: Kernel, pfns: I8) -> Bool:
+    """Is this mapping the only user of each locked page (mm/swapfile.c can_share_swap_page)? The swap_lock is held."""
+    users = k.c.mapcount[pfns].astype(np.int64)
+    cached = k.c.pg_flags[pfns] & PG_SWAPCACHE != 0
+    slots = k.c.private[pfns[cached]]
+    users[cached] += k.c.swap_count[slots].astype(np.int64) - 1
+    return np.asarray(users == 1)
+
+
 def free_page_and_swap_cache(k: Kernel, pfns: I8) -> KernelTask[None]:
     """Somebody let go of each of these pages (an entry, a lock, an isolation): free what is unused, slots too.
 
@@ -116,5 +125,7 @@ def free_swap_and_cache(k: Kernel, slots: I8) -> KernelTask[None]:
 def end_swap_write(k: Kernel, pfns: I8) -> None:
     """The swap node has confirmed a write: what is in the slots is what is in the frames (end_swap_bio_write)."""
     k.c.pg_flags[pfns] &= ~np.uint16(PG_WRITEBACK)
-    k.count("pswpout", len(pfns))
+    to_swap = int(np.count_nonzero(k.c.pg_flags[pfns] & PG_SWAPCACHE))
+    k.count("pswpout", to_swap)
+    k.count("pgpgout", (len(pfns) - to_swap) * k.page_size // 1024)
     k.pages_changed = True

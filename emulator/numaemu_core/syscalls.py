@@ -6,7 +6,20 @@ Arguments were checked by `wire`; a handler gets the kernel, the task and them, 
 from collections.abc import Callable
 from typing import Any, Final
 
-from numaemu_core import cpuset, fork, get_mempolicy, home_node, mbind, memory, mempolicy, mmap, proc, protect
+from numaemu_core import (
+    cpuset,
+    files,
+    fork,
+    get_mempolicy,
+    home_node,
+    mbind,
+    memory,
+    mempolicy,
+    mmap,
+    numa_maps,
+    proc,
+    protect,
+)
 from numaemu_core.effects import KernelTask
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
@@ -28,6 +41,8 @@ SYSCALLS: Final[dict[str, Handler]] = {
     "brk": mmap.sys_brk,
     "exit": fork.sys_exit,
     "fault": _fault,
+    "file_read": files.sys_file_read,
+    "file_write": files.sys_file_write,
     "fork": fork.sys_fork,
     "get_mempolicy": _get_mempolicy,
     "madvise": protect.sys_madvise,
@@ -39,7 +54,7 @@ SYSCALLS: Final[dict[str, Handler]] = {
     "munlock": protect.sys_munlock,
     "munlockall": protect.sys_munlockall,
     "munmap": mmap.sys_munmap,
-    "numa_maps": proc.sys_numa_maps,
+    "numa_maps": numa_maps.sys_numa_maps,
     "set_cpu": fork.sys_set_cpu,
     "set_cpuset": cpuset.sys_set_cpuset,
     "set_mempolicy": mempolicy.sys_set_mempolicy,
@@ -48,4 +63,4 @@ SYSCALLS: Final[dict[str, Handler]] = {
 }
 
 #: Calls without intent and answer in the journal: what they change is told by frames and entries, or nothing changes.
-NOT_JOURNALLED: Final = frozenset({"fault", "get_mempolicy", "numa_maps", "where"})
+NOT_JOURNALLED: Final = frozenset({"fault", "file_read", "file_write", "get_mempolicy", "numa_maps", "where"})

@@ -1,4 +1,4 @@
-"""What a machine consists of: nodes with memory and CPUs, distances, swap, page size, profile.
+"""What a machine consists of: nodes with memory and CPUs, distances, swap, disk, page size, profile.
 
 A topology comes from a TOML file or a dict of the same shape, or from `uniform`. Everything is checked here, once; what
 passes can be built. Memory without CPUs, CPUs without memory and sparse node ids are legal.
@@ -17,6 +17,10 @@ from numaemu_core.sizes import parse_size
 LOCAL_DISTANCE: Final = 10
 REMOTE_DISTANCE: Final = 20
 DISTANCE_MAX: Final = 255
+#: Swap readahead reads at most 2 to this power of pages.
+PAGE_CLUSTER_MAX: Final = 5
+#: Room for files of kind disk, unless told; it takes memory only where it is written to.
+DISK_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,9 @@ class Topology:
     swap_bytes: int
     page_size: int
     profile: str
+    disk_bytes: int = DISK_BYTES
+    #: log2 of the pages that swap readahead reads, in place of the profile's.
+    page_cluster: int | None = None
 
     @property
     def online(self) -> int:
@@ -49,6 +56,8 @@ class Topology:
             "profile": self.profile,
             "page_size": self.page_size,
             "swap": self.swap_bytes,
+            "disk": self.disk_bytes,
+            **({} if self.page_cluster is None else {"page_cluster": self.page_cluster}),
             "distances": [list(row) for row in self.distances],
             "node": [{"id": n.id, "memory": n.memory_bytes, "cpus": list(n.cpus)} for n in self.nodes],
         }
@@ -67,7 +76,7 @@ def from_dict(description: Mapping[str, object]) -> Topology:
     Raises:
         TopologyError: a field is missing, of the wrong type, out of range or unknown; the message names it.
     """
-    known = {"profile", "page_size", "swap", "distances", "node"}
+    known = {"profile", "page_size", "swap", "disk", "page_cluster", "distances", "node"}
     _refuse_unknown("topology", description, known)
     page_size = parse_size(_scalar(description.get("page_size", 4096)), "page_size")
     if page_size.bit_count() != 1 or not 1 << limits.PAGE_SHIFT_MIN <= page_size <= 1 << limits.PAGE_SHIFT_MAX:
@@ -82,8 +91,20 @@ def from_dict(description: Mapping[str, object]) -> Topology:
     frames = (sum(node.memory_bytes for node in nodes) + swap_bytes) // page_size
     if frames >= limits.MAX_FRAMES:
         _refuse(f"memory and swap together: expected fewer than {limits.MAX_FRAMES} pages, got {frames}")
+    disk_bytes = parse_size(_scalar(description.get("disk", DISK_BYTES)), "disk")
+    if disk_bytes % page_size:
+        _refuse(f"disk: expected a multiple of the page size {page_size}, got {disk_bytes}")
     distances = _distances(description.get("distances"), len(nodes))
-    return Topology(nodes, distances, swap_bytes, page_size, str(profile))
+    return Topology(nodes, distances, swap_bytes, page_size, str(profile), disk_bytes, _page_cluster(description))
+
+
+def _page_cluster(description: Mapping[str, object]) -> int | None:
+    value = description.get("page_cluster")
+    if value is None:
+        return None
+    if not isinstance(value, int) or not 0 <= value <= PAGE_CLUSTER_MAX:
+        _refuse(f"page_cluster: expected a number from 0 to {PAGE_CLUSTER_MAX}, got {value!r}")
+    return value
 
 
 def _nodes(tables: object, page_size: int) -> tuple[Node, ...]:

@@ -1,12 +1,14 @@
 """Eviction: sending isolated pages to the swap area.
 
 Mirrors: swapout_pages and its helpers, "Swap migration V3: Page Eviction" (October 2005), and pageout, mm/vmscan.c
-(2.6.15). Left out: pages of files, reclaim.
+(2.6.15).
 
 The life of a page in here, one pass each or all in one:
 
 1. locked; 2. in the swap cache (a slot, PG_dirty); 3. unmapped: every entry names the slot; 4. written: PG_writeback,
-the lock dropped; 5. clean, only the cache and the isolation know it: out of the cache, frame free.
+the lock dropped; 5. clean, only the cache and the isolation know it: out of the cache, frame free. A page of tmpfs goes
+over to the swap cache in place of 4, and on from there; one of a disk file is written to the file; a dirty one of ramfs
+has nowhere to go.
 """
 
 import numpy as np
@@ -14,12 +16,23 @@ import numpy as np
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, Bool
 from numaemu_core.effects import Breathe, KernelTask, WaitWriteback, WritePages
+from numaemu_core.filemap import disk_slots, remove_from_page_cache
 from numaemu_core.kernel import Kernel
 from numaemu_core.lru import add_to_list_heads, lru_cache_del, lru_lock_keys
+from numaemu_core.mm_types import AddressSpace, FileKind
 from numaemu_core.mmzone import free_pages
-from numaemu_core.page_flags import LRU_ISOLATED, LRU_ON_LIST, LRU_PG_ACTIVE, PG_DIRTY, PG_SWAPCACHE, PG_WRITEBACK
+from numaemu_core.page_flags import (
+    LRU_ISOLATED,
+    LRU_ON_LIST,
+    LRU_PG_ACTIVE,
+    PAGE_MAPPING_FILE,
+    PG_DIRTY,
+    PG_SWAPCACHE,
+    PG_WRITEBACK,
+)
 from numaemu_core.page_lock import lock_some_pages, trylock_pages, unlock_pages
 from numaemu_core.rmap import page_count, try_to_unmap
+from numaemu_core.shmem import shmem_writepage
 from numaemu_core.swap_state import add_to_swap, delete_from_swap_cache, free_page_and_swap_cache
 from numaemu_core.swapfile import SWAP_LOCK
 from numaemu_core.task_locks import spin_lock
@@ -99,8 +112,8 @@ def _after_writeback(k: Kernel, pfns: I8, *, wait: bool) -> KernelTask[tuple[I8,
 
 
 def _with_slots(k: Kernel, pfns: I8) -> KernelTask[I8]:
-    """Step C: pages without a slot get one while there are any; the others have failed."""
-    bare = np.flatnonzero(k.c.pg_flags[pfns] & PG_SWAPCACHE == 0)
+    """Step C: anonymous pages without a slot get one while there are any; the others have failed."""
+    bare = np.flatnonzero((k.c.pg_flags[pfns] & PG_SWAPCACHE == 0) & (k.c.mapping[pfns] & PAGE_MAPPING_FILE == 0))
     if not len(bare):
         return pfns
     got = yield from add_to_swap(k, pfns[bare])
@@ -123,15 +136,49 @@ def _unmapped(k: Kernel, pfns: I8) -> KernelTask[Bool]:
 
 
 def pageout(k: Kernel, pfns: I8) -> KernelTask[None]:
-    """Step E: write dirty, unmapped swap-cache pages, and drop their locks; who has other users is kept as it is.
+    """Step E: write dirty, unmapped pages, and drop their locks; who has other users is kept as it is.
 
-    A page whose slot only the cache knows needs no write: it gives the slot up (2.6.15 swap_writepage).
+    Mirrors: pageout, mm/vmscan.c (2.6.15).
     """
-    idle = page_count(k, pfns) == 2  # swap cache and isolation  # noqa: PLR2004 - the kernel's own test
+    idle = page_count(k, pfns) == 2  # its cache and the isolation  # noqa: PLR2004 - the kernel's own test
+    yield from unlock_pages(k, pfns[~idle])
+    pfns = pfns[idle]
+    owners = k.c.mapping[pfns].astype(np.int64)
+    in_swap_cache = pfns[owners & PAGE_MAPPING_FILE == 0]
+    for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
+        moved = yield from _writepage_of_file(k, k.address_spaces[owner], pfns[owners == owner])
+        in_swap_cache = np.concatenate((in_swap_cache, moved))
+    yield from swap_writepage(k, in_swap_cache)
+
+
+def _writepage_of_file(k: Kernel, mapping: AddressSpace, pfns: I8) -> KernelTask[I8]:
+    """The writepage of an object; gives the pages that go on to the swap area, still locked."""
+    if mapping.is_shmem:
+        moved = yield from shmem_writepage(k, mapping, pfns)
+        on = moved if k.profile.shmem_writepage_writes else NO_INDEXES
+        yield from unlock_pages(k, pfns[~np.isin(pfns, on)])
+        return on
+    if mapping.kind is FileKind.DISK:
+        k.c.pg_flags[pfns] = k.c.pg_flags[pfns] & ~np.uint16(PG_DIRTY) | np.uint16(PG_WRITEBACK)
+        slots = disk_slots(k, mapping, k.c.index[pfns].astype(np.int64))
+        yield from unlock_pages(k, pfns)
+        yield WritePages(pfns, slots)
+    else:
+        yield from unlock_pages(k, pfns)
+    return NO_INDEXES
+
+
+def swap_writepage(k: Kernel, pfns: I8) -> KernelTask[None]:
+    """Write locked swap-cache pages to their slots and drop their locks (mm/page_io.c swap_writepage, 2.6.15).
+
+    A page whose slot only the cache knows needs no write: it gives the slot up.
+    """
+    if not len(pfns):
+        return
     with (yield from spin_lock(k, [SWAP_LOCK])):
-        alone = idle & (k.c.swap_count[k.c.private[pfns]] == 1)
+        alone = k.c.swap_count[k.c.private[pfns]] == 1
         delete_from_swap_cache(k, pfns[alone])
-    out = pfns[idle & ~alone]
+    out = pfns[~alone]
     k.c.pg_flags[out] = k.c.pg_flags[out] & ~np.uint16(PG_DIRTY) | np.uint16(PG_WRITEBACK)
     yield from unlock_pages(k, pfns)
     if len(out):
@@ -139,14 +186,21 @@ def pageout(k: Kernel, pfns: I8) -> KernelTask[None]:
 
 
 def remove_mapping(k: Kernel, pfns: I8) -> KernelTask[I8]:
-    """Steps G and H: clean pages that only swap cache and isolation know leave memory; gives them. All are unlocked."""
+    """Steps G and H: clean pages that only their cache and the isolation know leave memory; gives them.
+
+    All are unlocked.
+    """
     if not len(pfns):
         return pfns
     with (yield from spin_lock(k, [SWAP_LOCK])):
         unused = (page_count(k, pfns) == 2) & (k.c.pg_flags[pfns] & (PG_DIRTY | PG_WRITEBACK) == 0)  # noqa: PLR2004 - as above
-        unused &= k.c.pg_flags[pfns] & PG_SWAPCACHE != 0
-        freed = pfns[unused]
-        delete_from_swap_cache(k, freed)
+        swap_cached = k.c.pg_flags[pfns] & PG_SWAPCACHE != 0
+        owners = np.where(swap_cached, 0, k.c.mapping[pfns]).astype(np.int64)
+        of_file = owners & PAGE_MAPPING_FILE != 0
+        freed = pfns[unused & (swap_cached | of_file)]
+        delete_from_swap_cache(k, pfns[unused & swap_cached])
+        for owner in np.unique(owners[unused & of_file]).tolist():
+            remove_from_page_cache(k, k.address_spaces[owner], pfns[unused & (owners == owner)])
     yield from unlock_pages(k, pfns)
     if len(freed):
         yield from lru_cache_del(k, freed)

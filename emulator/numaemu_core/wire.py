@@ -14,13 +14,14 @@ from typing import Any, Final
 import msgpack
 
 from numaemu_core import limits
-from numaemu_core.errors import MmError, OutOfMemory, PeerError, SegmentationFault
+from numaemu_core.errors import BusError, MmError, OutOfMemory, PeerError, SegmentationFault
 
 VERSION: Final = 1
 
 #: Kinds of refusal.
 KIND_ERRNO: Final = "errno"
 KIND_SEGV: Final = "segv"
+KIND_BUS: Final = "bus"
 KIND_OOM: Final = "oom"
 KIND_PROTOCOL: Final = "protocol"
 
@@ -86,6 +87,20 @@ def token(value: object) -> bytes:
     return value
 
 
+def text(value: object) -> str:
+    """A name: of a file, of a kind."""
+    if not isinstance(value, str):
+        raise MmError(errno.EINVAL, f"expected text, got {_short(value)}")
+    return value
+
+
+def octets(value: object) -> bytes:
+    """Bytes of a file."""
+    if not isinstance(value, bytes):
+        raise MmError(errno.EINVAL, f"expected bytes, got {_short(value)}")
+    return value
+
+
 def optional(check: Check) -> Check:
     """The same, or nil."""
     return lambda value: None if value is None else check(value)
@@ -102,7 +117,10 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "fork": (number,),
     "set_cpu": (number, number),
     "fault": (number, ulong, ulong, flag),
-    "mmap": (number, ulong, ulong, ulong, ulong),
+    "mmap": (number, ulong, ulong, ulong, ulong, optional(text), ulong, text),  # …, file, offset, "r" or "r+"
+    "create_file": (text, text, number),
+    "file_write": (number, text, number, octets),
+    "file_read": (number, text, number, number),
     "munmap": (number, ulong, ulong),
     "mprotect": (number, ulong, ulong, ulong),
     "mlock": (number, ulong, ulong),
@@ -126,6 +144,10 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "status": (),
     "fsck": (),
 }
+
+
+#: Last arguments that may be left out, and what they are then: an mmap of anonymous memory names no file.
+DEFAULTS: Final[dict[str, list[Any]]] = {"mmap": [None, 0, "r+"]}
 
 
 def pack_request(boot_id: str, request_id: int, name: str, args: Sequence[Any], window: int | None = None) -> bytes:
@@ -169,8 +191,10 @@ def _checked(name: object, args: object) -> list[Any]:
     checks = CALLS.get(name) if isinstance(name, str) else None
     if checks is None:
         raise MmError(errno.ENOSYS, f"no call named {_short(name)}")
-    if not isinstance(args, list) or len(args) != len(checks):
+    defaults = DEFAULTS.get(str(name), [])
+    if not isinstance(args, list) or not len(checks) - len(defaults) <= len(args) <= len(checks):
         raise MmError(errno.EINVAL, f"{name} takes {len(checks)} arguments")
+    args = args + defaults[len(args) - len(checks) + len(defaults) :]
     return [check(value) for check, value in zip(checks, args, strict=True)]
 
 
@@ -183,6 +207,8 @@ def pack_reply(boot_id: str, request_id: int, result: Any) -> bytes:  # noqa: AN
 def pack_refusal(boot_id: str, request_id: int, error: Exception) -> bytes:
     """A reply that says no, and why."""
     match error:
+        case BusError():
+            refusal = [error.errno, [KIND_BUS, error.detail, error.address]]
         case SegmentationFault():
             refusal = [error.errno, [KIND_SEGV, error.detail, error.address]]
         case OutOfMemory():
@@ -212,6 +238,8 @@ def unpack_reply(body: bytes | memoryview) -> tuple[str, int, Any]:
         case _:
             raise WireError(f"no refusal: {_short(status)}, {_short(result)}")
     match kind:
+        case "bus":
+            raise BusError(address, detail)
         case "segv":
             raise SegmentationFault(address, detail)
         case "oom":

@@ -88,7 +88,9 @@ def machine() -> Iterator[Callable[..., Machine]]:
     def make(
         nodes: int = 2, memory: str = "1M", swap: str = "1M", seed: int | None = None, **topology: object
     ) -> Machine:
-        description = from_dict(topology) if topology else uniform(nodes, memory, swap, "swap-v3", PAGE)
+        description = (
+            from_dict({"swap": swap, **topology}) if topology else uniform(nodes, memory, swap, "swap-v3", PAGE)
+        )
         made.append(Machine(description, seed))
         return made[-1]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from numaemu_core import fork, memory, mmap, protect
+from numaemu_core import files, fork, memory, mmap, protect
 from numaemu_core import fsck as fsck_module
 from numaemu_core.errors import MmError
 from numaemu_core.fsck import LISTED_MAX, fsck
@@ -32,7 +32,7 @@ from numaemu_core.page_table import PTE_SWAPPED
 from numaemu_core.performer import Performer
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.topology import uniform
-from numaemu_core.uapi import MADV_PAGEOUT, MAP_ANONYMOUS, MAP_PRIVATE, MPOL_BIND, PROT_READ, PROT_WRITE
+from numaemu_core.uapi import MADV_PAGEOUT, MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, PROT_READ, PROT_WRITE
 
 PAGE = 4096
 #: A node that no machine here has.
@@ -55,6 +55,10 @@ class Subject:
         self.swapped = self.mapped(self.other, 3)
         self.p.call(protect.sys_madvise(self.k, self.other, self.swapped, 3 * PAGE, MADV_PAGEOUT))
         self.p.call(memory.sys_fault(self.k, self.other, self.swapped, PAGE, write=False))
+        self.file = files.create_file(self.k, "/data", "tmpfs", 2 * PAGE)
+        shared = MAP_SHARED, "/data"
+        self.view = self.p.call(mmap.sys_mmap(self.k, self.other, 0, 2 * PAGE, PROT_READ | PROT_WRITE, *shared))
+        self.p.call(memory.sys_fault(self.k, self.other, self.view, PAGE, write=True))
 
     def mapped(self, task: Task, pages: int) -> int:
         """Memory with a frame for each page; a page of another policy behind it keeps it apart from what follows."""
@@ -195,7 +199,7 @@ def part_of_a_page(s: Subject) -> str:
 
 
 def overlapping(s: Subject) -> str:
-    first, second = list(s.other.mm.vmas)[-2:]
+    first, second = list(s.other.mm.vmas)[:2]
     first.vm_end = second.vm_end
     s.k.journal.vmas(s.other.mm, first.vm_start, first.vm_end)
     return f"mm {s.other.mm.id}: VMA {second.vm_start:#x}-{second.vm_end:#x} overlaps or is not whole pages"
@@ -300,6 +304,33 @@ def untold_mm(s: Subject) -> str:
     return f"journal: mms {s.other.mm.id}: {row} is told, {[*row[:3], 1]} is so"
 
 
+def page_of_a_file(s: Subject) -> str:
+    s.file.i_pages[1], s.file.i_pages[0] = s.file.i_pages[0], 0
+    return "file /data: page 1 is not what its frame says"
+
+
+def page_nobody_knows(s: Subject) -> str:
+    frame = int(s.file.i_pages[0]) // PAGE
+    s.file.i_pages[0] = 0
+    return f"frame {frame}: of a file that does not know it"
+
+
+def vma_off_the_list(s: Subject) -> str:
+    s.file.i_mmap.clear()
+    return "file /data: 0 VMAs are on its list, 1 map it"
+
+
+def writable_count(s: Subject) -> str:
+    s.file.i_mmap_writable = 3
+    return "file /data: 1 VMAs share it, i_mmap_writable is 3"
+
+
+def untold_file(s: Subject) -> str:
+    told = s.k.journal.replay().files[s.file.id]
+    s.file.i_size = 1
+    return f"journal: files {s.file.id}: {told} is told, {[*told[:3], 1, told[4]]} is so"
+
+
 def untold_vma(s: Subject) -> str:
     told = s.k.journal.replay().vmas[s.child.mm.id]
     vma = s.child.mm.vmas.last()
@@ -344,6 +375,11 @@ BREAKS: tuple[Callable[[Subject], str], ...] = (
     unrecovered_mutex,
     untold_task,
     untold_mm,
+    page_of_a_file,
+    page_nobody_knows,
+    vma_off_the_list,
+    writable_count,
+    untold_file,
     untold_vma,
 )
 

@@ -15,7 +15,7 @@ from numaemu_core import fork, mbind, memory, mempolicy, mmap, protect
 from numaemu_core.columns import U1
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import BugError, MmError
-from numaemu_core.journal import Journal, Truth, policy_row, truth_of
+from numaemu_core.journal import Journal, Truth, policy_row
 from numaemu_core.kernel import Kernel
 from numaemu_core.limits import TASK_UNMAPPED_BASE
 from numaemu_core.mm_types import Task
@@ -387,7 +387,7 @@ def test_random_operations_replay_to_the_live_state(
     p = Performer(uniform(2, "256K", 0, "swap-v3", PAGE))
     k = p.k
     k.journal = Journal(np.zeros(total_bytes, np.uint8))
-    k.journal.snapshot_from(lambda: truth_of(k.tasks.values(), k.mms.values()))
+    k.journal.snapshot_from(k.truth)
     fork.attach(k, 0, ["CAP_SYS_NICE"], None)
     for operation in operations:
         tasks = list(k.tasks.values())
@@ -397,4 +397,4 @@ def test_random_operations_replay_to_the_live_state(
         elif operation[0] != "fork" or len(tasks) < 4:
             with contextlib.suppress(MmError):
                 p.call(system_call(k, rng.choice(tasks), operation))
-        assert k.journal.replay() == truth_of(k.tasks.values(), k.mms.values())
+        assert k.journal.replay() == k.truth()

@@ -36,7 +36,11 @@ BAD: dict[str, tuple[Mapping[str, object], str, str]] = {
     "nodes-text": ({"node": "two"}, "node: expected at least one", "'two'"),
     "node-table": ({"node": {"id": 0}}, "node: expected at least one", "{'id': 0}"),
     "node-number": ({"node": [NODE, 7]}, "node 1: expected a table", "7"),
-    "unknown-key": ({"node": [NODE], "swop": 0}, "topology: unknown key 'swop'", "known: distances, node, page_size"),
+    "unknown-key": (
+        {"node": [NODE], "swop": 0},
+        "topology: unknown key 'swop'",
+        "known: disk, distances, node, page_",
+    ),
     "unknown-node-key": (with_node(cpu=[1]), "node 0: unknown key 'cpu'", "known: cpus, id, memory"),
     "page-size-odd": ({"node": [NODE], "page_size": 5000}, "page_size: expected a power of two", "5000"),
     "page-size-small": ({"node": [NODE], "page_size": 2048}, "page_size: expected a power of two", "2048"),

@@ -15,6 +15,7 @@ from numaemu_daemon.swap_copy import SwapCopier
 
 LAYOUT = layout_of(from_dict({"swap": "128K", "node": [{"memory": "64K", "cpus": [0]}, {"memory": "64K"}]}))
 FRAMES, SLOTS = LAYOUT.frame_count, LAYOUT.slot_count
+BEYOND = SLOTS + LAYOUT.disk_count
 
 
 def packed(*numbers: int) -> bytes:
@@ -69,8 +70,8 @@ def test_pages_go_out_and_come_back(pfns: list[int], slots: list[int], pages: in
         ["write", 1, packed(0, 1), packed(0)],
         ["write", 1, packed(-1), packed(0)],
         ["write", 1, packed(FRAMES), packed(0)],
-        ["write", 1, packed(0), packed(SLOTS)],
-        ["read", 1, packed(SLOTS), packed(0)],
+        ["write", 1, packed(0), packed(BEYOND)],
+        ["read", 1, packed(BEYOND), packed(0)],
         ["read", 1, packed(0), packed(FRAMES)],
         ["read", 1, packed(0), packed(-(1 << 63))],
     ],
@@ -86,3 +87,15 @@ def test_wrong_requests_change_nothing(message: list[Any]) -> None:
     assert (columns.frames == frames).all()
     assert (columns.swap == swap).all()
     assert copier.counters() == {"pages_in": 0, "pages_out": 0, "messages": 0}
+
+
+def test_slots_beyond_the_swap_area_are_pages_of_the_disk() -> None:
+    """A write to a slot past the swap area goes to the disk segment; one request never names both."""
+    columns = random_columns()
+    copier = SwapCopier(columns)
+    copier.perform(["write", 1, packed(3), packed(SLOTS + 2)])
+    assert (columns.disk[2] == columns.frames[3]).all()
+    copier.perform(["read", 2, packed(SLOTS + 2), packed(5)])
+    assert (columns.frames[5] == columns.frames[3]).all()
+    with pytest.raises(BusMessageError):
+        copier.perform(["write", 3, packed(3, 4), packed(SLOTS - 1, SLOTS)])

@@ -21,6 +21,7 @@ COMMANDS: Final = (
     "down",
     "status",
     "reports",
+    "migratepages",
     "fsck",
     "demo",
     "stress",

@@ -26,6 +26,12 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def examples(lines: str) -> dict[str, Any]:
+    """Arguments of a parser whose --help ends with examples, a command a line."""
+    shown = "".join(f"\n  {line}" for line in lines.splitlines())
+    return {"epilog": f"examples:{shown}", "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
 def machine_name(args: argparse.Namespace) -> str:
     """The machine that is meant."""
     name: str | None = getattr(args, "machine", None)
