@@ -101,7 +101,8 @@ def check_holes(
 def mbind_range(k: Kernel, vma: VmArea | None, start: int, end: int, new: Mempolicy | None) -> None:
     """Set a policy on the VMAs of a range from `vma` on, splitting those that reach beyond it.
 
-    Since 2.6.34 a VMA that has an equal policy is left alone, and what has become equal is merged.
+    Since 2.6.34 a VMA that has an equal policy is left alone, and what has become equal is merged first: the object of
+    a VMA gets the policy for the pages of the VMAs that it is merged with, too.
 
     Raises:
         MmError: ENOMEM: too many VMAs; those before keep the new policy.
@@ -112,9 +113,10 @@ def mbind_range(k: Kernel, vma: VmArea | None, start: int, end: int, new: Mempol
                 split_vma(k, vma, start, new_below=True)
             if vma.vm_end > end:
                 split_vma(k, vma, end, new_below=False)
-            vma_replace_policy(k, vma, new)
             if k.profile.mbind_merges_vmas:
+                vma.vm_policy = new
                 vma = vma_merge(k, vma)
+            vma_replace_policy(k, vma, new)
         vma = vma.vm_mm.vmas.find_vma(vma.vm_end)
 
 
