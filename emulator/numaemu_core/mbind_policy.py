@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from numaemu_core import limits
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.mempolicy import get_nodes, mpol_new, sanitize_mpol_flags
@@ -121,8 +122,17 @@ def mbind_range(k: Kernel, vma: VmArea | None, start: int, end: int, new: Mempol
 
 
 def vma_replace_policy(k: Kernel, vma: VmArea, new: Mempolicy | None) -> None:
-    """Set the policy of a whole VMA, and that of the pages of its object where policies belong to objects."""
-    if vma.vm_file is not None and vma.vm_file.is_shmem:
-        pages = (vma.vm_end - vma.vm_start) >> k.page_shift
-        vma.vm_file.policy.set(vma.vm_pgoff, vma.vm_pgoff + pages, new)
+    """Set the policy of a whole VMA, and that of the pages of its object where policies belong to objects.
+
+    Raises:
+        MmError: ENOMEM: objects have too many policies.
+    """
+    mapping = vma.vm_file
+    if mapping is not None and mapping.is_shmem:
+        ranges = sum(len(each.policy.ranges) for each in k.address_spaces.values())
+        if new is not None and ranges + 2 > limits.MAX_SHARED_POLICIES:
+            raise MmError(errno.ENOMEM, f"the objects of a machine have at most {limits.MAX_SHARED_POLICIES} policies")
+        end = vma.vm_pgoff + ((vma.vm_end - vma.vm_start) >> k.page_shift)
+        mapping.policy.set(vma.vm_pgoff, end, new)
+        k.journal.policy(mapping, vma.vm_pgoff, end, new)
     vma.vm_policy = new

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from numaemu_core import cpuset, files, fork, home_node, interleave, mbind, mempolicy, mmap, mmzone
+from numaemu_core import cpuset, files, fork, home_node, interleave, limits, mbind, mempolicy, mmap, mmzone
 from numaemu_core.errors import MmError
 from numaemu_core.mm_types import Task
 from numaemu_core.mmzone import NUMA_FOREIGN, NUMA_HIT, NUMA_MISS, build_zonelists
@@ -250,6 +250,23 @@ def test_the_policy_of_a_tmpfs_mapping_is_that_of_the_file(machine: Make, flags:
     files.create_file(m.k, "g", "tmpfs", 2 * PAGE)
     map_file(m, other, 0, 2, "g")
     assert placed(m, other, 2) == "11"
+
+
+def test_the_policies_of_objects_are_counted(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOMEM when all objects together would have too many; what takes policies away is never refused."""
+    m = machine(**QUAD, profile="linux-6.1")
+    monkeypatch.setattr(limits, "MAX_SHARED_POLICIES", 4)
+    files.create_file(m.k, "f", "tmpfs", 16 * PAGE)
+    task = m.attach()
+    map_file(m, task, 0, 16, "f")
+    for page in (0, 4, 8):
+        bind(m, task, page, 1, MPOL_BIND, 4)
+    with pytest.raises(MmError) as refused:
+        bind(m, task, 12, 1, MPOL_BIND, 4)
+    assert refused.value.errno == errno.ENOMEM
+    assert m.k.journal.replay().policies[m.k.files["f"].id] == m.k.truth().policies[m.k.files["f"].id]
+    bind(m, task, 0, 16, MPOL_DEFAULT, 0)
+    assert m.k.files["f"].policy.ranges == []
 
 
 def test_page_cache_of_other_files_ignores_the_mapping(machine: Make) -> None:
