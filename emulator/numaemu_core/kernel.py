@@ -74,6 +74,8 @@ class Kernel:
         self.next_pid = 1
         self.next_mm = 0
         self.next_anon_vma = 1
+        #: Copies of anon_vmas that forks made.
+        self.anon_clones = 0
         #: Events since boot by their name in /proc/vmstat.
         self.vmstat: Counter[str] = Counter()
         #: Set whenever a page lock is dropped or a writeback ends: the performer looks at its sleepers.

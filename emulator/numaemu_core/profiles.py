@@ -105,6 +105,8 @@ class Profile:
     holes_between_vmas_only: bool
     #: True: mbind merges VMAs that have become equal (2.6.34, commit 9d8cebd4).
     mbind_merges_vmas: bool
+    #: True: VMAs merge only if the neighbour's anon_vma was not inherited in a fork (3.0, "avoid merging cloned VMAs").
+    merge_needs_single_chain: bool
     #: True: locked pages stay under MOVE and fail under STRICT (V3 vma_migratable and try_to_unmap).
     locked_pages_stay: bool
     #: What move_pages says of an anonymous page that was never touched (6.1: EFAULT; 6.12: ENOENT).
@@ -179,6 +181,7 @@ SWAP_V3: Final = Profile(
     move_needs_mapcount_one=False,
     holes_between_vmas_only=True,
     mbind_merges_vmas=False,
+    merge_needs_single_chain=False,
     locked_pages_stay=True,
     untouched_page_status=errno.ENOENT,
     move_pages_skips_prot_none=False,
@@ -226,6 +229,7 @@ LINUX_6_1: Final = Profile(
     move_needs_mapcount_one=True,
     holes_between_vmas_only=False,
     mbind_merges_vmas=True,
+    merge_needs_single_chain=True,
     locked_pages_stay=False,
     untouched_page_status=errno.EFAULT,
     move_pages_skips_prot_none=True,
@@ -273,6 +277,7 @@ LINUX_6_12: Final = Profile(
     move_needs_mapcount_one=True,
     holes_between_vmas_only=False,
     mbind_merges_vmas=True,
+    merge_needs_single_chain=True,
     locked_pages_stay=False,
     untouched_page_status=errno.ENOENT,
     move_pages_skips_prot_none=False,
