@@ -10,6 +10,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
+from numaemu_core.cpuset import top_cpuset
 from numaemu_core.effects import Breathe, KernelTask, Shootdown
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.install_page import make_entries
@@ -84,7 +85,7 @@ def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None) -
     else:
         mm = task_of(k, share_mm).mm
         mm.mm_users += 1
-    return _add_task(k, Task(k.next_pid, mm, cpu, frozenset(capabilities), mems_allowed=k.online))
+    return _add_task(k, Task(k.next_pid, mm, cpu, frozenset(capabilities), mems_allowed=top_cpuset(k)))
 
 
 def task_of(k: Kernel, pid: int) -> Task:
@@ -152,6 +153,7 @@ def sys_fork(k: Kernel, task: Task) -> KernelTask[Task]:
         yield from exit_mmap(k, child)
         raise MmError(error.errno, error.detail) from None
     twin = Task(k.next_pid, child, task.cpu, task.capabilities, task.policy, task.il_next, task.mems_allowed)
+    twin.cpuset, twin.il_prev, twin.il_weight = task.cpuset, task.il_prev, task.il_weight
     return _add_task(k, twin)
 
 

@@ -199,10 +199,15 @@ def file_row(mapping: AddressSpace) -> Row:
 
 
 def policy_row(policy: Mempolicy | None) -> Row | None:
-    """A policy as plain data; masks as bytes, because they may be wider than a word."""
+    """A policy as plain data: [mode, nodes, preferred, flags, user_nodes, home_node, cpuset_nodes].
+
+    Masks are bytes, because they may be wider than a word.
+    """
     if policy is None:
         return None
-    return [policy.mode, policy.nodes.to_bytes((policy.nodes.bit_length() + 7) // 8, "little"), policy.preferred]
+    masks = (policy.nodes, policy.user_nodes, policy.cpuset_nodes)
+    nodes, user, cpuset = (mask.to_bytes((mask.bit_length() + 7) // 8, "little") for mask in masks)
+    return [policy.mode, nodes, policy.preferred, policy.flags, user, policy.home_node, cpuset]
 
 
 def mm_row(mm: Mm) -> Row:
@@ -211,9 +216,10 @@ def mm_row(mm: Mm) -> Row:
 
 
 def task_row(task: Task) -> Row:
-    """A task as plain data: [mm, cpu, capabilities, policy, il_next, mems_allowed]."""
+    """A task as plain data: [mm, cpu, capabilities, policy, il_next, mems_allowed, cpuset, il_prev, il_weight]."""
     capabilities = sorted(task.capabilities)
-    return [task.mm.id, task.cpu, capabilities, policy_row(task.policy), task.il_next, task.mems_allowed]
+    interleave = [task.il_next, task.mems_allowed, task.cpuset, task.il_prev, task.il_weight]
+    return [task.mm.id, task.cpu, capabilities, policy_row(task.policy), *interleave]
 
 
 def truth_of(tasks: Iterable[Task], mms: Iterable[Mm], objects: Iterable[AddressSpace]) -> Truth:

@@ -11,10 +11,12 @@ from numaemu_core.journal import Journal, Truth, truth_of
 from numaemu_core.layout import Layout
 from numaemu_core.locks import HostLocks, LockTable
 from numaemu_core.mm_types import AddressSpace, AnonVma, Mm, Task
-from numaemu_core.mmzone import Zone, build_zonelists, make_zones
+from numaemu_core.mmzone import Zone, Zonelist, build_zonelists, make_zones
+from numaemu_core.nodemask import mask_of
 from numaemu_core.page_table import TableArena
 from numaemu_core.profiles import profile_named
 from numaemu_core.quarantine import Quarantine
+from numaemu_core.shared_policy import Mempolicy
 
 
 class Kernel:
@@ -36,6 +38,12 @@ class Kernel:
         self.cpu_node = {cpu: node.id for node in layout.topology.nodes for cpu in node.cpus}
         self.zones: dict[int, Zone] = make_zones(layout, columns)
         self.zonelists = build_zonelists(layout.topology)
+        #: Nodes that have memory.
+        self.memory_nodes = mask_of(self.zones)
+        #: Answers of mempolicy.policy_zonelists.
+        self.policy_zonelists: dict[tuple[Mempolicy | None, int, int], tuple[Zonelist, ...]] = {}
+        #: Weights of weighted interleaving by node, where they are not 1 (/sys/kernel/mm/mempolicy).
+        self.il_weights: dict[int, int] = {}
         self.nid_of_pfn: I8 = np.empty(layout.frame_count, np.int64)
         for nid, (first, end) in layout.node_pfns.items():
             self.nid_of_pfn[first:end] = nid

@@ -17,7 +17,7 @@ from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
 from numaemu_core.lru import isolate_lru_page
-from numaemu_core.mempolicy import MPOL_MAX, get_nodes, mpol_check_policy, mpol_new
+from numaemu_core.mbind_policy import check_holes, mbind_arguments, mbind_range
 from numaemu_core.mm_types import (
     VM_DENYWRITE,
     VM_IO,
@@ -29,17 +29,13 @@ from numaemu_core.mm_types import (
     Task,
     VmArea,
 )
-from numaemu_core.mmap import page_align, split_vma
 from numaemu_core.nodemask import nodes_of
 from numaemu_core.page_flags import PAGE_MAPPING_FILE
 from numaemu_core.page_table import flats_of, is_present, pte_lock_keys
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.task_locks import down_write, spin_lock
-from numaemu_core.uapi import MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT
+from numaemu_core.uapi import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT
 from numaemu_core.vmscan import putback_lru_pages, swapout_pages
-
-#: Internal: holes between VMAs are no error. Never accepted from a caller.
-MPOL_MF_DISCONTIG_OK: Final = 1 << 20
 
 _MOVE: Final = MPOL_MF_MOVE | MPOL_MF_MOVE_ALL
 _PMD_SHIFT: Final = limits.TABLE_SHIFT
@@ -171,15 +167,14 @@ def check_range(
 ) -> KernelTask[VmArea]:
     """Walk a range: look for holes, and for pages that are on none of `nodes` (a bool a node id); gives the first VMA.
 
-    With STRICT every VMA is scanned, with MOVE those that are migratable. A hole at the head of the range passes, and
-    one at its tail when a later VMA exists: the kernel of that time looks only between VMAs.
+    With STRICT every VMA is scanned, with MOVE those that are migratable.
 
     Raises:
         MmError: EFAULT (nothing above start, a hole), EACCES (first VMA reserved), EIO (misplaced page, no list).
             Pages queued so far stay on the list.
     """
     first = mm.vmas.find_vma(start)
-    if first is None:
+    if first is None or (first.vm_start >= end and not k.profile.holes_between_vmas_only):
         raise MmError(errno.EFAULT, f"nothing is mapped above {start:#x}")
     if first.vm_flags & VM_RESERVED:
         raise MmError(errno.EACCES, "the first mapping is reserved")
@@ -187,11 +182,7 @@ def check_range(
     vma: VmArea | None = first
     while vma is not None and vma.vm_start < end:
         following = mm.vmas.find_vma(vma.vm_end)
-        if not flags & MPOL_MF_DISCONTIG_OK:
-            if following is None and vma.vm_end < end:
-                raise MmError(errno.EFAULT, f"nothing is mapped from {vma.vm_end:#x} on")
-            if previous is not None and previous.vm_end < vma.vm_start:
-                raise MmError(errno.EFAULT, f"a hole at {previous.vm_end:#x}")
+        check_holes(k, vma, previous, following, (start, end), flags)
         if flags & MPOL_MF_STRICT or (flags & _MOVE and vma_migratable(vma)):
             span = (max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift)
             yield from check_pgd_range(k, vma, span, nodes, flags, pagelist)
@@ -199,33 +190,12 @@ def check_range(
     return first
 
 
-# -- the policy --------------------------------------------------------------------------------------------------------
-
-
-def mbind_range(k: Kernel, vma: VmArea | None, start: int, end: int, new: Mempolicy | None) -> None:
-    """Set a policy on the VMAs of a range, splitting those that reach beyond it; never merges them again.
-
-    Raises:
-        MmError: ENOMEM: too many VMAs; those before keep the new policy.
-    """
-    while vma is not None and vma.vm_start < end:
-        if vma.vm_start < start:
-            split_vma(k, vma, start, new_below=True)
-        if vma.vm_end > end:
-            split_vma(k, vma, end, new_below=False)
-        vma.vm_policy = new
-        vma = vma.vm_mm.vmas.find_vma(vma.vm_end)
+# -- the system call ---------------------------------------------------------------------------------------------------
 
 
 def sys_mbind(
     k: Kernel, task: Task, start: int, length: int, mode: int, words: Sequence[int] | None, maxnode: int, flags: int
 ) -> KernelTask[int]:
-    """The system call: the mask is read first, whatever else is wrong."""
-    nodes = get_nodes(words, maxnode, k.page_size)
-    return (yield from do_mbind(k, task, start, length, mode, nodes, flags))
-
-
-def do_mbind(k: Kernel, task: Task, start: int, length: int, mode: int, mask: int, flags: int) -> KernelTask[int]:
     """Set the policy of [start, start + length) and, with MOVE, send its misplaced pages to swap.
 
     The policy is set before anything is evicted, and stays set when EIO says that a page could not leave. mmap_sem is
@@ -234,27 +204,13 @@ def do_mbind(k: Kernel, task: Task, start: int, length: int, mode: int, mask: in
     Raises:
         MmError: see docs/semantics.md for the errors in their order.
     """
-    if flags & ~(MPOL_MF_STRICT | _MOVE) or mode > MPOL_MAX:
-        raise MmError(errno.EINVAL, f"mode {mode} or flags {flags:#x} are unknown")
-    if flags & MPOL_MF_MOVE_ALL and k.profile.move_all_capability not in task.capabilities:
-        raise MmError(errno.EPERM, f"MPOL_MF_MOVE_ALL needs {k.profile.move_all_capability}")
-    if start & (k.page_size - 1):
-        raise MmError(errno.EINVAL, f"address {start:#x} is not page aligned")
-    if mode == MPOL_DEFAULT:
-        flags &= ~MPOL_MF_STRICT
-    end = (start + page_align(k, length)) & (1 << 64) - 1
-    if end < start:
-        raise MmError(errno.EINVAL, f"{start:#x} + {length} wraps around")
-    if end == start:
+    asked = mbind_arguments(k, task, start, length, mode, words, maxnode, flags)
+    if asked is None:
         return 0
-    mpol_check_policy(k, mode, mask)
-    new = mpol_new(mode, mask)
-    if new is None:
-        flags |= MPOL_MF_DISCONTIG_OK
     allowed = np.zeros(limits.MAX_NUMNODES, np.bool_)
-    allowed[list(nodes_of(mask))] = True
+    allowed[list(nodes_of(asked.mask & k.online))] = True
     with (yield from down_write(task.mm)):
-        return (yield from _check_set_and_move(k, task.mm, start, end, new, allowed, flags))
+        return (yield from _check_set_and_move(k, task.mm, asked.start, asked.end, asked.new, allowed, asked.flags))
 
 
 def _check_set_and_move(

@@ -8,15 +8,15 @@ that is busy, a node that is full, an interleave) is left to it. Mirrors: do_ano
 from typing import Final
 
 from numaemu_core import limits
+from numaemu_core.interleave import interleaves
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
-from numaemu_core.mempolicy import get_vma_policy, policy_zonelist
+from numaemu_core.mempolicy import get_vma_policy, policy_zonelists
 from numaemu_core.mm_types import Task, VmArea
 from numaemu_core.mmzone import LOCAL_NODE, NUMA_HIT, OTHER_NODE, Zone
 from numaemu_core.page_flags import ALLOCATED, FREE_CLEAN, FREE_UNCLEAN, LRU_ACTIVE, PG_REFERENCED, PG_UPTODATE
 from numaemu_core.page_table import PTE_WRITABLE, vm_page_prot
 from numaemu_core.rmap import anon_vma_prepare
-from numaemu_core.uapi import MPOL_INTERLEAVE
 
 #: Frames that the search looks at one by one before it is left to numpy.
 _LOOKED_AT_MAX: Final = 16
@@ -24,11 +24,14 @@ _LOOKED_AT_MAX: Final = 16
 
 def try_anonymous_page(k: Kernel, task: Task, vma: VmArea, vpn: int, flat: int) -> bool:
     """Map a zeroed frame, writable, where the entry `flat` is none; False, and nothing done, where that is not all."""
-    policy = get_vma_policy(task, vma)
-    if policy is not None and policy.mode == MPOL_INTERLEAVE:
+    policy = get_vma_policy(k, task, vma, vpn + vma.vm_pgoff - (vma.vm_start >> k.page_shift))
+    if interleaves(policy):
         return False
     cpu_node = k.cpu_node[task.cpu]
-    nid = policy_zonelist(k, policy, cpu_node)[0]
+    zonelist = policy_zonelists(k, task, policy)[0]
+    nid = zonelist.wanted
+    if zonelist.nodes[:1] != (nid,):
+        return False
     zone = k.zones[nid]
     keys = [(Rank.PTE, flat >> limits.TABLE_SHIFT), (Rank.LRU, nid), (Rank.ZONE, nid)]
     guard = k.locks.try_spin(keys) if zone.nr_free else None

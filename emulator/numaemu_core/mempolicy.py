@@ -1,6 +1,6 @@
 """Memory policies: checking and making them, which one is in force, and what it allocates.
 
-Mirrors: mm/mempolicy.c (2.6.15; "Swap migration V3" for the flags). Left out: shared policies of objects, cpusets.
+Mirrors: mm/mempolicy.c (2.6.15 with "Swap migration V3", 6.1, 6.12). Where they differ, a field of the profile says so.
 """
 
 import errno
@@ -9,46 +9,86 @@ from typing import Final
 
 import numpy as np
 
-from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
+from numaemu_core.interleave import INTERLEAVE_MODES, interleave_nid, interleave_nodes, interleaves, start_over
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import AddressSpace, Task, VmArea
-from numaemu_core.mmzone import alloc_pages, free_pages
-from numaemu_core.nodemask import first_node, next_node, nodes_of
+from numaemu_core.mmzone import Zonelist, alloc_pages, free_pages
+from numaemu_core.nodemask import first_node, nodes_of, nodes_relative
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.uapi import (
     MPOL_BIND,
     MPOL_DEFAULT,
+    MPOL_F_NUMA_BALANCING,
+    MPOL_F_RELATIVE_NODES,
+    MPOL_F_STATIC_NODES,
     MPOL_INTERLEAVE,
+    MPOL_LOCAL,
     MPOL_PREFERRED,
+    MPOL_PREFERRED_MANY,
 )
 
-MPOL_MAX: Final = MPOL_INTERLEAVE
 _WORD_BITS: Final = 64
+_NODE_FLAGS: Final = MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES
+#: Zonelists that are remembered.
+_REMEMBERED_MAX: Final = 4096
 
 
-def get_nodes(words: Sequence[int] | None, maxnode: int, page_size: int) -> int:
-    """A mask from user words; maxnode is one more than the bits that count (2.6.15 get_nodes).
+# -- checking and making -----------------------------------------------------------------------------------------------
+
+
+def c_int(value: int) -> int:
+    """What is left of an argument where the kernel takes an int."""
+    return ((value + (1 << 31)) & (1 << 32) - 1) - (1 << 31)
+
+
+def sanitize_mpol_flags(k: Kernel, mode: int) -> tuple[int, int]:
+    """The mode and the mode flags of a mode argument.
+
+    Raises:
+        MmError: EINVAL: no such mode, STATIC and RELATIVE together, or NUMA_BALANCING with a mode that may not have it.
+    """
+    if k.profile.mode_is_int:
+        mode = c_int(mode)
+    flags = mode & k.profile.mode_flags
+    mode &= ~k.profile.mode_flags
+    if not 0 <= mode <= k.profile.mode_max:
+        raise MmError(errno.EINVAL, f"mode {mode} is none of 0 to {k.profile.mode_max}")
+    if flags & _NODE_FLAGS == _NODE_FLAGS:
+        raise MmError(errno.EINVAL, "MPOL_F_STATIC_NODES and MPOL_F_RELATIVE_NODES exclude each other")
+    if flags & MPOL_F_NUMA_BALANCING and mode not in k.profile.balancing_modes:
+        raise MmError(errno.EINVAL, f"mode {mode} takes no MPOL_F_NUMA_BALANCING")
+    return mode, flags
+
+
+def get_nodes(k: Kernel, words: Sequence[int] | None, maxnode: int) -> int:
+    """A mask from user words; maxnode is one more than the bits that count (get_nodes).
+
+    Words above the last possible node must be zero. 2.6.15 reads them upwards and only the bits that count, 6.x reads
+    them from the last one downwards and whole.
 
     Raises:
         MmError: EINVAL for a mask longer than a page, maxnode 0 with a pointer (2.6.15 wrapped around and corrupted
             memory; 2.6.16 refuses), or a bit above the last possible node; EFAULT where the words end too early.
     """
-    if words is None:
+    bits = maxnode - 1
+    if words is None or bits == 0:
         return 0
     if maxnode == 0:
         raise MmError(errno.EINVAL, "maxnode 0 with a mask: it counts one more than the bits of the mask")
-    bits = maxnode - 1
-    if bits == 0:
-        return 0
-    needed = -(-bits // _WORD_BITS)
-    if needed > page_size * 8 // _WORD_BITS:
+    if bits > k.page_size * 8:
         raise MmError(errno.EINVAL, f"a mask of {bits} bits is longer than one page")
-    mask = sum(word << (_WORD_BITS * i) for i, word in enumerate(words[:needed])) & ((1 << bits) - 1)
-    if mask >> limits.MAX_NUMNODES:  # words above the last node are read first, one by one
-        raise MmError(errno.EINVAL, f"a node above {limits.MAX_NUMNODES - 1} in the mask")
+    needed = -(-bits // _WORD_BITS)
+    mask = sum(word << (_WORD_BITS * i) for i, word in enumerate(words[:needed]))
+    downwards = k.profile.mask_read_downwards and bits > k.profile.max_numnodes
+    if downwards and len(words) < needed:
+        raise MmError(errno.EFAULT, f"{bits} bits take {needed} words, {len(words)} can be read")
+    if not downwards:
+        mask &= (1 << bits) - 1
+    if mask >> k.profile.max_numnodes:
+        raise MmError(errno.EINVAL, f"a node above {k.profile.max_numnodes - 1} in the mask")
     if len(words) < needed:
         raise MmError(errno.EFAULT, f"{bits} bits take {needed} words, {len(words)} can be read")
     return mask
@@ -69,35 +109,88 @@ def mpol_check_policy(k: Kernel, mode: int, mask: int) -> None:
         raise MmError(errno.EINVAL, f"node {offline[0]} is not online")
 
 
-def mpol_new(mode: int, mask: int) -> Mempolicy | None:
-    """The policy object of a checked mode and mask; None for MPOL_DEFAULT (2.6.15 mpol_new)."""
-    match mode:
-        case 0:
-            return None
-        case 1:
-            return Mempolicy(mode, preferred=first_node(mask) if mask else -1)
-        case _:
-            return Mempolicy(mode, nodes=mask)
+def mpol_new(k: Kernel, task: Task, mode: int, flags: int, mask: int) -> Mempolicy | None:
+    """The policy object of a mode and a mask of the user's; None for MPOL_DEFAULT.
+
+    Mirrors: mpol_check_policy and mpol_new (2.6.15), mpol_new and mpol_set_nodemask (6.x).
+
+    Raises:
+        MmError: EINVAL: mode, flags and mask do not go together, or no node of the mask can be used.
+    """
+    if k.profile.offline_nodes_dropped:
+        return _mpol_new_today(k, task, mode, flags, mask)
+    mpol_check_policy(k, mode, mask)
+    if mode == MPOL_DEFAULT:
+        return None
+    if mode == MPOL_PREFERRED:
+        return Mempolicy(mode, preferred=first_node(mask) if mask else -1)
+    return Mempolicy(mode, nodes=mask)
 
 
-def get_vma_policy(task: Task, vma: VmArea) -> Mempolicy | None:
-    """The policy in force in a VMA for a task; None is the system's default: local (2.6.15 get_vma_policy)."""
-    return vma.vm_policy or task.policy
+def _mpol_new_today(k: Kernel, task: Task, mode: int, flags: int, mask: int) -> Mempolicy | None:
+    """mpol_new of 6.x: PREFERRED without nodes becomes LOCAL; nodes that cannot be used are dropped."""
+    if mode == MPOL_DEFAULT:
+        if mask:
+            raise MmError(errno.EINVAL, "MPOL_DEFAULT takes no nodes")
+        return None
+    if mode in (MPOL_LOCAL, MPOL_PREFERRED) and not mask:
+        if flags & _NODE_FLAGS:
+            raise MmError(errno.EINVAL, "local allocation takes no MPOL_F_STATIC_NODES and no MPOL_F_RELATIVE_NODES")
+        return Mempolicy(MPOL_LOCAL, flags=flags)
+    if mode == MPOL_LOCAL or not mask:
+        raise MmError(errno.EINVAL, "MPOL_LOCAL takes no nodes, and this mode at least one" if mask else "no nodes")
+    allowed = task.mems_allowed & k.memory_nodes
+    nodes = nodes_relative(mask, allowed) if flags & MPOL_F_RELATIVE_NODES else mask & allowed
+    if not nodes:
+        raise MmError(errno.EINVAL, "no node of the mask has memory and is in the cpuset")
+    kept = {"user_nodes": mask} if flags & _NODE_FLAGS else {"cpuset_nodes": task.mems_allowed}
+    if mode == MPOL_PREFERRED:
+        return Mempolicy(mode, preferred=first_node(nodes), flags=flags, **kept)
+    return Mempolicy(mode, nodes=nodes, flags=flags, **kept)
 
 
-def offset_il_node(k: Kernel, policy: Mempolicy, vma: VmArea, vpns: I8) -> I8:
-    """The interleave node of pages of a VMA, by their offset truncated to 32 bits (2.6.15 offset_il_node)."""
-    nodes = np.array(list(nodes_of(policy.nodes)))
-    offsets = vpns - (vma.vm_start >> k.page_shift) + vma.vm_pgoff
-    return np.asarray(nodes[(offsets & 0xFFFFFFFF) % len(nodes)])
+def sys_set_mempolicy(k: Kernel, task: Task, mode: int, words: Sequence[int] | None, maxnode: int) -> KernelTask[int]:
+    """Set the policy of the calling task. Takes no mmap_sem.
+
+    Raises:
+        MmError: EINVAL or EFAULT: the mode, then the mask, then whether they go together; ESRCH: the task has ended.
+    """
+    if k.tasks.get(task.pid) is not task:
+        raise MmError(errno.ESRCH, f"task {task.pid} has ended")
+    mode, flags = sanitize_mpol_flags(k, c_int(mode))
+    mask = get_nodes(k, words, maxnode)
+    if not k.profile.offline_nodes_dropped:
+        mask &= task.mems_allowed
+    task.policy = mpol_new(k, task, mode, flags, mask)
+    if interleaves(task.policy):
+        start_over(k, task)
+    k.journal.task(task)
+    yield from ()  # it needs nothing from the world
+    return 0
 
 
-def interleave_nodes(task: Task) -> int:
-    """The task's next interleave node without an address; the one after it becomes next (2.6.15 interleave_nodes)."""
-    assert task.policy is not None
-    node = task.il_next
-    task.il_next = next_node(node, task.policy.nodes)
-    return node
+# -- which policy is in force ------------------------------------------------------------------------------------------
+
+
+def get_vma_policy(k: Kernel, task: Task, vma: VmArea, index: int) -> Mempolicy | None:
+    """The policy in force for a page of a VMA, and a task; None is the system's default: local.
+
+    `index` counts as vm_pgoff does. Objects with shared policies answer for their VMAs, private ones too.
+    """
+    policy = get_own_policy(vma, index)
+    if policy is None and vma.vm_file is not None and vma.vm_file.is_shmem and k.profile.shmem_hides_task_policy:
+        return None
+    return policy or task.policy
+
+
+def get_own_policy(vma: VmArea, index: int) -> Mempolicy | None:
+    """The policy that was set for a page of a VMA or of its object, None if none was (6.x __get_vma_policy)."""
+    if vma.vm_file is not None and vma.vm_file.is_shmem:
+        return vma.vm_file.policy.lookup(index)
+    return vma.vm_policy
+
+
+# -- which nodes -------------------------------------------------------------------------------------------------------
 
 
 def bind_zonelist(k: Kernel, policy: Mempolicy) -> tuple[int, ...]:
@@ -105,96 +198,173 @@ def bind_zonelist(k: Kernel, policy: Mempolicy) -> tuple[int, ...]:
     return tuple(nid for nid in nodes_of(policy.nodes) if nid in k.zones)
 
 
-def policy_zonelist(k: Kernel, policy: Mempolicy | None, cpu_node: int) -> tuple[int, ...]:
-    """The nodes that an allocation without an interleave tries, in order (2.6.15 zonelist_policy).
+def node_zonelist(k: Kernel, nid: int, mems_allowed: int, nodemask: int | None = None) -> Zonelist:
+    """The nodes that an allocation at a node tries: nearest first, those of the cpuset and of the mask, if any.
 
-    A BIND to nodes without memory acts like the default, as with cpusets compiled in.
+    The node that numa_hit is about is the first one: of the mask, or else of the cpuset; in 2.6.15 of them all.
     """
-    if policy is not None and policy.mode == MPOL_BIND:
-        return bind_zonelist(k, policy) or k.zonelists[cpu_node]
-    if policy is not None and policy.mode == MPOL_PREFERRED and policy.preferred >= 0:
-        return k.zonelists[policy.preferred]
-    return k.zonelists[cpu_node]
+    full = k.zonelists[nid]
+    masked = full if nodemask is None else tuple(n for n in full if nodemask >> n & 1)
+    nodes = tuple(n for n in masked if mems_allowed >> n & 1)
+    heads = nodes if nodemask is None and k.profile.hit_means_first_allowed else masked
+    return Zonelist(nodes, (heads or full)[0])
+
+
+def policy_zonelists(k: Kernel, task: Task | None, policy: Mempolicy | None) -> tuple[Zonelist, ...]:
+    """What an allocation without an interleave tries, one after the other; without a task: for the kernel itself.
+
+    A BIND whose nodes have no memory or are all outside of the cpuset acts like the default.
+    """
+    cpu_node = first_node(k.online) if task is None else k.cpu_node[task.cpu]
+    mems_allowed = k.online if task is None else task.mems_allowed
+    key = (policy, cpu_node, mems_allowed)
+    found = k.policy_zonelists.get(key)
+    if found is None:
+        if len(k.policy_zonelists) >= _REMEMBERED_MAX:
+            k.policy_zonelists.clear()
+        found = k.policy_zonelists[key] = _make_zonelists(k, policy, cpu_node, mems_allowed)
+    return found
+
+
+def _make_zonelists(k: Kernel, policy: Mempolicy | None, cpu_node: int, mems_allowed: int) -> tuple[Zonelist, ...]:
+    """policy_zonelists, worked out."""
+    if policy is None:
+        return (node_zonelist(k, cpu_node, mems_allowed),)
+    home = cpu_node if policy.home_node < 0 else policy.home_node
+    if policy.mode == MPOL_PREFERRED and policy.preferred >= 0:
+        home = policy.preferred
+    if policy.mode == MPOL_BIND and policy.nodes & mems_allowed & k.memory_nodes:
+        if k.profile.bind_nearest_first:
+            return (node_zonelist(k, home, mems_allowed, policy.nodes),)
+        nodes = bind_zonelist(k, policy)
+        return (Zonelist(tuple(nid for nid in nodes if mems_allowed >> nid & 1), nodes[0]),)
+    if policy.mode == MPOL_PREFERRED_MANY:
+        return node_zonelist(k, home, mems_allowed, policy.nodes), node_zonelist(k, home, mems_allowed)
+    return (node_zonelist(k, home, mems_allowed),)
+
+
+# -- allocation --------------------------------------------------------------------------------------------------------
 
 
 def alloc_page_vma(k: Kernel, task: Task, vma: VmArea, vpns: I8, *, zero: bool = True) -> KernelTask[I8]:
     """A frame for each of these pages of a VMA, in their order, as its policy says; fewer when memory ran out.
 
     Shapes: `vpns` int64[n]; gives int64[m], m <= n: the first m pages have got one.
-    Mirrors: alloc_page_vma, mm/mempolicy.c (2.6.15), for many pages at a time.
+    Mirrors: alloc_page_vma, mm/mempolicy.c, for many pages at a time.
     """
-    policy = get_vma_policy(task, vma)
-    cpu_node = k.node_of_task(task)
-    if policy is None or policy.mode != MPOL_INTERLEAVE:
-        zonelist = policy_zonelist(k, policy, cpu_node)
-        return (yield from alloc_pages(k, zonelist, len(vpns), cpu_node, zero=zero))
-    return (yield from _alloc_interleaved(k, offset_il_node(k, policy, vma, vpns), cpu_node, zero=zero))
+    indexes = vpns - (vma.vm_start >> k.page_shift) + vma.vm_pgoff
+    mapping = vma.vm_file
+    if mapping is None or not mapping.is_shmem:
+        return (yield from alloc_pages_mpol(k, task, vma.vm_policy or task.policy, indexes, zero=zero))
+    default = None if k.profile.shmem_hides_task_policy else task.policy
+    inode = mapping.i_ino if k.profile.vma_interleave_adds_inode else 0
+    return (yield from _alloc_shared(k, task, mapping, indexes, default, inode, zero=zero))
 
 
 def alloc_page_object(
     k: Kernel, task: Task | None, mapping: AddressSpace, indexes: I8, *, zero: bool = True
 ) -> KernelTask[I8]:
-    """A frame for each of these pages of a tmpfs object; fewer when memory ran out."""
-    del mapping
-    return (yield from alloc_page_cache(k, task, len(indexes), zero=zero))
+    """A frame for each of these pages of an object, by its shared policy or else the task's (shmem_alloc_page).
+
+    An object without shared policies gets them as page cache. Shapes as in alloc_page_vma.
+    """
+    if not mapping.is_shmem:
+        return (yield from alloc_page_cache(k, task, len(indexes), zero=zero))
+    default = None if task is None else task.policy
+    inode = mapping.i_ino if k.profile.shmem_interleave_adds_inode else 0
+    return (yield from _alloc_shared(k, task, mapping, indexes, default, inode, zero=zero))
+
+
+def _alloc_shared(
+    k: Kernel,
+    task: Task | None,
+    mapping: AddressSpace,
+    indexes: I8,
+    default: Mempolicy | None,
+    inode: int,
+    *,
+    zero: bool,
+) -> KernelTask[I8]:
+    """Frames by the shared policies of an object: runs of pages under one policy, one after the other."""
+    if not len(indexes):
+        return NO_INDEXES
+    segments = list(mapping.policy.segments(int(indexes.min()), int(indexes.max()) + 1))
+    place = np.searchsorted([start for start, _, _ in segments], indexes, "right") - 1
+    taken: list[I8] = []
+    for run in np.split(np.arange(len(indexes)), np.flatnonzero(np.diff(place)) + 1):
+        policy = segments[int(place[run[0]])][2] or default
+        got = yield from alloc_pages_mpol(k, task, policy, indexes[run] + inode, zero=zero)
+        taken.append(got)
+        if len(got) < len(run):
+            break
+    return np.concatenate(taken)
 
 
 def alloc_page_cache(k: Kernel, task: Task | None, count: int, *, zero: bool = True) -> KernelTask[I8]:
-    """Frames for page cache, as the policy of the task says; fewer when memory ran out."""
-    cpu_node = k.node_of_task(task) if task is not None else first_node(k.online)
-    zonelist = policy_zonelist(k, task.policy if task is not None else None, cpu_node)
-    return (yield from alloc_pages(k, zonelist, count, cpu_node, zero=zero))
+    """Frames for page cache: by the policy of the task, which interleaves round and round; fewer when memory ran out.
+
+    Mirrors: page_cache_alloc and alloc_pages_current. Shapes: gives int64[m], m <= count.
+    """
+    if task is None or task.policy is None or task.policy.mode not in INTERLEAVE_MODES or not count:
+        policy = None if task is None else task.policy
+        return (yield from alloc_pages_mpol(k, task, policy, np.arange(count), zero=zero))
+    counted = task.policy.mode == MPOL_INTERLEAVE
+    nodes = interleave_nodes(k, task, count)
+    k.journal.task(task)
+    return (yield from _alloc_interleaved(k, task, nodes, counted=counted, zero=zero))
 
 
-def _alloc_interleaved(k: Kernel, nodes: I8, cpu_node: int, *, zero: bool) -> KernelTask[I8]:
+def alloc_pages_mpol(
+    k: Kernel, task: Task | None, policy: Mempolicy | None, ilx: I8, *, zero: bool = True
+) -> KernelTask[I8]:
+    """Frames by a policy, for the pages of these interleave indexes in their order; fewer when memory ran out."""
+    if policy is not None and policy.mode in INTERLEAVE_MODES:
+        counted = policy.mode == MPOL_INTERLEAVE
+        return (yield from _alloc_interleaved(k, task, interleave_nid(k, policy, ilx), counted=counted, zero=zero))
+    cpu_node = first_node(k.online) if task is None else k.cpu_node[task.cpu]
+    left = len(ilx)
+    taken: list[I8] = []
+    for zonelist in policy_zonelists(k, task, policy):
+        if left:
+            got = yield from alloc_pages(k, zonelist, left, cpu_node, zero=zero)
+            taken.append(got)
+            left -= len(got)
+    return np.concatenate([NO_INDEXES, *taken]) if len(taken) != 1 else taken[0]
+
+
+def _alloc_interleaved(k: Kernel, task: Task | None, nodes: I8, *, counted: bool, zero: bool) -> KernelTask[I8]:
     """A frame for each page, page i from the zonelist of nodes[i]; as if they were taken one after the other.
 
     While every node that the batch really draws from has room for its whole share, the order does not matter; else the
-    batch is halved. A node becomes full once, so that there are few halvings.
+    batch is halved. A node becomes full once, so that there are few halvings. `counted`: for interleave_hit.
     """
-    wanted = np.unique(nodes).tolist()
-    source = {nid: next((n for n in k.zonelists[nid] if k.zones[n].nr_free), None) for nid in wanted}
+    cpu_node = first_node(k.online) if task is None else k.cpu_node[task.cpu]
+    mems_allowed = k.online if task is None else task.mems_allowed
+    zonelists = {nid: node_zonelist(k, nid, mems_allowed) for nid in np.unique(nodes).tolist()}
+    source = {nid: next((n for n in zl.nodes if k.zones[n].nr_free), None) for nid, zl in zonelists.items()}
     if None in source.values():
         return NO_INDEXES
-    shares = {nid: int((nodes == nid).sum()) for nid in wanted}
+    shares = {nid: int((nodes == nid).sum()) for nid in zonelists}
     demand: dict[int | None, int] = {}
-    for nid in wanted:
-        demand[source[nid]] = demand.get(source[nid], 0) + shares[nid]
+    for nid, share in shares.items():
+        demand[source[nid]] = demand.get(source[nid], 0) + share
     fits = all(k.zones[n].nr_free >= count for n, count in demand.items() if n is not None)
     if not fits and len(nodes) > 1:
         half = len(nodes) // 2
-        first = yield from _alloc_interleaved(k, nodes[:half], cpu_node, zero=zero)
+        first = yield from _alloc_interleaved(k, task, nodes[:half], counted=counted, zero=zero)
         if len(first) < half:
             return first
-        second = yield from _alloc_interleaved(k, nodes[half:], cpu_node, zero=zero)
+        second = yield from _alloc_interleaved(k, task, nodes[half:], counted=counted, zero=zero)
         return np.concatenate((first, second))
     pfns = np.full(len(nodes), -1)
-    for nid in wanted:
-        got = yield from alloc_pages(k, k.zonelists[nid], shares[nid], cpu_node, interleave=True, zero=zero)
+    for nid, zonelist in zonelists.items():
+        hit = counted and (not k.profile.hit_means_first_allowed or zonelist.wanted == nid)
+        got = yield from alloc_pages(k, zonelist, shares[nid], cpu_node, interleave=hit, zero=zero)
         pfns[np.flatnonzero(nodes == nid)[: len(got)]] = got
     short = np.flatnonzero(pfns < 0)
     if len(short):  # others took frames while a zone lock was waited for
         spare = pfns[short[0] :]
         yield from free_pages(k, spare[spare >= 0])
-        rest = yield from _alloc_interleaved(k, nodes[short[0] :], cpu_node, zero=zero)
+        rest = yield from _alloc_interleaved(k, task, nodes[short[0] :], counted=counted, zero=zero)
         return np.concatenate((pfns[: short[0]], rest))
     return pfns
-
-
-# -- set_mempolicy ---------------------------------------------------------------------------------------------------
-
-
-def sys_set_mempolicy(k: Kernel, task: Task, mode: int, words: Sequence[int] | None, maxnode: int) -> KernelTask[int]:
-    """Set the policy of the calling task (2.6.15 sys_set_mempolicy). Takes no mmap_sem."""
-    if k.tasks.get(task.pid) is not task:
-        raise MmError(errno.ESRCH, f"task {task.pid} has ended")
-    if mode > MPOL_MAX:
-        raise MmError(errno.EINVAL, f"mode {mode} is none of 0 to {MPOL_MAX}")
-    mask = get_nodes(words, maxnode, k.page_size) & task.mems_allowed
-    mpol_check_policy(k, mode, mask)
-    task.policy = mpol_new(mode, mask)
-    if mode == MPOL_INTERLEAVE:
-        task.il_next = first_node(mask)
-    k.journal.task(task)
-    yield from ()  # it needs nothing from the world
-    return 0

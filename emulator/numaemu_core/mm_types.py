@@ -187,10 +187,15 @@ class Task:
     cpu: int
     capabilities: frozenset[str]
     policy: Mempolicy | None = None
-    #: Next node of an interleave that has no address to go by.
+    #: Next node of an interleave that has no address to go by (2.6).
     il_next: int = 0
     #: Nodes of its cpuset, as a mask.
     mems_allowed: int = 0
+    #: The cpuset that it is attached to: the pid of the task that it was made for, 0: the one at the top.
+    cpuset: int = 0
+    #: The node that an interleave without an address used last, and how many more pages it may have there (6.x).
+    il_prev: int = -1
+    il_weight: int = 0
     #: Who it is to migrate_pages and move_pages, and whether others of its kind may look into it (PR_SET_DUMPABLE).
     uid: int = 0
     dumpable: bool = True

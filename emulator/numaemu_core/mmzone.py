@@ -6,11 +6,10 @@ ones.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, Columns
 from numaemu_core.effects import KernelTask
 from numaemu_core.layout import NUMA_COUNTERS, Layout
@@ -57,43 +56,54 @@ def make_zones(layout: Layout, columns: Columns) -> dict[int, Zone]:
     return zones
 
 
+class Zonelist(NamedTuple):
+    """The nodes that an allocation tries, in order, and the one that the NUMA counters take for the wanted one."""
+
+    nodes: tuple[int, ...]
+    wanted: int
+
+
 def build_zonelists(topology: Topology) -> dict[int, tuple[int, ...]]:
     """For each online node, the nodes with memory in the order in which an allocation there tries them.
 
-    Mirrors: build_zonelists and find_next_best_node, mm/page_alloc.c (2.6.15).
+    Mirrors: build_zonelists and find_next_best_node, mm/page_alloc.c (2.6.15 and 6.1).
     """
+    profile = profile_named(topology.profile)
     ids = [node.id for node in topology.nodes]
-    position = {nid: i for i, nid in enumerate(ids)}
-    has_cpus = {node.id: bool(node.cpus) for node in topology.nodes}
-    has_memory = {node.id: node.memory_bytes > 0 for node in topology.nodes}
+    with_memory = [node.id for node in topology.nodes if node.memory_bytes]
     node_load = dict.fromkeys(ids, 0)
-    rotates = profile_named(topology.profile).zonelist_rotates
     zonelists: dict[int, tuple[int, ...]] = {}
-    for local in ids:
+    for local, row in zip(ids, topology.distances, strict=True):
+        distances = dict(zip(ids, row, strict=True))
+        costs = _node_costs(topology, local, distances)
+        candidates = [nid for nid in with_memory if nid != local]
+        if profile.zonelist_rotates:
+            candidates = [nid for nid in ids if nid > local] + [nid for nid in ids if nid < local]
         order = [local]
-        load = len(ids) - 1  # the local node took the first step
-        previous = local
-        start = position[local] if rotates else 0
-        candidates = [nid for nid in ids[start:] + ids[:start] if nid != local]
         while candidates:
-            distances = topology.distances[position[local]]
-
-            def cost(nid: int, distances: tuple[int, ...] = distances) -> int:
-                return (distances[position[nid]] + has_cpus[nid]) * len(ids) * limits.MAX_NUMNODES + node_load[nid]
-
-            best = min(candidates, key=cost)
-            candidates.remove(best)
-            if distances[position[best]] != distances[position[previous]]:
-                node_load[best] += load
-            load -= 1
-            previous = best
+            _, at = min((costs[nid] + node_load[nid], at) for at, nid in enumerate(candidates))
+            best = candidates.pop(at)
+            if distances[best] != distances[order[-1]]:
+                node_load[best] += len(ids) - len(order) if profile.zonelist_rotates else 1
             order.append(best)
-        zonelists[local] = tuple(nid for nid in order if has_memory[nid])
+        zonelists[local] = tuple(nid for nid in order if nid in with_memory)
     return zonelists
 
 
+def _node_costs(topology: Topology, local: int, distances: dict[int, int]) -> dict[int, int]:
+    """What it costs to go to each node, but for its load: near ones and those without CPUs first.
+
+    Since 5.16 a node below the local one is as good as one that is farther by one.
+    """
+    profile = profile_named(topology.profile)
+    far = {node.id: distances[node.id] + bool(node.cpus) for node in topology.nodes}
+    if profile.zonelist_rotates:
+        return {nid: cost * len(far) * profile.max_numnodes for nid, cost in far.items()}
+    return {nid: (cost + (nid < local)) * profile.max_numnodes for nid, cost in far.items()}
+
+
 def alloc_pages(
-    k: "Kernel", zonelist: tuple[int, ...], count: int, cpu_node: int, *, interleave: bool = False, zero: bool = True
+    k: "Kernel", zonelist: Zonelist, count: int, cpu_node: int, *, interleave: bool = False, zero: bool = True
 ) -> KernelTask[I8]:
     """Take `count` frames from the nodes of a zonelist, in its order; fewer when all of them are empty.
 
@@ -101,13 +111,13 @@ def alloc_pages(
     Mirrors: __alloc_pages, mm/page_alloc.c (2.6.15). Left out: watermarks and reclaim.
     """
     taken: list[I8] = []
-    for nid in zonelist:
+    for nid in zonelist.nodes:
         zone = k.zones[nid]
         if count and zone.nr_free:
-            keys = [(Rank.ZONE, n) for n in sorted({nid, zonelist[0]})]
+            keys = [(Rank.ZONE, n) for n in sorted({nid, zonelist.wanted})]
             with (yield from spin_lock(k, keys)):
                 pfns, unclean = _take_free(k.c, zone, count)
-                _zone_statistics(k.c, nid, zonelist[0], cpu_node, len(pfns), interleave=interleave)
+                _zone_statistics(k.c, nid, zonelist.wanted, cpu_node, len(pfns), interleave=interleave)
             if zero and len(unclean):
                 clear_rows(k.c.frames, unclean)
             count -= len(pfns)

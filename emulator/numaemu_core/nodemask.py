@@ -41,3 +41,32 @@ def node_list(ids: Sequence[int]) -> str:
         parts.append(str(node) if start == i else f"{ids[start]}-{node}")
         start = i + 1
     return ",".join(parts)
+
+
+def nth_node(ordinal: int, mask: int) -> int:
+    """The node of a mask that so many nodes of it lie below."""
+    for _ in range(ordinal):
+        mask &= mask - 1
+    return first_node(mask)
+
+
+def node_remap(node: int, old: int, new: int) -> int:
+    """Where a node goes when `new` takes the place of `old`: the same position, counted round; others stay.
+
+    Mirrors: bitmap_bitremap, lib/bitmap.c.
+    """
+    if node < 0 or not old >> node & 1 or not new:
+        return node
+    ordinal = (old & (1 << node) - 1).bit_count()
+    return nth_node(ordinal % new.bit_count(), new)
+
+
+def nodes_remap(mask: int, old: int, new: int) -> int:
+    """The nodes of a mask, each where `node_remap` puts it."""
+    return mask_of(node_remap(node, old, new) for node in nodes_of(mask))
+
+
+def nodes_relative(mask: int, allowed: int) -> int:
+    """A mask of positions, folded to the number of allowed nodes, as nodes (mpol_relative_nodemask)."""
+    count = allowed.bit_count()
+    return mask_of(nth_node(position % count, allowed) for position in nodes_of(mask))

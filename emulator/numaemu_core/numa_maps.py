@@ -11,11 +11,11 @@ import numpy as np
 from numaemu_core.columns import I8
 from numaemu_core.effects import KernelTask
 from numaemu_core.kernel import Kernel
+from numaemu_core.mempolicy import get_vma_policy
 from numaemu_core.mm_types import VM_LOCKED, AddressSpace, FileKind, Task, VmArea
 from numaemu_core.mpol_str import mpol_to_str
 from numaemu_core.page_flags import LRU_PG_ACTIVE, PAGE_MAPPING_FILE, PG_DIRTY, PG_SWAPCACHE, PG_WRITEBACK, RESERVED
 from numaemu_core.page_table import is_present
-from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.task_locks import down_read
 
 #: What stands as an octal number in the path of a file.
@@ -50,26 +50,14 @@ def sys_numa_maps(k: Kernel, task: Task) -> KernelTask[str]:
 
 
 def show_numa_map(k: Kernel, task: Task, vma: VmArea) -> str:
-    """One line of numa_maps. The mmap_sem of the task is held."""
-    words = [f"{vma.vm_start:08x}", mpol_to_str(k, shown_policy(k, task, vma))]
+    """One line of numa_maps; the policy is that of the VMA's first page. The mmap_sem of the task is held."""
+    words = [f"{vma.vm_start:08x}", mpol_to_str(k, get_vma_policy(k, task, vma, vma.vm_pgoff))]
     entry = numa_map_entry(k, vma)
     if k.profile.views_of_2005:
         words += words_of_2005(entry, int(k.nid_of_pfn[k.zero_pfn]))
     else:
         words += _location(k, vma) + words_of_today(entry, k.page_size >> 10)
     return " ".join(words) + "\n"
-
-
-def shown_policy(k: Kernel, task: Task, vma: VmArea) -> Mempolicy | None:
-    """The policy that numa_maps prints: that of the VMA's first page, else the task's.
-
-    Memory that tmpfs backs answers with the policy of its object alone, whatever the VMA says. Where the object has
-    none, 2.6.15 shows the default, although pages are then allocated as the task's policy says.
-    """
-    if vma.vm_file is not None and vma.vm_file.is_shmem:
-        shared = vma.vm_file.policy.lookup(vma.vm_pgoff)
-        return shared if shared is not None or k.profile.shmem_shows_no_task_policy else task.policy
-    return vma.vm_policy or task.policy
 
 
 def numa_map_entry(k: Kernel, vma: VmArea) -> NumaMapEntry:

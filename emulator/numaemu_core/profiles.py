@@ -35,6 +35,11 @@ class Profile:
     zonelist_rotates: bool
     #: True: BIND tries its nodes from the one that is nearest to the CPU (2.6.26); False: by ascending id.
     bind_nearest_first: bool
+    #: The node that numa_hit is about. True: the first one that mask and cpuset allow (6.x preferred_zoneref), and
+    #: interleave_hit asks for the very node; False: the head of the zonelist, allowed or not (2.6.15 zone_statistics).
+    hit_means_first_allowed: bool
+    #: True: the cpuset at the top has the nodes with memory (6.x N_MEMORY); False: those that are online (2.6.15).
+    top_cpuset_has_memory: bool
 
     # -- modes and masks -----------------------------------------------------------------------------------------------
 
@@ -42,12 +47,21 @@ class Profile:
     mode_max: int
     #: Mode flags that are accepted: STATIC and RELATIVE since 2.6.26, NUMA_BALANCING since 5.12.
     mode_flags: int
+    #: True: the mode is an int that also carries the mode flags (2.6.26); False: an unsigned long in mbind (2.6.15).
+    mode_is_int: bool
+    #: True: words of a mask above the last possible node are read from the last one down, each whole (6.x get_nodes);
+    #: False: upwards, up to the last bit that counts (2.6.15).
+    mask_read_downwards: bool
     #: Modes that may carry MPOL_F_NUMA_BALANCING (6.1: BIND; 6.12: PREFERRED_MANY, too).
     balancing_modes: frozenset[int]
     #: True: nodes that are not there are dropped from a mask as long as one is left; False: one of them is EINVAL.
     offline_nodes_dropped: bool
     #: True: get_mempolicy asks for room for the nodes that this machine can have (nr_node_ids), False: MAX_NUMNODES.
     get_mempolicy_counts_possible: bool
+    #: True: get_mempolicy knows MPOL_F_MEMS_ALLOWED (2.6.24, commit 754af6f5).
+    mems_allowed_flag: bool
+    #: True: the set_mempolicy_home_node system call is there (5.17, commit c6018b4b).
+    home_nodes: bool
 
     # -- interleaving --------------------------------------------------------------------------------------------------
 
@@ -57,6 +71,23 @@ class Profile:
     shmem_interleave_adds_inode: bool
     #: True: copies on write and targets of MOVE in mappings of tmpfs files add the inode number, too (6.12).
     vma_interleave_adds_inode: bool
+    #: True: the task keeps the node that it used last (4.13 il_prev); False: the next one (il_next).
+    interleave_keeps_last: bool
+    #: True: COW pages and numa_maps of a tmpfs mapping whose object has no policy are under the system's default
+    #: (2.6.15 get_vma_policy); False: under the task's policy (6.x).
+    shmem_hides_task_policy: bool
+
+    # -- cpusets -------------------------------------------------------------------------------------------------------
+
+    #: True: a new cpuset changes the policies of VMAs, too (2.6.16).
+    cpuset_rebinds_vmas: bool
+    #: True: PREFERRED follows a new cpuset by position (2.6.15); False: it keeps its node (6.x).
+    cpuset_remaps_preferred: bool
+    #: True: pages move to the new nodes (cgroup v2: always); False: they stay (2.6.15, before memory_migrate).
+    cpuset_migrates: bool
+    #: True: nodes of a cpuset that are not there are dropped, and none left is ENOSPC (2.6.15 update_nodemask);
+    #: False: they are EINVAL, and none at all means those of the parent (cgroup v2).
+    cpuset_drops_unknown: bool
 
     # -- mbind and migration -------------------------------------------------------------------------------------------
 
@@ -110,8 +141,6 @@ class Profile:
 
     #: True: numa_maps and node meminfo in the format of 2.6.14, False: in today's.
     views_of_2005: bool
-    #: True: where a tmpfs object has no policy, numa_maps shows the default (2.6.15 get_vma_policy); False: the task's.
-    shmem_shows_no_task_policy: bool
     #: True: numa_maps calls a mapping that only touches the heap `heap`, too (6.1); False: one that overlaps it (6.5,
     #: commit d3bb89ea). Nothing where there are no such words.
     heap_includes_neighbours: bool
@@ -124,14 +153,26 @@ SWAP_V3: Final = Profile(
     max_numnodes=64,
     zonelist_rotates=True,
     bind_nearest_first=False,
+    hit_means_first_allowed=False,
+    top_cpuset_has_memory=False,
     mode_max=MPOL_INTERLEAVE,
     mode_flags=0,
+    mode_is_int=False,
+    mask_read_downwards=False,
     balancing_modes=frozenset(),
     offline_nodes_dropped=False,
     get_mempolicy_counts_possible=False,
+    mems_allowed_flag=False,
+    home_nodes=False,
     interleave_offset_bits=32,
     shmem_interleave_adds_inode=False,
     vma_interleave_adds_inode=False,
+    interleave_keeps_last=False,
+    shmem_hides_task_policy=True,
+    cpuset_rebinds_vmas=False,
+    cpuset_remaps_preferred=True,
+    cpuset_migrates=False,
+    cpuset_drops_unknown=True,
     move_all_capability="CAP_SYS_RESOURCE",
     direct_migration=False,
     pagelist_lifo=True,
@@ -151,7 +192,6 @@ SWAP_V3: Final = Profile(
     fault_around_pages=1,
     cpuset_resets_affinity=False,
     views_of_2005=True,
-    shmem_shows_no_task_policy=True,
     heap_includes_neighbours=False,
 )
 
@@ -160,14 +200,26 @@ LINUX_6_1: Final = Profile(
     max_numnodes=1024,
     zonelist_rotates=False,
     bind_nearest_first=True,
+    hit_means_first_allowed=True,
+    top_cpuset_has_memory=True,
     mode_max=MPOL_PREFERRED_MANY,
     mode_flags=_NODE_FLAGS | MPOL_F_NUMA_BALANCING,
+    mode_is_int=True,
+    mask_read_downwards=True,
     balancing_modes=frozenset({MPOL_BIND}),
     offline_nodes_dropped=True,
     get_mempolicy_counts_possible=True,
+    mems_allowed_flag=True,
+    home_nodes=True,
     interleave_offset_bits=32,
     shmem_interleave_adds_inode=True,
     vma_interleave_adds_inode=False,
+    interleave_keeps_last=True,
+    shmem_hides_task_policy=False,
+    cpuset_rebinds_vmas=True,
+    cpuset_remaps_preferred=False,
+    cpuset_migrates=True,
+    cpuset_drops_unknown=False,
     move_all_capability="CAP_SYS_NICE",
     direct_migration=True,
     pagelist_lifo=False,
@@ -187,7 +239,6 @@ LINUX_6_1: Final = Profile(
     fault_around_pages=16,
     cpuset_resets_affinity=True,
     views_of_2005=False,
-    shmem_shows_no_task_policy=False,
     heap_includes_neighbours=True,
 )
 
@@ -196,14 +247,26 @@ LINUX_6_12: Final = Profile(
     max_numnodes=1024,
     zonelist_rotates=False,
     bind_nearest_first=True,
+    hit_means_first_allowed=True,
+    top_cpuset_has_memory=True,
     mode_max=MPOL_WEIGHTED_INTERLEAVE,
     mode_flags=_NODE_FLAGS | MPOL_F_NUMA_BALANCING,
+    mode_is_int=True,
+    mask_read_downwards=True,
     balancing_modes=frozenset({MPOL_BIND, MPOL_PREFERRED_MANY}),
     offline_nodes_dropped=True,
     get_mempolicy_counts_possible=True,
+    mems_allowed_flag=True,
+    home_nodes=True,
     interleave_offset_bits=64,
     shmem_interleave_adds_inode=True,
     vma_interleave_adds_inode=True,
+    interleave_keeps_last=True,
+    shmem_hides_task_policy=False,
+    cpuset_rebinds_vmas=True,
+    cpuset_remaps_preferred=False,
+    cpuset_migrates=True,
+    cpuset_drops_unknown=False,
     move_all_capability="CAP_SYS_NICE",
     direct_migration=True,
     pagelist_lifo=False,
@@ -223,7 +286,6 @@ LINUX_6_12: Final = Profile(
     fault_around_pages=16,
     cpuset_resets_affinity=False,
     views_of_2005=False,
-    shmem_shows_no_task_policy=False,
     heap_includes_neighbours=False,
 )
 

@@ -3,6 +3,7 @@
 Mirrors: struct mempolicy and the shared policy tree, mm/mempolicy.c (2.6.15 and 6.12).
 """
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -21,10 +22,12 @@ class Mempolicy:
     preferred: int = -1
     #: MPOL_F_STATIC_NODES, MPOL_F_RELATIVE_NODES, MPOL_F_NUMA_BALANCING.
     flags: int = 0
-    #: The mask that the user gave (STATIC, RELATIVE), or the cpuset that `nodes` was made for.
+    #: The mask that the user gave, for STATIC and RELATIVE.
     user_nodes: int = 0
     #: set_mempolicy_home_node, -1: none.
     home_node: int = -1
+    #: The cpuset that `nodes` was made for, where no mask of the user is kept; equal policies may differ in it.
+    cpuset_nodes: int = field(default=0, compare=False)
 
 
 @dataclass(slots=True)
@@ -47,7 +50,10 @@ class SharedPolicy:
 
     def lookup(self, index: int) -> Mempolicy | None:
         """The policy of a page, None where it has none."""
-        return next((policy for low, high, policy in self.ranges if low <= index < high), None)
+        at = bisect.bisect_right(self.ranges, index, key=lambda row: row[0]) - 1
+        if at < 0 or self.ranges[at][1] <= index:
+            return None
+        return self.ranges[at][2]
 
     def segments(self, start: int, end: int) -> Iterator[tuple[int, int, Mempolicy | None]]:
         """[start, end) cut where the policy changes, gaps with None; ascending, without a break."""

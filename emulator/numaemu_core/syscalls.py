@@ -6,7 +6,20 @@ Arguments were checked by `wire`; a handler gets the kernel, the task and them, 
 from collections.abc import Callable
 from typing import Any, Final
 
-from numaemu_core import files, fork, get_mempolicy, mbind, memory, mempolicy, mmap, numa_maps, proc, protect
+from numaemu_core import (
+    cpuset,
+    files,
+    fork,
+    get_mempolicy,
+    home_node,
+    mbind,
+    memory,
+    mempolicy,
+    mmap,
+    numa_maps,
+    proc,
+    protect,
+)
 from numaemu_core.effects import KernelTask
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
@@ -43,7 +56,9 @@ SYSCALLS: Final[dict[str, Handler]] = {
     "munmap": mmap.sys_munmap,
     "numa_maps": numa_maps.sys_numa_maps,
     "set_cpu": fork.sys_set_cpu,
+    "set_cpuset": cpuset.sys_set_cpuset,
     "set_mempolicy": mempolicy.sys_set_mempolicy,
+    "set_mempolicy_home_node": home_node.sys_set_mempolicy_home_node,
     "where": proc.sys_where,
 }
 

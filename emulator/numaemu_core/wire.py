@@ -131,6 +131,8 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "brk": (number, ulong),
     "mbind": (number, ulong, ulong, ulong, optional(mask_words), ulong, ulong),
     "set_mempolicy": (number, ulong, optional(mask_words), ulong),
+    "set_mempolicy_home_node": (number, ulong, ulong, ulong, ulong),
+    "set_cpuset": (number, mask_words),
     "get_mempolicy": (number, optional(ulong), ulong, ulong),
     "where": (number, ulong, ulong),
     "unpinned": (number,),

@@ -114,15 +114,20 @@ def test_a_snapshot_makes_the_state_from_nothing() -> None:
 
 POLICIES = {
     "default": (None, None),
-    "bind": (Mempolicy(MPOL_BIND, nodes=5), [MPOL_BIND, b"\x05", -1]),
-    "wide": (Mempolicy(MPOL_INTERLEAVE, nodes=1 << 63), [MPOL_INTERLEAVE, b"\0\0\0\0\0\0\0\x80", -1]),
-    "prefer": (Mempolicy(1, preferred=3), [1, b"", 3]),
+    "bind": (Mempolicy(MPOL_BIND, nodes=5), [MPOL_BIND, b"\x05", -1, 0, b"", -1, b""]),
+    "wide": (Mempolicy(MPOL_INTERLEAVE, nodes=1 << 63), [MPOL_INTERLEAVE, b"\0\0\0\0\0\0\0\x80", -1, 0, b"", -1, b""]),
+    "prefer": (Mempolicy(1, preferred=3, cpuset_nodes=15), [1, b"", 3, 0, b"", -1, b"\x0f"]),
+    "static": (
+        Mempolicy(MPOL_BIND, 1, flags=1 << 15, user_nodes=17),
+        [MPOL_BIND, b"\1", -1, 1 << 15, b"\x11", -1, b""],
+    ),
+    "home": (Mempolicy(MPOL_BIND, nodes=3, home_node=2), [MPOL_BIND, b"\3", -1, 0, b"", 2, b""]),
 }
 
 
 @pytest.mark.parametrize(("policy", "row"), POLICIES.values(), ids=POLICIES)
 def test_policies_are_plain_data(policy: Mempolicy | None, row: Row | None) -> None:
-    """A policy is its mode, its mask as bytes, and its preferred node."""
+    """A policy is its fields, masks as bytes."""
     assert policy_row(policy) == row
 
 

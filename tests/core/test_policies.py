@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from numaemu_core import fork, get_mempolicy, memory, mempolicy, mmap
+from numaemu_core import fork, get_mempolicy, interleave, memory, mempolicy, mmap
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.mm_types import Task
 from numaemu_core.mmzone import build_zonelists
@@ -347,7 +347,7 @@ def test_a_child_inherits_policies(machine: Make) -> None:
     base = m.mmap(task, 4)
     m.mbind(task, base, 2, MPOL_BIND, {2})
     set_policy(m, task, MPOL_INTERLEAVE, {1, 2})
-    task.il_next = mempolicy.interleave_nodes(task) + 1
+    assert interleave.interleave_nodes(m.k, task, 1).tolist() == [1]
     m.k.journal.task(task)
     child: Task = m.call(fork.sys_fork(m.k, task))
     assert (child.policy, child.il_next, child.cpu) == (Mempolicy(MPOL_INTERLEAVE, nodes=6), 2, 0)

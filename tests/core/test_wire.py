@@ -70,6 +70,8 @@ VALID: dict[str, tuple[list[Any], list[Any] | None]] = {
     "brk": ([3, 0x600000], None),
     "mbind": ([3, 0, 4096, 2, [1, -1], 65, 2], [3, 0, 4096, 2, [1, WORD], 65, 2]),
     "set_mempolicy": ([3, 0, None, 0], None),
+    "set_cpuset": ([3, [3]], None),
+    "set_mempolicy_home_node": ([3, 0, 4096, 1, 0], None),
     "get_mempolicy": ([3, None, 0, 0], None),
     "where": ([3, 0, 4096], None),
     "unpinned": ([3], None),
