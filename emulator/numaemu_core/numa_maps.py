@@ -50,7 +50,7 @@ def sys_numa_maps(k: Kernel, task: Task) -> KernelTask[str]:
 
 
 def show_numa_map(k: Kernel, task: Task, vma: VmArea) -> str:
-    """One line of numa_maps; the policy is that of the VMA's first page. The mmap_sem of the task is held."""
+    """One line of numa_maps. The mmap_sem of the task is held."""
     words = [f"{vma.vm_start:08x}", mpol_to_str(k, get_vma_policy(k, task, vma, vma.vm_pgoff))]
     entry = numa_map_entry(k, vma)
     if k.profile.views_of_2005:
