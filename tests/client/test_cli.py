@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -320,15 +321,19 @@ def test_no_set_of_nodes(text: str) -> None:
         migratepages.node_set(text, [0, 1, 3, 6])
 
 
-@pytest.mark.parametrize("command", ["hardware", "stat", "maps", "meminfo", "vmstat", "migratepages"])
+EXPLAINED = ("up", "down", "status", "fsck", "demo", "stress", "bench", "maps", "meminfo", "vmstat", "migratepages")
+
+
+@pytest.mark.parametrize("command", [*EXPLAINED, "hardware", "stat"])
 def test_help_has_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
     """--help of a command ends with command lines, each of which is one."""
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
-    _, _, examples = capsys.readouterr().out.partition("examples:\n")
+    text, _, examples = capsys.readouterr().out.partition("examples:\n")
+    assert max(map(len, text.splitlines())) <= 80
     lines = examples.splitlines()
     assert lines
     for line in lines:
-        words = line.partition("|")[0].split()
+        words = shlex.split(line.partition("|")[0])
         assert words[0] == "numaemu"
         cli.make_parser().parse_args(words[1:])

@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         "(0,2-3), all, those that are not named (!0), or counted among those of the machine (+0,1). The policies of "
         "the task stay. Runs with all capabilities. Exit status 0 also if some pages could not be moved; how many is "
         "said on stderr.",
-        **examples("numaemu migratepages 3 0 1\nnumaemu migratepages 3 0-1 2-3\nnumaemu migratepages 3 !1 1"),
+        **examples("numaemu migratepages 3 0 1\nnumaemu migratepages 3 0-1 2-3\nnumaemu migratepages 3 '!1' 1"),
     )
     add_machine(parser)
     parser.add_argument("pid", type=int, metavar="PID", help="pid of an emulated task")
