@@ -132,6 +132,9 @@ class Profile:
     #: True: writing a tmpfs page out starts with the step into the swap cache and goes on in it (3.x shmem_writepage);
     #: False: the step is all that one pass does (2.6.15).
     shmem_writepage_writes: bool
+    #: True: a write fault on a shared mapping makes the page dirty (5.x fault_dirty_shared_page); False: only its
+    #: entry, until that is unmapped (2.6.15).
+    write_fault_dirties_page: bool
     #: True: locking and MAP_POPULATE fault shared writable mappings in for writing (2.6.15); False: for reading.
     populate_writes_shared: bool
     #: Pages that a read fault of a file maps around the one that was asked for (fault_around_bytes), 1: none.
@@ -191,6 +194,7 @@ SWAP_V3: Final = Profile(
     swap_synchronous=False,
     write_gives_slot_up=False,
     shmem_writepage_writes=False,
+    write_fault_dirties_page=False,
     populate_writes_shared=True,
     fault_around_pages=1,
     cpuset_resets_affinity=False,
@@ -239,6 +243,7 @@ LINUX_6_1: Final = Profile(
     swap_synchronous=True,
     write_gives_slot_up=True,
     shmem_writepage_writes=True,
+    write_fault_dirties_page=True,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=True,
@@ -287,6 +292,7 @@ LINUX_6_12: Final = Profile(
     swap_synchronous=True,
     write_gives_slot_up=True,
     shmem_writepage_writes=True,
+    write_fault_dirties_page=True,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=False,

@@ -46,6 +46,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
     parser.add_argument(
         "--processes", action="store_true", help="on machines of real processes (default: in memory, the core alone)"
     )
+    parser.add_argument("--fsck", action="store_true", help="check every invariant of each machine, too (slow)")
     parser.add_argument("--jobs", type=int, metavar="N", help="programs at a time (default: one a processor)")
     parser.set_defaults(run=run)
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         records = [record for record in records if record.id in args.id]
     excuses = runner.read_excuses(args.expected) if args.expected else {}
     jobs = args.jobs or (1 if args.processes else runner.default_jobs())
-    options = runner.Options(args.profile, args.processes, jobs)
+    options = runner.Options(args.profile, args.processes, args.fsck, jobs)
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(Path(args.results).open("w", encoding="utf-8")) if args.results else None
         progress = _progress(len(records))

@@ -45,5 +45,8 @@ class Host(Protocol):
         whose ends differ as -1. Raises Killed.
         """
 
-    def close(self) -> list[str]:
-        """The machine is over; gives what fsck found."""
+    def fsck(self) -> list[str]:
+        """What is wrong with the machine."""
+
+    def close(self) -> None:
+        """The machine is over."""

@@ -110,7 +110,10 @@ class InMemory:
         found[good] = np.where(cells[pfns, 0] == cells[pfns, -1], cells[pfns, 0], -1)
         return found.tolist()
 
-    def close(self) -> list[str]:
+    def fsck(self) -> list[str]:
         """Check it."""
         self._performer.run()
         return fsck(self._k)
+
+    def close(self) -> None:
+        """Nothing stays behind."""

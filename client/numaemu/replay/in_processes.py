@@ -95,9 +95,10 @@ class InProcesses:
         first, last = (struct.unpack("<q", task.read(at + offset, 8))[0] for offset in (0, self._page_size - 8))
         return int(first) if first == last else -1
 
-    def close(self) -> list[str]:
-        """Check it, and end it."""
-        try:
-            return self._machine.fsck()
-        finally:
-            self._boot.__exit__(None, None, None)
+    def fsck(self) -> list[str]:
+        """Check it."""
+        return self._machine.fsck()
+
+    def close(self) -> None:
+        """End it."""
+        self._boot.__exit__(None, None, None)

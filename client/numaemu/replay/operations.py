@@ -375,6 +375,7 @@ def _policy_and_counts(text: str) -> tuple[str, str]:
     """The policy without spaces, and the counts without those that depend on the moment."""
     text = text.replace("weighted interleave", "weightedinterleave")
     policy, _, rest = text.partition(" ")
+    rest = rest.replace("\\040(deleted)", "")
     kept = [word for word in rest.split() if not word.startswith(("kernelpagesize_kB=", "active="))]
     return policy, " ".join(kept)
 

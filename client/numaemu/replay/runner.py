@@ -31,6 +31,8 @@ class Options:
     profile: str | None = None
     #: On machines of real processes, not in memory.
     processes: bool = False
+    #: Check every machine when its program is over.
+    fsck: bool = False
     jobs: int = 1
 
 
@@ -56,13 +58,13 @@ def run_one(record: Record, options: Options) -> Outcome:
     topology = record.topology(options.profile)
     host: Host = InProcesses(topology) if options.processes else InMemory(topology)
     try:
-        answers = Program(record, host).run()
-    except BaseException:
+        outcome = Outcome(record, Program(record, host).run())
+        if options.fsck:
+            outcome.violations = host.fsck()
+    finally:
         host.close()
-        raise
-    outcome = Outcome(record, answers, violations=host.close())
     if record.results:
-        outcome.differing = differences(record, answers)
+        outcome.differing = differences(record, outcome.answers)
     return outcome
 
 
