@@ -67,11 +67,16 @@ def sys_set_dumpable(k: Kernel, task: Task, value: int) -> KernelTask[int]:
 def sys_setrlimit(k: Kernel, task: Task, resource: int, limit: int) -> KernelTask[int]:
     """Limit what the task may lock (RLIMIT_MEMLOCK) or map (RLIMIT_AS), in bytes; RLIM_INFINITY: no limit.
 
+    Soft and hard limit are one here.
+
     Raises:
-        MmError: EINVAL: another resource.
+        MmError: EINVAL (another resource), EPERM (more than before, without CAP_SYS_RESOURCE).
     """
     yield from ()
     value = None if limit == RLIM_INFINITY else limit
+    old = {RLIMIT_MEMLOCK: task.rlimit_memlock, RLIMIT_AS: task.rlimit_as}.get(resource)
+    if old is not None and limit > old and "CAP_SYS_RESOURCE" not in task.capabilities:
+        raise MmError(errno.EPERM, "raising a limit takes CAP_SYS_RESOURCE")
     if resource == RLIMIT_MEMLOCK:
         task.rlimit_memlock = value
     elif resource == RLIMIT_AS:

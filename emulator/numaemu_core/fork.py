@@ -17,7 +17,7 @@ from numaemu_core.install_page import make_entries
 from numaemu_core.kernel import Kernel
 from numaemu_core.lru import lru_cache_add_active
 from numaemu_core.mempolicy import alloc_page_vma
-from numaemu_core.mm_types import VM_LOCKED, Mm, Task, VmArea
+from numaemu_core.mm_types import VM_DONTCOPY, VM_LOCKED, VM_LOCKONFAULT, Mm, Task, VmArea
 from numaemu_core.mmap import check_map_count, exit_mmap, insert_vm_struct
 from numaemu_core.mmzone import free_pages
 from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_REFERENCED, PG_UPTODATE
@@ -167,9 +167,12 @@ def dup_mmap(k: Kernel, task: Task, child: Mm) -> KernelTask[None]:
     parent = task.mm
     child.start_brk, child.brk = parent.start_brk, parent.brk
     for vma in parent.vmas:
+        if vma.vm_flags & VM_DONTCOPY:
+            continue
         k.anon_clones += 1
         clone = 0 if vma.anon_vma is None else k.anon_clones
-        insert_vm_struct(k, replace(vma, vm_mm=child, vm_flags=vma.vm_flags & ~VM_LOCKED, anon_clone=clone))
+        flags = vma.vm_flags & ~(VM_LOCKED | VM_LOCKONFAULT)
+        insert_vm_struct(k, replace(vma, vm_mm=child, vm_flags=flags, anon_clone=clone))
     k.journal.mm(child)
     k.journal.vmas(child, 0, limits.TASK_SIZE_BYTES)
     yield from _write_protect(k, parent)

@@ -19,7 +19,18 @@ from numaemu_core.install_page import install_new_pages, set_ptes
 from numaemu_core.kernel import Kernel
 from numaemu_core.memory_one import try_anonymous_page
 from numaemu_core.mempolicy import alloc_page_vma
-from numaemu_core.mm_types import VM_ACCESS_FLAGS, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, Mm, Task, VmArea
+from numaemu_core.mm_types import (
+    VM_ACCESS_FLAGS,
+    VM_EXEC,
+    VM_LOCKONFAULT,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+    AddressSpace,
+    Mm,
+    Task,
+    VmArea,
+)
 from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_DIRTY
 from numaemu_core.page_lock import trylock_pages, unlock_pages
 from numaemu_core.page_table import (
@@ -261,32 +272,39 @@ def release_quarantine(k: Kernel) -> KernelTask[int]:
 
 
 def make_pages_present(k: Kernel, task: Task, start: int, end: int) -> KernelTask[None]:
-    """Fault a range in, for writing where the VMA allows it; errors end it quietly.
+    """Fault a range in, for writing where the VMA allows it; errors end it quietly (2.6.15 make_pages_present)."""
+    try:
+        for vma in task.mm.vmas.overlapping(start, end):
+            yield from populate_vma_range(k, task, vma, start, end)
+    except (OutOfMemory, BusError):
+        return
 
-    Mirrors: make_pages_present, mm/memory.c (2.6.15), populate_vma_page_range, mm/gup.c (6.1).
+
+def populate_vma_range(k: Kernel, task: Task, vma: VmArea, start: int, end: int) -> KernelTask[None]:
+    """Fault in what a VMA has of a range, for writing where that is what its pages are for.
+
+    Mirrors: get_user_pages of make_pages_present (2.6.15), populate_vma_page_range, mm/gup.c (6.1).
+
+    Raises:
+        OutOfMemory, BusError: a page cannot be had; those before it are there.
     """
-    for vma in task.mm.vmas.overlapping(start, end):
-        if not vma.vm_flags & VM_ACCESS_FLAGS:
-            continue
-        wanted = VM_WRITE if k.profile.populate_writes_shared else VM_WRITE | VM_SHARED
-        write = vma.vm_flags & wanted == VM_WRITE
-        first, last = max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift
-        for vpn in range(first, last, limits.FAULT_BATCH_PAGES):
-            stop = min(last, vpn + limits.FAULT_BATCH_PAGES)
-            try:
-                yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
-            except (OutOfMemory, BusError):
-                return
-            yield Breathe()
+    if not vma.vm_flags & VM_ACCESS_FLAGS or vma.vm_flags & VM_LOCKONFAULT:
+        return
+    wanted = VM_WRITE if k.profile.populate_writes_shared else VM_WRITE | VM_SHARED
+    write = vma.vm_flags & wanted == VM_WRITE
+    first, last = max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift
+    for vpn in range(first, last, limits.FAULT_BATCH_PAGES):
+        yield from handle_mm_fault(k, task, vma, vpn, min(last, vpn + limits.FAULT_BATCH_PAGES), write=write)
+        yield Breathe()
 
 
 def unmap_vmas(
-    k: Kernel, mm: Mm, start: int, end: int, *, free_tables: bool, free_pgd: bool = False
+    k: Kernel, mm: Mm, start: int, end: int, *, free_tables: bool, free_pgd: bool = False, even_cows: bool = True
 ) -> KernelTask[None]:
     """Drop every page of a range of an mm, and the page tables that are empty then (unmap_vmas and free_pgtables).
 
     The VMAs are out of the mm's list, or stay (MADV_DONTNEED). A frame or a table goes only when no window of the mm
-    can reach it any more.
+    can reach it any more. Without `even_cows` only pages of files go, not what was written privately.
     """
     c = k.c
     first, last = start >> k.page_shift, end >> k.page_shift
@@ -301,13 +319,13 @@ def unmap_vmas(
             yield Breathe()
         with (yield from spin_lock(k, pte_lock_keys(flats))):
             entries = c.pte[flats]
-            used = entries != 0
-            c.pte[flats[used]] = 0
-        numbers = (entries >> np.uint64(k.page_shift)).astype(np.int64)
-        mapped = (is_present(entries) | is_migration(entries)) & (numbers != k.zero_pfn)
-        frames.append(numbers[mapped])
-        swapped.append(numbers[is_swapped(entries)])
-        of_file = mapped & (c.mapping[np.where(mapped, numbers, 0)] & PAGE_MAPPING_FILE != 0)
+            numbers = (entries >> np.uint64(k.page_shift)).astype(np.int64)
+            mapped = (is_present(entries) | is_migration(entries)) & (numbers != k.zero_pfn)
+            of_file = mapped & (c.mapping[np.where(mapped, numbers, 0)] & PAGE_MAPPING_FILE != 0)
+            gone = entries != 0 if even_cows else of_file
+            c.pte[flats[gone]] = 0
+        frames.append(numbers[mapped & gone])
+        swapped.append(numbers[is_swapped(entries) & gone])
         if of_file.any():
             written.append((numbers[of_file], flats[of_file]))
     unlinked = k.tables.unlink_empty(mm.pgd, first, last) if free_tables else []
@@ -319,3 +337,15 @@ def unmap_vmas(
     if len(pfns) or unlinked:
         yield from release_mappings(k, mm, pfns, unlinked, written)
     yield from free_swap_and_cache(k, np.concatenate([NO_INDEXES, *swapped]))
+
+
+def unmap_mapping_range(k: Kernel, mapping: AddressSpace, first: int, end: int) -> KernelTask[None]:
+    """No entry maps pages [first, end) of a file any more; private copies stay (mm/memory.c unmap_mapping_range)."""
+    for vma in list(mapping.i_mmap):
+        low = max(first, vma.vm_pgoff)
+        high = min(end, vma.vm_pgoff + ((vma.vm_end - vma.vm_start) >> k.page_shift))
+        if low < high and vma in mapping.i_mmap:
+            start = vma.vm_start + ((low - vma.vm_pgoff) << k.page_shift)
+            yield from unmap_vmas(
+                k, vma.vm_mm, start, start + ((high - low) << k.page_shift), free_tables=False, even_cows=False
+            )

@@ -27,7 +27,12 @@ VM_SHM: Final = 0x400
 VM_DENYWRITE: Final = 0x800
 VM_LOCKED: Final = 0x2000
 VM_IO: Final = 0x4000
-VM_RESERVED: Final = 0x80000
+VM_SEQ_READ: Final = 0x8000
+VM_RAND_READ: Final = 0x10000
+VM_DONTCOPY: Final = 0x20000
+VM_LOCKONFAULT: Final = 0x80000
+#: In place of VM_LOCKONFAULT in 2.6.15; nothing of this machine sets it.
+VM_RESERVED: Final = 0x100000
 VM_ACCESS_FLAGS: Final = VM_READ | VM_WRITE | VM_EXEC
 
 

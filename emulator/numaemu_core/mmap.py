@@ -31,6 +31,7 @@ from numaemu_core.mm_types import (
     Task,
     VmArea,
 )
+from numaemu_core.rlimit import check_address_space, check_locking
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.task_locks import down_write
 from numaemu_core.uapi import (
@@ -125,11 +126,17 @@ def remove_vma(k: Kernel, vma: VmArea) -> None:
     if vma.vm_file is not None:
         del vma.vm_file.i_mmap[vma]
         vma.vm_file.i_mmap_writable -= vma.vm_flags & VM_SHARED != 0
-    if vma.anon_vma is not None:
-        anon_vma = k.anon_vmas[vma.anon_vma]
-        del anon_vma.vmas[vma]
-        if not anon_vma.vmas:
-            del k.anon_vmas[vma.anon_vma]
+    leave_anon_vma(k, vma)
+
+
+def leave_anon_vma(k: Kernel, vma: VmArea) -> None:
+    """A VMA has no anonymous pages any more; the anon_vma goes with its last VMA (unlink_anon_vmas)."""
+    if vma.anon_vma is None:
+        return
+    anon_vma = k.anon_vmas[vma.anon_vma]
+    del anon_vma.vmas[vma]
+    if not anon_vma.vmas:
+        del k.anon_vmas[vma.anon_vma]
 
 
 def _can_merge(k: Kernel, left: VmArea, right: VmArea, neighbour: VmArea) -> bool:
@@ -240,6 +247,8 @@ def sys_mmap(  # noqa: PLR0913, PLR0917 - mmap(2) has six arguments, a file by n
     mapping = _opened(k, flags, file, offset, mode)
     vm_flags = _new_vm_flags(prot, flags, writable=mapping is None or mode == "r+")
     with (yield from down_write(mm)):
+        check_locking(k, task, size, (vm_flags | mm.def_flags) & VM_LOCKED, asked=bool(flags & MAP_LOCKED))
+        check_address_space(task, size)
         addr = yield from _make_room(k, mm, addr, size, flags)
         if mapping is None and flags & MAP_SHARED:
             mapping = shmem_zero_setup(k, size)

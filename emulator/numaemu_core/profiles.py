@@ -135,6 +135,16 @@ class Profile:
     #: True: a write fault on a shared mapping makes the page dirty (5.x fault_dirty_shared_page); False: only its
     #: entry, until that is unmapped (2.6.15).
     write_fault_dirties_page: bool
+    #: True: pages can be locked as they are touched (mlock2, MCL_ONFAULT: 4.4).
+    mlock_on_fault: bool
+    #: True: mlock counts what it locks again a second time against the limit (2.6.15; not since 4.9, commit 0cf2f6f6).
+    mlock_counts_twice: bool
+    #: True: what lies before a hole is faulted in, too (2.6.15 mlock_fixup); False: nothing is (2.6.39 and later).
+    mlock_populates_before_hole: bool
+    #: True: mlock fails when a page cannot be faulted in (__mlock_posix_error_return); False: it stays quiet (2.6.15).
+    mlock_reports_faults: bool
+    #: True: madvise knows FREE, REMOVE, DONTFORK, COLD and POPULATE, mremap DONTUNMAP (what came from 2.6.16 to 5.18).
+    madvise_of_today: bool
     #: True: locking and MAP_POPULATE fault shared writable mappings in for writing (2.6.15); False: for reading.
     populate_writes_shared: bool
     #: Pages that a read fault of a file maps around the one that was asked for (fault_around_bytes), 1: none.
@@ -195,6 +205,11 @@ SWAP_V3: Final = Profile(
     write_gives_slot_up=False,
     shmem_writepage_writes=False,
     write_fault_dirties_page=False,
+    mlock_on_fault=False,
+    mlock_counts_twice=True,
+    mlock_populates_before_hole=True,
+    mlock_reports_faults=False,
+    madvise_of_today=False,
     populate_writes_shared=True,
     fault_around_pages=1,
     cpuset_resets_affinity=False,
@@ -244,6 +259,11 @@ LINUX_6_1: Final = Profile(
     write_gives_slot_up=True,
     shmem_writepage_writes=True,
     write_fault_dirties_page=True,
+    mlock_on_fault=True,
+    mlock_counts_twice=False,
+    mlock_populates_before_hole=False,
+    mlock_reports_faults=True,
+    madvise_of_today=True,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=True,
@@ -293,6 +313,11 @@ LINUX_6_12: Final = Profile(
     write_gives_slot_up=True,
     shmem_writepage_writes=True,
     write_fault_dirties_page=True,
+    mlock_on_fault=True,
+    mlock_counts_twice=False,
+    mlock_populates_before_hole=False,
+    mlock_reports_faults=True,
+    madvise_of_today=True,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=False,

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from numaemu_core import fork, mbind, memory, mmap, proc, protect
+from numaemu_core import fork, madvise, mbind, memory, mlock, mmap, mprotect, proc
 from numaemu_core.errors import MmError, SegmentationFault
 from numaemu_core.fsck import fsck
 from numaemu_core.limits import START_BRK, TASK_UNMAPPED_BASE
@@ -238,7 +238,7 @@ class AddressSpaces(RuleBasedStateMachine):
     def mprotect(self, choice: int, span: tuple[int, int], prot: int) -> None:
         space, (first, count) = self.one(choice), span
         changed = self.until_hole(space, first, first + count)
-        call = protect.sys_mprotect(self.k, space.task, first * PAGE, count * PAGE, prot)
+        call = mprotect.sys_mprotect(self.k, space.task, first * PAGE, count * PAGE, prot)
         assert errno_of(lambda: self.p.call(call)) == (0 if len(changed) == count else errno.ENOMEM)
         for page in changed:
             page.prot = prot
@@ -247,9 +247,7 @@ class AddressSpaces(RuleBasedStateMachine):
     def mlock_or_munlock(self, choice: int, span: tuple[int, int], lock: bool) -> None:  # noqa: FBT001 - drawn
         space, (first, count) = self.one(choice), span
         changed = self.until_hole(space, first, first + count)
-        call = (protect.sys_mlock if lock else protect.sys_munlock)(
-            self.k, space.task, first * PAGE + 5, count * PAGE - 5
-        )
+        call = (mlock.sys_mlock if lock else mlock.sys_munlock)(self.k, space.task, first * PAGE + 5, count * PAGE - 5)
         assert errno_of(lambda: self.p.call(call)) == (0 if len(changed) == count else errno.ENOMEM)
         for page in changed:
             page.locked = lock
@@ -290,7 +288,7 @@ class AddressSpaces(RuleBasedStateMachine):
         space, (first, count) = self.one(choice), span
         inside = [space.pages[vpn] for vpn in range(first, first + count) if vpn in space.pages]
         expected = 0 if len(inside) == count else errno.ENOMEM
-        call = protect.sys_madvise(self.k, space.task, first * PAGE, count * PAGE, advice)
+        call = madvise.sys_madvise(self.k, space.task, first * PAGE, count * PAGE, advice)
         done = []
         for page in inside if advice in (MADV_DONTNEED, MADV_PAGEOUT) else []:
             if page.locked:
@@ -507,47 +505,47 @@ def map_over_the_middle(m: "Machine", task: Task) -> None:
 
 def protect_middle(m: "Machine", task: Task) -> None:
     mapped(m, task, 0, 6)
-    m.call(protect.sys_mprotect(m.k, task, A + 2 * PAGE, 2 * PAGE, PROT_READ))
+    m.call(mprotect.sys_mprotect(m.k, task, A + 2 * PAGE, 2 * PAGE, PROT_READ))
 
 
 def protect_and_back(m: "Machine", task: Task) -> None:
     protect_middle(m, task)
-    m.call(protect.sys_mprotect(m.k, task, A + 2 * PAGE, 2 * PAGE, RW))
+    m.call(mprotect.sys_mprotect(m.k, task, A + 2 * PAGE, 2 * PAGE, RW))
 
 
 def protect_touched_and_back(m: "Machine", task: Task) -> None:
     mapped(m, task, 0, 6)
     m.touch(task, A, 6)
-    m.call(protect.sys_mprotect(m.k, task, A + 2 * PAGE, 2 * PAGE, PROT_READ))
-    m.call(protect.sys_mprotect(m.k, task, A + 2 * PAGE, 2 * PAGE, RW))
+    m.call(mprotect.sys_mprotect(m.k, task, A + 2 * PAGE, 2 * PAGE, PROT_READ))
+    m.call(mprotect.sys_mprotect(m.k, task, A + 2 * PAGE, 2 * PAGE, RW))
 
 
 def protect_piecewise(m: "Machine", task: Task) -> None:
     mapped(m, task, 0, 3)
     for first in (2, 0, 1):
-        m.call(protect.sys_mprotect(m.k, task, A + first * PAGE, PAGE, PROT_READ))
+        m.call(mprotect.sys_mprotect(m.k, task, A + first * PAGE, PAGE, PROT_READ))
 
 
 def protect_across(m: "Machine", task: Task) -> None:
     mapped(m, task, 0, 2)
     mapped(m, task, 2, 2, PROT_READ)
-    m.call(protect.sys_mprotect(m.k, task, A + PAGE, 2 * PAGE, 0))
+    m.call(mprotect.sys_mprotect(m.k, task, A + PAGE, 2 * PAGE, 0))
 
 
 def lock_middle(m: "Machine", task: Task) -> None:
     mapped(m, task, 0, 6)
-    m.call(protect.sys_mlock(m.k, task, A + 2 * PAGE, 2 * PAGE))
+    m.call(mlock.sys_mlock(m.k, task, A + 2 * PAGE, 2 * PAGE))
 
 
 def lock_and_back(m: "Machine", task: Task) -> None:
     lock_middle(m, task)
-    m.call(protect.sys_munlock(m.k, task, A + 2 * PAGE, 2 * PAGE))
+    m.call(mlock.sys_munlock(m.k, task, A + 2 * PAGE, 2 * PAGE))
 
 
 def lock_two_halves(m: "Machine", task: Task) -> None:
     mapped(m, task, 0, 4)
-    m.call(protect.sys_mlock(m.k, task, A, 2 * PAGE))
-    m.call(protect.sys_mlock(m.k, task, A + 2 * PAGE, 2 * PAGE))
+    m.call(mlock.sys_mlock(m.k, task, A, 2 * PAGE))
+    m.call(mlock.sys_mlock(m.k, task, A + 2 * PAGE, 2 * PAGE))
 
 
 def bind_half(m: "Machine", task: Task) -> None:
@@ -569,7 +567,7 @@ def bind_two_halves(m: "Machine", task: Task) -> None:
 def bind_then_protect(m: "Machine", task: Task) -> None:
     """What mbind left apart, the next mprotect joins."""
     bind_two_halves(m, task)
-    m.call(protect.sys_mprotect(m.k, task, A, 4 * PAGE, PROT_READ))
+    m.call(mprotect.sys_mprotect(m.k, task, A, 4 * PAGE, PROT_READ))
 
 
 def bind_then_map(m: "Machine", task: Task) -> None:
@@ -651,9 +649,9 @@ def test_an_interleave_goes_on_across_a_split(machine: "Callable[..., Machine]")
     task = m.attach()
     addr = m.mmap(task, 8)
     m.mbind(task, addr, 8, MPOL_INTERLEAVE, {0, 1})
-    m.call(protect.sys_mprotect(m.k, task, addr + 3 * PAGE, PAGE, PROT_READ))
+    m.call(mprotect.sys_mprotect(m.k, task, addr + 3 * PAGE, PAGE, PROT_READ))
     m.call(mmap.sys_munmap(m.k, task, addr, PAGE))
-    m.call(protect.sys_mprotect(m.k, task, addr + 3 * PAGE, PAGE, RW))
+    m.call(mprotect.sys_mprotect(m.k, task, addr + 3 * PAGE, PAGE, RW))
     m.touch(task, addr + PAGE, 7)
     first = (addr // PAGE) % 2
     assert m.where(task, addr + PAGE, 7) == [(first + i) % 2 for i in range(1, 8)]
@@ -753,6 +751,6 @@ def test_mappings_are_those_of_the_host_kernel(machine: "Callable[..., Machine]"
                 )
             else:
                 assert host.mprotect(first, pages, prot) == errno_of(
-                    lambda: m.call(protect.sys_mprotect(m.k, task, addr, length, prot))  # noqa: B023 - called at once
+                    lambda: m.call(mprotect.sys_mprotect(m.k, task, addr, length, prot))  # noqa: B023 - called at once
                 )
             assert core_areas(task, base) == host.areas()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from numaemu_core import files, fork, mbind, memory, mmap, protect
+from numaemu_core import files, fork, madvise, mbind, memory, mmap
 from numaemu_core.errors import BusError, MmError, OutOfMemory, SegmentationFault
 from numaemu_core.mm_types import AddressSpace, Task
 from numaemu_core.page_flags import PG_DIRTY, PG_SWAPCACHE
@@ -52,7 +52,7 @@ def read(m: Machine, task: Task, addr: int) -> int:
 
 
 def pageout(m: Machine, task: Task, addr: int, pages: int) -> None:
-    m.call(protect.sys_madvise(m.k, task, addr, pages * PAGE, MADV_PAGEOUT))
+    m.call(madvise.sys_madvise(m.k, task, addr, pages * PAGE, MADV_PAGEOUT))
     m.performer.run()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from numaemu_core import files, fork, memory, mmap, protect
+from numaemu_core import files, fork, madvise, memory, mmap, mprotect
 from numaemu_core import fsck as fsck_module
 from numaemu_core.errors import MmError
 from numaemu_core.fsck import LISTED_MAX, fsck
@@ -53,7 +53,7 @@ class Subject:
         #: One page, mapped by one entry.
         self.lone = self.mapped(self.other, 1)
         self.swapped = self.mapped(self.other, 3)
-        self.p.call(protect.sys_madvise(self.k, self.other, self.swapped, 3 * PAGE, MADV_PAGEOUT))
+        self.p.call(madvise.sys_madvise(self.k, self.other, self.swapped, 3 * PAGE, MADV_PAGEOUT))
         self.p.call(memory.sys_fault(self.k, self.other, self.swapped, PAGE, write=False))
         self.file = files.create_file(self.k, "/data", "tmpfs", 2 * PAGE)
         shared = MAP_SHARED, "/data"
@@ -454,7 +454,7 @@ def refused() -> Kernel:
     """Calls that were refused half-way leave nothing behind."""
     s = Subject()
     with pytest.raises(MmError) as refusal:
-        s.p.call(protect.sys_mprotect(s.k, s.other, s.lone, 1 << 30, PROT_READ))
+        s.p.call(mprotect.sys_mprotect(s.k, s.other, s.lone, 1 << 30, PROT_READ))
     assert refusal.value.errno == errno.ENOMEM
     return s.k
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from numaemu_core import fork, mbind, memory, mmap, protect
+from numaemu_core import fork, madvise, mbind, memory, mmap, mprotect
 from numaemu_core.errors import MmError
 from numaemu_core.fsck import fsck
 from numaemu_core.mm_types import Task
@@ -122,14 +122,14 @@ def churn(p: Performer, task: Task, base: int, steps: int) -> Steps:
                 flags = MPOL_MF_MOVE | (MPOL_MF_STRICT if p.draw(2) else 0)
                 yield from refusable(mbind.sys_mbind(k, task, start, pages * PAGE, mode, nodes, 65, flags))
             case 2:
-                yield from refusable(protect.sys_madvise(k, task, start, pages * PAGE, MADV_PAGEOUT))
+                yield from refusable(madvise.sys_madvise(k, task, start, pages * PAGE, MADV_PAGEOUT))
             case 3:
-                yield from refusable(protect.sys_mprotect(k, task, start, pages * PAGE, PROT_READ))
-                yield from refusable(protect.sys_mprotect(k, task, start, pages * PAGE, PROT_READ | PROT_WRITE))
+                yield from refusable(mprotect.sys_mprotect(k, task, start, pages * PAGE, PROT_READ))
+                yield from refusable(mprotect.sys_mprotect(k, task, start, pages * PAGE, PROT_READ | PROT_WRITE))
             case _:
                 other = yield from mmap.sys_mmap(k, task, 0, 2 * PAGE, 3, MAP_PRIVATE | MAP_ANONYMOUS)
                 yield from refusable(memory.sys_fault(k, task, other, 2 * PAGE, write=True))
-                yield from refusable(protect.sys_madvise(k, task, other, PAGE, MADV_DONTNEED))
+                yield from refusable(madvise.sys_madvise(k, task, other, PAGE, MADV_DONTNEED))
                 yield from mmap.sys_munmap(k, task, other, 2 * PAGE)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numaemu_core import fork, mbind, memory, mempolicy, mmap, protect
+from numaemu_core import fork, mbind, memory, mempolicy, mlock, mmap, mprotect
 from numaemu_core.columns import U1
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import BugError, MmError
@@ -362,15 +362,15 @@ def mask_words(mode: int) -> list[int]:
 SYSTEM_CALLS: dict[str, SystemCall] = {
     "mmap": lambda k, task, addr, length, value: mmap.sys_mmap(k, task, addr, length, value, PRIVATE | MAP_FIXED),
     "munmap": lambda k, task, addr, length, _: mmap.sys_munmap(k, task, addr, length),
-    "mprotect": protect.sys_mprotect,
-    "mlock": lambda k, task, addr, length, _: protect.sys_mlock(k, task, addr, length),
-    "munlock": lambda k, task, addr, length, _: protect.sys_munlock(k, task, addr, length),
+    "mprotect": mprotect.sys_mprotect,
+    "mlock": lambda k, task, addr, length, _: mlock.sys_mlock(k, task, addr, length),
+    "munlock": lambda k, task, addr, length, _: mlock.sys_munlock(k, task, addr, length),
     "mbind": lambda k, task, addr, length, value: mbind.sys_mbind(
         k, task, addr, length, value, mask_words(value), 65, 0
     ),
     "touch": lambda k, task, addr, length, _: memory.sys_fault(k, task, addr, length, write=True),
     "brk": lambda k, task, addr, _, __: mmap.sys_brk(k, task, task.mm.start_brk + addr - BASE),
-    "mlockall": lambda k, task, _, __, value: protect.sys_mlockall(k, task, value),
+    "mlockall": lambda k, task, _, __, value: mlock.sys_mlockall(k, task, value),
     "policy": lambda k, task, _, __, value: mempolicy.sys_set_mempolicy(k, task, value, mask_words(value), 65),
     "cpu": lambda k, task, _, __, value: fork.sys_set_cpu(k, task, value),
     "fork": lambda k, task, _, __, ___: fork.sys_fork(k, task),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from numaemu_core import fork, get_mempolicy, interleave, limits, mbind, mempolicy, protect
+from numaemu_core import fork, get_mempolicy, interleave, limits, madvise, mbind, mempolicy, mlock
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.mm_types import VM_RESERVED, Task
@@ -267,7 +267,7 @@ def test_strict_alone_changes_nothing_when_it_fails(machine: Make) -> None:
 def test_strict_looks_only_at_pages_that_are_there(machine: Make) -> None:
     """A page in the swap area is on no wrong node, whatever the policy."""
     m, task = world(machine)
-    assert run(m, protect.sys_madvise(m.k, task, BASE, 4 * PAGE, MADV_PAGEOUT)) == 0
+    assert run(m, madvise.sys_madvise(m.k, task, BASE, 4 * PAGE, MADV_PAGEOUT)) == 0
     assert m.where(task, BASE, 4) == [-errno.ENOENT] * 4
     assert run_mbind(m, task, Call(length=4 * PAGE, words=(2,), flags=MPOL_MF_STRICT)) == 0
 
@@ -275,7 +275,7 @@ def test_strict_looks_only_at_pages_that_are_there(machine: Make) -> None:
 def test_strict_with_move_keeps_the_policy_when_it_fails(machine: Make) -> None:
     """EIO of STRICT with MOVE comes last: the policy is set, and what could leave has left (row 16)."""
     m, task = world(machine)
-    assert run(m, protect.sys_mlock(m.k, task, BASE + 2 * PAGE, 2 * PAGE)) == 0
+    assert run(m, mlock.sys_mlock(m.k, task, BASE + 2 * PAGE, 2 * PAGE)) == 0
     call = Call(length=4 * PAGE, words=(2,), flags=MPOL_MF_STRICT | MPOL_MF_MOVE)
     assert run_mbind(m, task, call) == errno.EIO
     assert [policy_at(task, page) for page in range(4)] == [Mempolicy(MPOL_BIND, nodes=2)] * 4

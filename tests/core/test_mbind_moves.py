@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from numaemu_core import fork, mbind, protect, vmscan
+from numaemu_core import fork, mbind, mlock, vmscan
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.mm_types import AddressSpace, Task, VmArea
@@ -304,7 +304,7 @@ def test_move_passes_over_locked_memory(machine: Make) -> None:
     m = machine(nodes=2)
     task = m.attach()
     base = fill(m, task, 4)
-    assert outcome(m, protect.sys_mlock(m.k, task, base, 2 * PAGE)) == 0
+    assert outcome(m, mlock.sys_mlock(m.k, task, base, 2 * PAGE)) == 0
     assert move(m, task, base, 4, {1}, MPOL_MF_MOVE) == 0
     assert m.where(task, base, 4) == [0, 0, GONE, GONE]
     assert slots_used(m) == 2
@@ -317,7 +317,7 @@ def test_strict_tries_locked_memory_in_vain(machine: Make) -> None:
     task = m.attach()
     base = fill(m, task, 4)
     before = [pfn_at(m, task, base + i * PAGE) for i in range(2)]
-    assert outcome(m, protect.sys_mlock(m.k, task, base, 2 * PAGE)) == 0
+    assert outcome(m, mlock.sys_mlock(m.k, task, base, 2 * PAGE)) == 0
     assert move(m, task, base, 4, {1}) == errno.EIO
     assert m.where(task, base, 4) == [0, 0, GONE, GONE]
     assert [pfn_at(m, task, base + i * PAGE) for i in range(2)] == before

@@ -10,7 +10,7 @@ import pytest
 from tests.core.conftest import PAGE, Machine
 from tests.core.test_numa_maps import QUAD
 
-from numaemu_core import node_views, protect, views
+from numaemu_core import mlock, node_views, views
 from numaemu_core.mm_types import AddressSpace, FileKind
 from numaemu_core.page_counts import mlocked_pfns, page_counts
 from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_DIRTY, PG_SWAPCACHE
@@ -78,7 +78,7 @@ def busy(make: Make, profile: str) -> Machine:
     addr = m.mmap(task, 32)
     m.mbind(task, addr + 24 * PAGE, 8, MPOL_INTERLEAVE, {2, 3})
     m.touch(task, addr, 32)
-    m.call(protect.sys_mlock(m.k, task, addr, 8 * PAGE))
+    m.call(mlock.sys_mlock(m.k, task, addr, 8 * PAGE))
     return m
 
 

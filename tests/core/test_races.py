@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from numaemu_core import fork, limits, memory, mmap, protect
+from numaemu_core import fork, limits, memory, mlock, mmap, mprotect
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.fsck import fsck
 from numaemu_core.mempolicy import sys_set_mempolicy
@@ -80,7 +80,7 @@ def test_an_mlock_that_fails_half_way_is_in_the_journal(machine: Make, monkeypat
     base = m.mmap(task, 4)
     monkeypatch.setattr(limits, "MAX_MAP_COUNT", 2)
     with pytest.raises(MmError, match="at most 2 VMAs"):
-        m.call(protect.sys_mlock(m.k, task, base + PAGE, 2 * PAGE))
+        m.call(mlock.sys_mlock(m.k, task, base + PAGE, 2 * PAGE))
     assert len(task.mm.vmas) == 2
 
 
@@ -91,7 +91,7 @@ def test_the_exit_of_a_child_with_many_vmas_takes_them_out_one_by_one(machine: M
     base = m.mmap(task, 64)
     m.touch(task, base, 64)
     for page in range(0, 64, 2):
-        m.call(protect.sys_mprotect(m.k, task, base + page * PAGE, PAGE, PROT_READ))
+        m.call(mprotect.sys_mprotect(m.k, task, base + page * PAGE, PAGE, PROT_READ))
     child = m.call(fork.sys_fork(m.k, task))
     (anon_vma,) = m.k.anon_vmas.values()
     assert len(anon_vma.vmas) == 128

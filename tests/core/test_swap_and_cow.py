@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from numaemu_core import fork, memory, mmap, protect
+from numaemu_core import fork, madvise, memory, mlock, mmap, mprotect
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
 from numaemu_core.mm_types import Task
@@ -55,7 +55,7 @@ def outcome(m: Machine, body: KernelTask[object]) -> int:
 
 def advise(m: Machine, task: Task, addr: int, pages: int, advice: int = MADV_PAGEOUT) -> int:
     """The errno of a madvise."""
-    return outcome(m, protect.sys_madvise(m.k, task, addr, pages * PAGE, advice))
+    return outcome(m, madvise.sys_madvise(m.k, task, addr, pages * PAGE, advice))
 
 
 def written(m: Machine, task: Task, pages: int, addr: int = BASE) -> int:
@@ -430,7 +430,7 @@ def test_advice(machine: Make, first: int, pages: int, advice: int, expected: in
     task = m.attach()
     written(m, task, 4)
     written(m, task, 4, BASE + 8 * PAGE)
-    assert outcome(m, protect.sys_mlock(m.k, task, BASE + 10 * PAGE, 2 * PAGE)) == 0
+    assert outcome(m, mlock.sys_mlock(m.k, task, BASE + 10 * PAGE, 2 * PAGE)) == 0
     assert advise(m, task, BASE + first * PAGE, pages, advice) == expected
     hole = [UNMAPPED] * 4
     nodes = [GONE if number in gone else 0 for number in range(12)]
@@ -445,7 +445,7 @@ def test_advice_about_no_range(machine: Make, off: int, length: int) -> None:
     m = machine(nodes=2)
     task = m.attach()
     base = written(m, task, 2)
-    assert outcome(m, protect.sys_madvise(m.k, task, base + off, length, MADV_PAGEOUT)) == errno.EINVAL
+    assert outcome(m, madvise.sys_madvise(m.k, task, base + off, length, MADV_PAGEOUT)) == errno.EINVAL
     assert m.where(task, base, 2) == [0, 0]
 
 
@@ -463,7 +463,7 @@ def test_a_swapped_page_comes_back_with_its_rights(machine: Make, prot: int, *, 
     task = m.attach()
     base = written(m, task, 1)
     assert advise(m, task, base, 1) == 0
-    assert outcome(m, protect.sys_mprotect(m.k, task, base, PAGE, prot)) == 0
+    assert outcome(m, mprotect.sys_mprotect(m.k, task, base, PAGE, prot)) == 0
     for asked, allowed in ((True, write), (False, read)):
         if not allowed:
             with pytest.raises(SegmentationFault):

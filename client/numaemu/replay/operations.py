@@ -102,7 +102,7 @@ def mremap(program: Program, pid: int, *args: str) -> Answer:
         length(old),
         length(new),
         words.mremap_flags(how),
-        address(target[0]) if target else 0,
+        address(target[0]) if target else words.ARENA,
     )
     return {"at": (at - words.ARENA) // PAGE}
 

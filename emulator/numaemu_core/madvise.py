@@ -1,0 +1,215 @@
+"""madvise: what a range is needed for. Mirrors: mm/madvise.c (2.6.15, 6.1).
+
+MADV_PAGEOUT came in 5.4 and is offered by every profile, because people who look at eviction want to ask for it.
+"""
+
+import errno
+from typing import Final
+
+import numpy as np
+
+from numaemu_core import limits
+from numaemu_core.effects import KernelTask
+from numaemu_core.errors import BusError, MmError, OutOfMemory
+from numaemu_core.files import truncate_range
+from numaemu_core.kernel import Kernel
+from numaemu_core.lru import isolate_lru_page, lru_lock_keys
+from numaemu_core.memory import handle_mm_fault, unmap_mapping_range, unmap_vmas
+from numaemu_core.mm_types import (
+    VM_DONTCOPY,
+    VM_LOCKED,
+    VM_RAND_READ,
+    VM_READ,
+    VM_SEQ_READ,
+    VM_SHARED,
+    VM_WRITE,
+    Task,
+    VmArea,
+)
+from numaemu_core.mmap import page_align
+from numaemu_core.page_flags import LRU_INACTIVE, LRU_ON_LIST, PG_DIRTY, PG_REFERENCED
+from numaemu_core.page_table import is_present, pte_lock_keys
+from numaemu_core.rmap import linear_page_index
+from numaemu_core.task_locks import down_write, spin_lock
+from numaemu_core.uapi import (
+    MADV_COLD,
+    MADV_DOFORK,
+    MADV_DONTFORK,
+    MADV_DONTNEED,
+    MADV_DONTNEED_LOCKED,
+    MADV_FREE,
+    MADV_NORMAL,
+    MADV_PAGEOUT,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_RANDOM,
+    MADV_REMOVE,
+    MADV_SEQUENTIAL,
+    MADV_WILLNEED,
+)
+from numaemu_core.vma_flags import change_flags
+from numaemu_core.vmscan import putback_lru_pages, swapout_pages
+
+_OF_2005: Final = frozenset({MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_DONTNEED, MADV_PAGEOUT})
+_OF_TODAY: Final = _OF_2005 | {
+    MADV_FREE,
+    MADV_REMOVE,
+    MADV_DONTFORK,
+    MADV_DOFORK,
+    MADV_COLD,
+    MADV_POPULATE_READ,
+    MADV_POPULATE_WRITE,
+    MADV_DONTNEED_LOCKED,
+}
+_READAHEAD: Final = VM_SEQ_READ | VM_RAND_READ
+#: Advice that changes flags of VMAs: (bits cleared, bits set).
+_NEW_FLAGS: Final = {
+    MADV_NORMAL: (_READAHEAD, 0),
+    MADV_RANDOM: (_READAHEAD, VM_RAND_READ),
+    MADV_SEQUENTIAL: (_READAHEAD, VM_SEQ_READ),
+    MADV_DONTFORK: (0, VM_DONTCOPY),
+    MADV_DOFORK: (VM_DONTCOPY, 0),
+}
+_OF_UNLOCKED_MEMORY: Final = frozenset({MADV_DONTNEED, MADV_PAGEOUT, MADV_COLD})
+
+
+def sys_madvise(k: Kernel, task: Task, start: int, length: int, advice: int) -> KernelTask[int]:
+    """Say what a range is needed for.
+
+    DONTNEED drops its pages, PAGEOUT sends them to swap, REMOVE punches a hole into the file, POPULATE faults in.
+
+    Raises:
+        MmError: EINVAL (unaligned, unknown advice, a locked mapping), ENOMEM (a hole: the mapped parts are done),
+            EACCES (REMOVE of what is not mapped shared and writable), EFAULT (POPULATE beyond the end of a file).
+    """
+    known = _OF_TODAY if k.profile.madvise_of_today else _OF_2005
+    size = page_align(k, length)
+    end = start + size
+    if advice not in known or start & (k.page_size - 1) or (length and not size) or end >= 1 << 64:
+        raise MmError(errno.EINVAL, f"range {start:#x} + {length} or advice {advice} is not valid")
+    if not size:
+        return 0
+    with (yield from down_write(task.mm)):
+        covered = 0
+        for vma in task.mm.vmas.overlapping(start, min(end, limits.TASK_SIZE_BYTES)):
+            low, high = max(start, vma.vm_start), min(end, vma.vm_end)
+            if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) and low != start + covered:
+                break
+            covered += high - low
+            yield from _advise(k, task, vma, (low, high), advice)
+    if covered < size:
+        raise MmError(errno.ENOMEM, "the range has a hole")
+    return 0
+
+
+def _advise(k: Kernel, task: Task, vma: VmArea, span: tuple[int, int], advice: int) -> KernelTask[None]:
+    """Follow advice in part of one VMA (madvise_vma)."""
+    low, high = span
+    if advice in _OF_UNLOCKED_MEMORY and vma.vm_flags & VM_LOCKED:
+        raise MmError(errno.EINVAL, "the mapping is locked")
+    if advice in _NEW_FLAGS:
+        cleared, added = _NEW_FLAGS[advice]
+        change_flags(k, vma, low, high, vma.vm_flags & ~cleared | added)
+        k.journal.vmas(task.mm, low, high)
+    elif advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
+        yield from unmap_vmas(k, task.mm, low, high, free_tables=False)
+    elif advice == MADV_PAGEOUT:
+        yield from _madvise_pageout(k, vma, low, high)
+    elif advice == MADV_COLD:
+        yield from _madvise_cold(k, vma, low, high)
+    elif advice == MADV_FREE:
+        yield from _madvise_free(k, vma, low, high)
+    elif advice == MADV_REMOVE:
+        yield from _madvise_remove(k, vma, low, high)
+    elif advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+        yield from _madvise_populate(k, task, vma, span, write=advice == MADV_POPULATE_WRITE)
+
+
+def _own_pages(k: Kernel, vma: VmArea, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indexes and frames of the pages of a range that only this entry maps."""
+    first, last = start >> k.page_shift, end >> k.page_shift
+    flats, _, entries = k.tables.used_entries(vma.vm_mm.pgd, first, last)
+    mapped = is_present(entries)
+    flats, pfns = flats[mapped], (entries[mapped] >> np.uint64(k.page_shift)).astype(np.int64)
+    own = (pfns != k.zero_pfn) & (k.c.mapcount[pfns] == 1)
+    return flats[own], pfns[own]
+
+
+def _madvise_pageout(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[None]:
+    """Evict the pages of a range that nobody else maps (5.4 madvise_cold_or_pageout_pte_range: old first)."""
+    flats, pfns = _own_pages(k, vma, start, end)
+    if not len(pfns):
+        return
+    with (yield from spin_lock(k, [*pte_lock_keys(flats), *lru_lock_keys(k, pfns)])):
+        same = (k.c.pte[flats] >> np.uint64(k.page_shift)).astype(np.int64) == pfns
+        k.c.accessed[flats[same]] = 0
+        pfns = pfns[same]
+        isolated = pfns[isolate_lru_page(k, pfns)]
+    left = yield from swapout_pages(k, isolated)
+    yield from putback_lru_pages(k, left)
+
+
+def _madvise_cold(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[None]:
+    """Pages that nobody else maps become old and inactive (5.4 madvise_cold)."""
+    flats, pfns = _own_pages(k, vma, start, end)
+    if not len(pfns):
+        return
+    with (yield from spin_lock(k, [*pte_lock_keys(flats), *lru_lock_keys(k, pfns)])):
+        k.c.accessed[flats] = 0
+        k.c.pg_flags[pfns] &= ~np.uint16(PG_REFERENCED)
+        listed = pfns[k.c.lru_state[pfns] & LRU_ON_LIST != 0]
+        k.c.lru_state[listed] = LRU_INACTIVE
+
+
+def _madvise_free(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[None]:
+    """Anonymous pages of a range need not be kept (4.5 madvise_free): they count as clean until they are written to.
+
+    Raises:
+        MmError: EINVAL: a mapping of a file.
+    """
+    if vma.vm_file is not None:
+        raise MmError(errno.EINVAL, "MADV_FREE is for private anonymous memory")
+    flats, pfns = _own_pages(k, vma, start, end)
+    if not len(pfns):
+        return
+    with (yield from spin_lock(k, pte_lock_keys(flats))):
+        k.c.accessed[flats] = 0
+        k.c.dirty[flats] = 0
+        k.c.pg_flags[pfns] &= ~np.uint16(PG_DIRTY)
+
+
+def _madvise_remove(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[None]:
+    """Punch a hole into the file behind a range (madvise_remove); copies that were written privately stay.
+
+    Raises:
+        MmError: EINVAL (locked, or no file), EACCES (not mapped shared and writable), EOPNOTSUPP (a kind of file
+            without holes).
+    """
+    if vma.vm_flags & VM_LOCKED or vma.vm_file is None:
+        raise MmError(errno.EINVAL, "MADV_REMOVE is for mappings of files that are not locked")
+    if vma.vm_flags & (VM_SHARED | VM_WRITE) != VM_SHARED | VM_WRITE:
+        raise MmError(errno.EACCES, "the mapping is not shared and writable")
+    if not vma.vm_file.is_shmem:
+        raise MmError(errno.EOPNOTSUPP, "only tmpfs has holes")
+    ends = np.array([start, end]) >> k.page_shift
+    first, last = linear_page_index(k, vma, ends).tolist()
+    yield from unmap_mapping_range(k, vma.vm_file, first, last)
+    yield from truncate_range(k, vma.vm_file, first, last)
+
+
+def _madvise_populate(k: Kernel, task: Task, vma: VmArea, span: tuple[int, int], *, write: bool) -> KernelTask[None]:
+    """Fault a range in, with errors (5.14 madvise_populate).
+
+    Raises:
+        MmError: EINVAL (the mapping does not allow it), EFAULT (beyond the end of the file), ENOMEM.
+    """
+    if not vma.vm_flags & (VM_WRITE if write else VM_READ):
+        raise MmError(errno.EINVAL, "the mapping does not allow such an access")
+    first, last = span[0] >> k.page_shift, span[1] >> k.page_shift
+    for vpn in range(first, last, limits.FAULT_BATCH_PAGES):
+        try:
+            yield from handle_mm_fault(k, task, vma, vpn, min(last, vpn + limits.FAULT_BATCH_PAGES), write=write)
+        except BusError as error:
+            raise MmError(errno.EFAULT, error.detail) from None
+        except OutOfMemory as error:
+            raise MmError(errno.ENOMEM, error.detail) from None
