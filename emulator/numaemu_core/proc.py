@@ -164,6 +164,7 @@ def vmstat(k: Kernel) -> dict[str, int]:
     numa = ("numa_hit", "numa_miss", "numa_foreign", "numa_interleave", "numa_local", "numa_other")
     totals = dict(zip(numa, c.numastat.sum(axis=0).tolist(), strict=True))
     events = {name: k.vmstat[name] for name in ("pgfault", "pgmajfault", "pswpin", "pswpout")}
+    events |= {name: sum(k.vmstat[part] for part in parts) for name, parts in k.profile.reclaim_events}
     return now | totals | events
 
 

@@ -44,6 +44,8 @@ class Topology:
     disk_bytes: int = DISK_BYTES
     #: log2 of the pages that swap readahead reads, in place of the profile's.
     page_cluster: int | None = None
+    #: vm.min_free_kbytes; None: as the kernel chooses, 0: allocations take the last frame.
+    min_free_kbytes: int | None = None
 
     @property
     def online(self) -> int:
@@ -58,6 +60,7 @@ class Topology:
             "swap": self.swap_bytes,
             "disk": self.disk_bytes,
             **({} if self.page_cluster is None else {"page_cluster": self.page_cluster}),
+            **({} if self.min_free_kbytes is None else {"min_free_kbytes": self.min_free_kbytes}),
             "distances": [list(row) for row in self.distances],
             "node": [{"id": n.id, "memory": n.memory_bytes, "cpus": list(n.cpus)} for n in self.nodes],
         }
@@ -76,7 +79,7 @@ def from_dict(description: Mapping[str, object]) -> Topology:
     Raises:
         TopologyError: a field is missing, of the wrong type, out of range or unknown; the message names it.
     """
-    known = {"profile", "page_size", "swap", "disk", "page_cluster", "distances", "node"}
+    known = {"profile", "page_size", "swap", "disk", "page_cluster", "min_free_kbytes", "distances", "node"}
     _refuse_unknown("topology", description, known)
     page_size = parse_size(_scalar(description.get("page_size", 4096)), "page_size")
     if page_size.bit_count() != 1 or not 1 << limits.PAGE_SHIFT_MIN <= page_size <= 1 << limits.PAGE_SHIFT_MAX:
@@ -95,7 +98,19 @@ def from_dict(description: Mapping[str, object]) -> Topology:
     if disk_bytes % page_size:
         _refuse(f"disk: expected a multiple of the page size {page_size}, got {disk_bytes}")
     distances = _distances(description.get("distances"), len(nodes))
-    return Topology(nodes, distances, swap_bytes, page_size, str(profile), disk_bytes, _page_cluster(description))
+    min_free = description.get("min_free_kbytes")
+    if min_free is not None:
+        _check_range("min_free_kbytes", min_free, 0, sum(node.memory_bytes for node in nodes) >> 11)
+    return Topology(
+        nodes,
+        distances,
+        swap_bytes,
+        page_size,
+        str(profile),
+        disk_bytes,
+        _page_cluster(description),
+        min_free if isinstance(min_free, int) else None,
+    )
 
 
 def _page_cluster(description: Mapping[str, object]) -> int | None:
