@@ -88,6 +88,8 @@ class Kernel:
         self.spawn: Callable[[str, KernelTask[Any]], object] = lambda _name, body: body.close()
         #: Wakes the kswapd of a node; the performer's.
         self.wake_kswapd: Callable[[int], object] = lambda _nid: None
+        #: Writes to the swap area and to files that have ended.
+        self.writes_ended = 0
         #: Set whenever a page lock is dropped or a writeback ends: the performer looks at its sleepers.
         self.pages_changed = False
 

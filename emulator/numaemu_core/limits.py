@@ -60,6 +60,8 @@ DEF_PRIORITY: Final = 12
 VM_SWAPPINESS: Final = 60
 #: A sleep for want of something else to do.
 NAP_S: Final = 0.02
+#: Naps that an allocation takes for pages that others are evicting, before somebody is killed.
+OOM_PATIENCE_NAPS: Final = 64
 #: Times that a fault begins anew when frames ran out under it although nobody was killed.
 FAULT_RETRIES: Final = 64
 #: A fault request takes no more than this part of the smallest node at one time: else its first pages are gone again

@@ -62,6 +62,8 @@ def rotate_reclaimable_page(k: Kernel, pfns: I8) -> KernelTask[None]:
         mine = pfns[idle & (k.c.pg_flags[pfns] & (PG_DIRTY | PG_WRITEBACK) == 0)]
         k.lru_tail -= len(mine)
         k.c.lru_stamp[mine] = np.arange(k.lru_tail, k.lru_tail + len(mine), dtype=np.uint64)
+    for nid in np.unique(k.nid_of_pfn[mine]).tolist():
+        k.zones[nid].all_unreclaimable = False
     k.count("pgrotated", len(mine))
 
 

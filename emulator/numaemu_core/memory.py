@@ -49,8 +49,10 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
         OutOfMemory: it can get no frame.
     """
     first, end = addr >> k.page_shift, ((addr + max(length, 1) - 1) >> k.page_shift) + 1
-    smallest = min(zone.present_pages for zone in k.zones.values())
-    end = min(end, first + min(limits.FAULT_REQUEST_PAGES, max(smallest // limits.FAULT_SHARE_OF_NODE, 1)))
+    end = min(end, first + limits.FAULT_REQUEST_PAGES)
+    if any(zone.nr_free - zone.pages_low < end - first for zone in k.zones.values()):
+        smallest = min(zone.present_pages for zone in k.zones.values())
+        end = min(end, first + max(smallest // limits.FAULT_SHARE_OF_NODE, 1))
     vpn = stop = first
     tries = 0
     with (yield from down_read(task.mm)):

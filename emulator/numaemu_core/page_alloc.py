@@ -4,10 +4,13 @@ Mirrors: __alloc_pages, mm/page_alloc.c (2.6.15; 6.x has the same order). Left o
 fails at once instead.
 """
 
+import enum
+
 import numpy as np
 
+from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES
-from numaemu_core.effects import KernelTask
+from numaemu_core.effects import KernelTask, Nap
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
 from numaemu_core.mmzone import Zonelist, rmqueue
@@ -39,6 +42,7 @@ def alloc_pages(  # noqa: PLR0913 - who wants what, from where, and how
         for nid in zonelist.nodes:
             if k.zones[nid].nr_free <= k.zones[nid].pages_low:
                 k.wake_kswapd(nid)
+    naps = 0
     while missing:
         more = yield from rmqueue(k, zonelist, missing, cpu_node, low=False, interleave=interleave, zero=zero)
         missing -= sum(map(len, more))
@@ -46,23 +50,38 @@ def alloc_pages(  # noqa: PLR0913 - who wants what, from where, and how
         if not missing or not may_reclaim:
             break
         kill = may_kill and missing == count
-        again = yield from _make_room(k, task, zonelist, kill=kill)
-        if not again:
+        again = yield from _make_room(k, task, zonelist, kill=kill, patient=naps < limits.OOM_PATIENCE_NAPS)
+        if again is Room.NONE:
             break
+        naps = naps + 1 if again is Room.PERHAPS else 0
     return taken[0] if len(taken) == 1 else np.concatenate([NO_INDEXES, *taken])
 
 
-def _make_room(k: Kernel, task: Task | None, zonelist: Zonelist, *, kill: bool) -> KernelTask[bool]:
-    """Reclaim, or have somebody killed; True: look again."""
+class Room(enum.Enum):
+    """What came of reclaim."""
+
+    SOME = "some"
+    PERHAPS = "perhaps"
+    """Pages are on their way out of memory."""
+    NONE = "none"
+
+
+def _make_room(k: Kernel, task: Task | None, zonelist: Zonelist, *, kill: bool, patient: bool) -> KernelTask[Room]:
+    """Reclaim; what others are evicting or writing is waited for, within bounds; then have somebody killed."""
     # reclaim itself uses modules that allocate, and these import this one
-    from numaemu_core.oom_kill import out_of_memory  # noqa: PLC0415
-    from numaemu_core.reclaim import try_to_free_pages  # noqa: PLC0415
+    from numaemu_core.oom_kill import out_of_memory  # noqa: PLC0415 - as above
+    from numaemu_core.reclaim import is_on_its_way, try_to_free_pages  # noqa: PLC0415 - as above
 
     if task is not None and task.killed:
-        return False
+        return Room.NONE
     freed = yield from try_to_free_pages(k, zonelist.nodes)
     if freed or any(k.zones[nid].nr_free > k.zones[nid].pages_min for nid in zonelist.nodes):
-        return True
-    if task is None or not kill:
-        return False
-    return (yield from out_of_memory(k, task, zonelist.nodes))
+        return Room.SOME
+    if not kill:
+        return Room.NONE
+    if patient and is_on_its_way(k, zonelist.nodes):
+        yield Nap()
+        return Room.PERHAPS
+    if task is None:
+        return Room.NONE
+    return Room.SOME if (yield from out_of_memory(k, task, zonelist.nodes)) else Room.NONE

@@ -93,8 +93,6 @@ class Performer:
         #: Nodes whose kswapd is awake.
         self._awake: set[int] = set()
         self.tasks: list[Running] = []
-        #: Writes that have ended.
-        self._written = 0
         self._writes: list[WritePages] = []
         self._next = 1
         self._steps = 0
@@ -238,10 +236,10 @@ class Performer:
 
     def _nap(self, task: Running) -> None:
         """Behind all others, until a write has ended; at once when none is on its way."""
-        written = self._written
+        written = self.k.writes_ended
         self.tasks.remove(task)
         self.tasks.append(task)
-        task.ready = lambda: (self._written > written or not self._writes, None)
+        task.ready = lambda: (self.k.writes_ended > written or not self._writes, None)
 
     def _try_sem(self, mm_id: int, mode: Mode) -> tuple[bool, Any]:
         guard = self.k.locks.try_sem(mm_id, mode)
@@ -269,6 +267,5 @@ class Performer:
 
     def _finish_write(self, at: int) -> None:
         effect = self._writes.pop(at)
-        self._written += 1
         copy_rows(*self.k.c.area(effect.slots), self.k.c.frames, effect.pfns)
         end_swap_write(self.k, effect.pfns)

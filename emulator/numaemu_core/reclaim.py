@@ -25,6 +25,7 @@ from numaemu_core.mmzone import Zone
 from numaemu_core.page_flags import (
     LRU_ACTIVE,
     LRU_INACTIVE,
+    LRU_ISOLATED,
     PAGE_MAPPING_FILE,
     PG_DIRTY,
     PG_RECLAIM,
@@ -63,8 +64,7 @@ def try_to_free_pages(k: Kernel, nodes: Sequence[int]) -> KernelTask[int]:
         for nid in nodes:
             zone = k.zones[nid]
             zone.prev_priority = min(zone.prev_priority, priority)
-            if not zone.all_unreclaimable or priority == limits.DEF_PRIORITY:
-                yield from shrink_zone(k, zone, priority, control)
+            yield from shrink_zone(k, zone, priority, control)
         if control.nr_reclaimed >= limits.SWAP_CLUSTER_MAX:
             break
         if control.nr_scanned and priority < limits.DEF_PRIORITY - 2:
@@ -74,6 +74,15 @@ def try_to_free_pages(k: Kernel, nodes: Sequence[int]) -> KernelTask[int]:
     for nid in nodes:
         k.zones[nid].prev_priority = limits.DEF_PRIORITY if control.nr_reclaimed else 0
     return control.nr_reclaimed
+
+
+def is_on_its_way(k: Kernel, nodes: Sequence[int]) -> bool:
+    """Is some page of these nodes in the hands of another task, or being written? It may be free soon."""
+    for nid in nodes:
+        zone = slice(k.zones[nid].first, k.zones[nid].end)
+        if (k.c.lru_state[zone] & LRU_ISOLATED).any() or (k.c.pg_flags[zone] & PG_WRITEBACK).any():
+            return True
+    return False
 
 
 def balance_pgdat(k: Kernel, nid: int) -> KernelTask[int]:

@@ -132,4 +132,5 @@ def end_swap_write(k: Kernel, pfns: I8) -> None:
     to_swap = int(np.count_nonzero(k.c.pg_flags[pfns] & PG_SWAPCACHE))
     k.count("pswpout", to_swap)
     k.count("pgpgout", (len(pfns) - to_swap) * k.page_size // 1024)
+    k.writes_ended += 1
     k.pages_changed = True
