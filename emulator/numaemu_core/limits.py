@@ -60,6 +60,10 @@ DEF_PRIORITY: Final = 12
 VM_SWAPPINESS: Final = 60
 #: A sleep for want of something else to do.
 NAP_S: Final = 0.02
+#: Rounds of reclaim that free nothing before somebody is killed (6.x: 16; 2.6.15 gives up after one).
+MAX_RECLAIM_RETRIES: Final = 4
+#: A zone smaller than so many batches is scanned in smaller ones.
+SCAN_BATCHES_OF_ZONE: Final = 32
 #: Naps that an allocation takes for pages that others are evicting, before somebody is killed.
 OOM_PATIENCE_NAPS: Final = 64
 #: Times that a fault begins anew when frames ran out under it although nobody was killed.

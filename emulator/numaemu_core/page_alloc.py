@@ -10,7 +10,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES
-from numaemu_core.effects import KernelTask, Nap
+from numaemu_core.effects import Breathe, KernelTask, Nap
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
 from numaemu_core.mmzone import Zonelist, rmqueue
@@ -42,7 +42,7 @@ def alloc_pages(  # noqa: PLR0913 - who wants what, from where, and how
         for nid in zonelist.nodes:
             if k.zones[nid].nr_free <= k.zones[nid].pages_low:
                 k.wake_kswapd(nid)
-    naps = 0
+    fruitless = 0
     while missing:
         more = yield from rmqueue(k, zonelist, missing, cpu_node, low=False, interleave=interleave, zero=zero)
         missing -= sum(map(len, more))
@@ -50,10 +50,10 @@ def alloc_pages(  # noqa: PLR0913 - who wants what, from where, and how
         if not missing or not may_reclaim:
             break
         kill = may_kill and missing == count
-        again = yield from _make_room(k, task, zonelist, kill=kill, patient=naps < limits.OOM_PATIENCE_NAPS)
+        again = yield from _make_room(k, task, zonelist, kill=kill, fruitless=fruitless)
         if again is Room.NONE:
             break
-        naps = naps + 1 if again is Room.PERHAPS else 0
+        fruitless = fruitless + 1 if again is Room.PERHAPS else 0
     return taken[0] if len(taken) == 1 else np.concatenate([NO_INDEXES, *taken])
 
 
@@ -62,11 +62,11 @@ class Room(enum.Enum):
 
     SOME = "some"
     PERHAPS = "perhaps"
-    """Pages are on their way out of memory."""
+    """Another round may free some."""
     NONE = "none"
 
 
-def _make_room(k: Kernel, task: Task | None, zonelist: Zonelist, *, kill: bool, patient: bool) -> KernelTask[Room]:
+def _make_room(k: Kernel, task: Task | None, zonelist: Zonelist, *, kill: bool, fruitless: int) -> KernelTask[Room]:
     """Reclaim; what others are evicting or writing is waited for, within bounds; then have somebody killed."""
     # reclaim itself uses modules that allocate, and these import this one
     from numaemu_core.oom_kill import out_of_memory  # noqa: PLC0415 - as above
@@ -79,7 +79,10 @@ def _make_room(k: Kernel, task: Task | None, zonelist: Zonelist, *, kill: bool, 
         return Room.SOME
     if not kill:
         return Room.NONE
-    if patient and is_on_its_way(k, zonelist.nodes):
+    if fruitless < limits.MAX_RECLAIM_RETRIES:  # referenced pages go round more than once
+        yield Breathe()
+        return Room.PERHAPS
+    if fruitless < limits.OOM_PATIENCE_NAPS and is_on_its_way(k, zonelist.nodes):
         yield Nap()
         return Room.PERHAPS
     if task is None:

@@ -133,9 +133,10 @@ def shrink_zone(k: Kernel, zone: Zone, priority: int, control: ScanControl) -> K
     zone.nr_scan_active += (int(np.count_nonzero(states == LRU_ACTIVE)) >> priority) + 1
     zone.nr_scan_inactive += (int(np.count_nonzero(states == LRU_INACTIVE)) >> priority) + 1
     nr_active = nr_inactive = 0
-    if zone.nr_scan_active >= limits.SWAP_CLUSTER_MAX:
+    batch = min(limits.SWAP_CLUSTER_MAX, zone.present_pages // limits.SCAN_BATCHES_OF_ZONE)
+    if zone.nr_scan_active >= batch:
         nr_active, zone.nr_scan_active = zone.nr_scan_active, 0
-    if zone.nr_scan_inactive >= limits.SWAP_CLUSTER_MAX:
+    if zone.nr_scan_inactive >= batch:
         nr_inactive, zone.nr_scan_inactive = zone.nr_scan_inactive, 0
     before = control.nr_reclaimed
     while nr_active or nr_inactive:
@@ -187,10 +188,10 @@ def refill_inactive_zone(k: Kernel, zone: Zone, count: int) -> KernelTask[None]:
     if len(asked):
         young, locked = yield from page_referenced(k, pfns[asked])
         of_file = k.c.mapping[pfns[asked]] & PAGE_MAPPING_FILE != 0
-        stay[asked] = locked | young > 0 if k.profile.referenced_pages_stay_active else locked
+        referenced = (young > 0) | (k.c.pg_flags[pfns[asked]] & PG_REFERENCED != 0)
+        k.c.pg_flags[pfns[asked]] &= ~np.uint16(PG_REFERENCED)
+        stay[asked] = locked | referenced & k.profile.referenced_pages_stay_active
         stay[asked] |= ~of_file & (k.layout.slot_count == 0)
-        if not k.profile.referenced_pages_stay_active:  # the reference counts on the inactive list
-            k.c.pg_flags[pfns[asked][~locked]] &= ~np.uint16(PG_REFERENCED)
     k.count("pgdeactivate", int(np.count_nonzero(~stay)))
     yield from _put_back(k, pfns, stay)
 
@@ -315,8 +316,8 @@ def _file_is_mapped(k: Kernel, pfns: I8) -> Bool:
 def page_referenced(k: Kernel, pfns: I8) -> KernelTask[tuple[I8, Bool]]:
     """Through how many entries each page was accessed since it was last asked, and is it in a locked VMA?
 
-    The accessed bytes are cleared (mm/rmap.c page_referenced); in 2.6.15 PG_REFERENCED counts as one more and is taken
-    back by the caller, who needs to know it apart.
+    The accessed bytes are cleared (mm/rmap.c page_referenced). PG_REFERENCED, which 2.6.15 looks at in here, is the
+    callers' business: they need to know it apart.
     """
     young, locked = np.zeros(len(pfns), np.int64), np.zeros(len(pfns), np.bool_)
     for mapper in rmap_walk(k, pfns):

@@ -5,6 +5,7 @@ Sources: mm/mempolicy.c and mm/page_alloc.c (2.6.15).
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 

@@ -57,6 +57,13 @@ def test_processes_that_want_more_than_there_is_swap(boot: Boot, profile: str) -
     """Four processes with twice the memory of the machine keep every byte, and kswapd has worked."""
     machine = boot(memory="2M", swap="16M", profile=profile)
     assert _run_clients(machine, 512, 2) == ["right"] * CLIENTS
-    numbers = machine.vmstat()
-    assert numbers["pageoutrun"] > 0
-    assert numbers["pswpout"] > 0
+    numbers = dict(line.split() for line in machine.vmstat().splitlines())
+    assert int(numbers["pageoutrun"]) > 0
+    assert int(numbers["pswpout"]) > 0
+
+
+@pytest.mark.parametrize("profile", ["swap-v3", "linux-6.12"])
+def test_without_swap_one_is_killed_and_the_others_survive(boot: Boot, profile: str) -> None:
+    """Four processes that together need a little too much, without swap: one is killed, three have all their bytes."""
+    machine = boot(memory="4M", swap="0", profile=profile)
+    assert _run_clients(machine, 560, 1) == ["killed", *["right"] * (CLIENTS - 1)]
