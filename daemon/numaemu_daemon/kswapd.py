@@ -2,7 +2,7 @@
 
 Messages on the bus: the daemon sends `["kswapd"]` when an allocation found the node below pages_low; the node process
 answers `["balance", node]` as long as the node is below pages_high, each answered by `["balanced", pages]` when that
-step of reclaim is over, and `["asleep", node]` when the node has enough, or a step freed nothing.
+step of reclaim is over, and `["asleep", node]` when the node has enough, or some steps freed nothing.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from numaemu_core import limits
 from numaemu_core.columns import Columns
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
@@ -33,17 +34,20 @@ class Kswapd:
         self._first, self._end = columns.layout.node_pfns.get(nid, (0, 0))
         #: Times that it was woken, and pages that its steps freed.
         self.wakeups = 0
+        self._fruitless = 0
         self.pages = 0
 
     def wake(self) -> None:
         """An allocation found the node below pages_low."""
         self.wakeups += 1
+        self._fruitless = 0
         self._go_on()
 
     def balanced(self, pages: int) -> None:
         """A step is over: it freed so many pages."""
         self.pages += pages
-        if pages:
+        self._fruitless = 0 if pages else self._fruitless + 1
+        if self._fruitless < limits.MAX_RECLAIM_RETRIES:
             self._go_on()
         else:
             self._send(["asleep", self._nid])

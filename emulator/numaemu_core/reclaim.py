@@ -112,10 +112,10 @@ def balance_pgdat(k: Kernel, nid: int) -> KernelTask[int]:
 
 def kswapd(k: Kernel, nid: int) -> KernelTask[None]:
     """All steps of a kswapd from when it is woken until it sleeps again, for performers without node processes."""
-    while k.zones[nid].nr_free < k.zones[nid].pages_high:
+    fruitless = 0
+    while k.zones[nid].nr_free < k.zones[nid].pages_high and fruitless < limits.MAX_RECLAIM_RETRIES:
         freed = yield from balance_pgdat(k, nid)
-        if not freed:
-            return
+        fruitless = 0 if freed else fruitless + 1
 
 
 def nr_lru_pages(k: Kernel, zone: Zone) -> int:

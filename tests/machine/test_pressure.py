@@ -1,8 +1,9 @@
 """More memory wanted than there is, by real processes: what swap is for, and what happens without."""
 
-import hashlib
 import multiprocessing
 from collections.abc import Callable
+from multiprocessing import synchronize
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -13,6 +14,10 @@ Boot = Callable[..., nm.Machine]
 
 PAGE = 4096
 CLIENTS = 4
+PATIENCE_S = 60.0
+
+Reports: TypeAlias = "multiprocessing.Queue[str]"
+Flag: TypeAlias = "synchronize.Event"
 
 
 def _tagged(seed: int, pages: int) -> bytes:
@@ -20,36 +25,48 @@ def _tagged(seed: int, pages: int) -> bytes:
     return np.random.default_rng(seed).integers(0, 255, pages * PAGE, np.uint8).tobytes()
 
 
-def _use_memory(name: str, cpu: int, pages: int, turns: int, results: "multiprocessing.Queue[tuple[int, str]]") -> None:
-    """Write an area, then read and change it in turns; say how it ended."""
+def _use_memory(name: str, number: int, pages: int, turns: int, reports: "Reports", all_wrote: "Flag") -> None:
+    """Write an area, again and again; once all have written, read it; say how it ended."""
+    ending = "right"
     try:
-        with nm.connect(name) as machine, machine.attach(cpu=cpu) as task:
+        with nm.connect(name) as machine, machine.attach(cpu=number % 2) as task:
             buf = task.mmap(pages * PAGE)
             for turn in range(turns):
-                data = _tagged(cpu * 100 + turn, pages)
+                data = _tagged(number * 100 + turn, pages)
                 buf.write(0, data)
-                if hashlib.sha256(buf.read(0, len(data))).digest() != hashlib.sha256(data).digest():
-                    results.put((cpu, "wrong bytes"))
-                    return
-        results.put((cpu, "right"))
+                if buf.read(0, len(data)) != data:
+                    ending = "wrong bytes"
+            reports.put("written")
+            all_wrote.wait(PATIENCE_S)
+            if buf.read(0, len(data)) != data:
+                ending = "wrong bytes"
     except nm.OutOfMemory:
-        results.put((cpu, "killed"))
+        ending = "killed"
+        reports.put("written")
     except Exception as error:  # noqa: BLE001 - the test tells which one it was
-        results.put((cpu, repr(error)))
+        ending = repr(error)
+        reports.put("written")
+    reports.put(ending)
 
 
 def _run_clients(machine: nm.Machine, pages: int, turns: int) -> list[str]:
     """Several processes use memory at once; how each ended, sorted."""
     context = multiprocessing.get_context("spawn")
-    results: multiprocessing.Queue[tuple[int, str]] = context.Queue()
-    args = [(machine.name, cpu % 2, pages, turns, results) for cpu in range(CLIENTS)]
+    reports: Reports = context.Queue()
+    all_wrote = context.Event()
+    args = [(machine.name, number, pages, turns, reports, all_wrote) for number in range(CLIENTS)]
     clients = [context.Process(target=_use_memory, args=arg) for arg in args]
     for client in clients:
         client.start()
-    endings = [results.get(timeout=100)[1] for _ in clients]
+    heard: list[str] = []
+    while heard.count("written") < CLIENTS:
+        heard.append(reports.get(timeout=PATIENCE_S))
+    all_wrote.set()
+    while len(heard) < 2 * CLIENTS:
+        heard.append(reports.get(timeout=PATIENCE_S))
     for client in clients:
-        client.join(20)
-    return sorted(endings)
+        client.join(PATIENCE_S)
+    return sorted(word for word in heard if word != "written")
 
 
 @pytest.mark.parametrize("profile", ["swap-v3", "linux-6.1"])
