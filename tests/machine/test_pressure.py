@@ -27,7 +27,7 @@ def _tagged(seed: int, pages: int) -> bytes:
 
 def _use_memory(name: str, number: int, pages: int, turns: int, reports: "Reports", all_wrote: "Flag") -> None:
     """Write an area, again and again; once all have written, read it; say how it ended."""
-    ending = "right"
+    ending, said = "right", False
     try:
         with nm.connect(name) as machine, machine.attach(cpu=number % 2) as task:
             buf = task.mmap(pages * PAGE)
@@ -37,14 +37,15 @@ def _use_memory(name: str, number: int, pages: int, turns: int, reports: "Report
                 if buf.read(0, len(data)) != data:
                     ending = "wrong bytes"
             reports.put("written")
+            said = True
             all_wrote.wait(PATIENCE_S)
             if buf.read(0, len(data)) != data:
                 ending = "wrong bytes"
     except nm.OutOfMemory:
         ending = "killed"
-        reports.put("written")
     except Exception as error:  # noqa: BLE001 - the test tells which one it was
         ending = repr(error)
+    if not said:
         reports.put("written")
     reports.put(ending)
 
