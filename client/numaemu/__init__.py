@@ -69,6 +69,9 @@ from numaemu_core.uapi import (
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
+    RLIM_INFINITY,
+    RLIMIT_AS,
+    RLIMIT_MEMLOCK,
 )
 
 if TYPE_CHECKING:
@@ -150,6 +153,9 @@ __all__ = [
     "PROT_NONE",
     "PROT_READ",
     "PROT_WRITE",
+    "RLIMIT_AS",
+    "RLIMIT_MEMLOCK",
+    "RLIM_INFINITY",
     "BusError",
     "Machine",
     "MachineGone",

@@ -13,10 +13,13 @@ from numaemu.connection import Calls, keep_out_of_reach
 from numaemu.ended import closed, forked
 from numaemu.task import Task
 from numaemu_core import views as text
+from numaemu_core.profiles import profile_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
+
+    from _typeshed import ReadableBuffer
 
     from numaemu.attachment import Attachment
     from numaemu_core.topology import Topology
@@ -81,6 +84,25 @@ class Machine:
         self._tasks.add(task)
         return task
 
+    def create_file(self, name: str, data: ReadableBuffer | int, kind: str = "tmpfs") -> None:
+        """A file that any task can map, with these bytes, or of that many bytes that are zeros and take no memory.
+
+        `kind`: "tmpfs" (its pages go to swap, and policies belong to the file), "ramfs" (its pages never leave memory),
+        "disk" (its pages are written back). The bytes are written by a task on the machine's first CPU: its node gets
+        the pages. The file lives as long as the machine; numa_maps shows it in the root directory.
+
+        Raises:
+            OSError: EEXIST: there is such a file; EINVAL: no such kind, no such name; EFBIG, ENOSPC: it is too long.
+        """
+        if isinstance(data, int):
+            self._calls.call("create_file", name, kind, data)
+            return
+        length = memoryview(data).nbytes
+        self._calls.call("create_file", name, kind, length)
+        if length:
+            with self.attach(min(cpu for node in self.topology.nodes for cpu in node.cpus)) as task:
+                task.file_write(name, 0, data)
+
     # -- the whole machine ---------------------------------------------------------------------------------------------
 
     def figures(self, name: str) -> Any:  # noqa: ANN401 - each has its own shape
@@ -93,12 +115,23 @@ class Machine:
         """Nodes, CPUs, memory and distances, as `numactl --hardware` prints them."""
         return text.hardware(self.figures("hardware"))
 
-    def numastat(self) -> str:
-        """The counters of each node, as `numastat` prints them; unit: pages."""
-        return text.numastat(self.figures("numastat"))
+    def numastat(self, node: int | None = None) -> str:
+        """The counters of each node, as `numastat` prints them; unit: pages.
+
+        Of one node, as in /sys/devices/system/node/nodeN/numastat. FileNotFoundError: the machine has no such node.
+        """
+        found = self.figures("numastat")
+        if node is None:
+            return text.numastat(found)
+        for nid, counters in found:
+            if nid == node:
+                return text.node_numastat(counters)
+        raise FileNotFoundError(errno.ENOENT, f"the machine {self.name!r} has no node {node}")
 
     def meminfo(self, node: int | None = None) -> str:
         """The memory of a node, as in /sys/devices/system/node/nodeN/meminfo; of all, one after the other, if None.
+
+        In the format of the kernel that the machine's profile stands for.
 
         Raises:
             FileNotFoundError: the machine has no such node.
@@ -107,10 +140,11 @@ class Machine:
         chosen = [figures for figures in found if node is None or figures["node"] == node]
         if not chosen:
             raise FileNotFoundError(errno.ENOENT, f"the machine {self.name!r} has no node {node}")
-        return "".join(text.meminfo(figures) for figures in chosen)
+        of_2005 = profile_named(self.topology.profile).views_of_2005
+        return "".join(text.meminfo(figures, of_2005=of_2005) for figures in chosen)
 
     def vmstat(self) -> str:
-        """Events since boot, as in /proc/vmstat: a name and a number a line."""
+        """Pages by kind and events since boot, as in /proc/vmstat: a name and a number a line."""
         return text.vmstat(self.figures("vmstat"))
 
     def numa_maps(self, pid: int) -> str:

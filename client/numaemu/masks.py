@@ -10,11 +10,15 @@ import errno
 import operator
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
 from numaemu_core import limits
 from numaemu_core.nodemask import mask_of, nodes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from numaemu_core.columns import I8
 
 _WORD_BITS: Final = 64
 _WORD: Final = (1 << _WORD_BITS) - 1
@@ -37,6 +41,23 @@ def mask_words(nodes: Iterable[int]) -> tuple[list[int], int]:
     while mask := mask >> _WORD_BITS:
         words.append(mask & _WORD)
     return words, len(words) * _WORD_BITS + 1
+
+
+def masks_alike(first: Iterable[int], second: Iterable[int]) -> tuple[int, list[int], list[int]]:
+    """Maxnode and the words of two sets, both as long as the longer one asks for. OSError as `mask_words`."""
+    one, other = mask_words(first)[0], mask_words(second)[0]
+    longer = max(len(one), len(other))
+    one, other = (words + [0] * (longer - len(words)) for words in (one, other))
+    return longer * _WORD_BITS + 1, one, other
+
+
+def status_array(status: bytes | None, pages: int) -> I8:
+    """The statuses of move_pages as numbers; -EAGAIN where there are none, or none that the kernel wrote."""
+    found = np.full(pages, -errno.EAGAIN)
+    if status:
+        written = np.frombuffer(status, "<i4")
+        found[: len(written)] = written
+    return found
 
 
 def nodes_of_bytes(mask: bytes) -> set[int]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import operator
 from typing import TYPE_CHECKING, Any, Final
 
-from numaemu.masks import MAXNODE, mask_words, nodes_of_bytes
+from numaemu.masks import MAXNODE, mask_words, masks_alike, nodes_of_bytes, status_array
 from numaemu_core import uapi
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from numaemu_core.columns import I8
 
 #: What `syscall` lets through: the calls that a program makes, and none of those that keep its handle.
 RAW_CALLS: Final = frozenset(
@@ -18,14 +21,19 @@ RAW_CALLS: Final = frozenset(
         "get_mempolicy",
         "madvise",
         "mbind",
+        "migrate_pages",
         "mlock",
+        "mlock2",
         "mlockall",
         "mmap",
+        "move_pages",
         "mprotect",
+        "mremap",
         "munlock",
         "munlockall",
         "munmap",
         "set_mempolicy",
+        "set_mempolicy_home_node",
     }
 )
 
@@ -60,6 +68,13 @@ class SystemCalls:
         """
         self._call("mlock", addr, length)
 
+    def mlock2(self, addr: int, length: int, flags: int = uapi.MLOCK_ONFAULT) -> None:
+        """As `mlock`; with MLOCK_ONFAULT pages are kept from when they are touched.
+
+        Mirrors: mlock2(2).
+        """
+        self._call("mlock2", addr, length, flags)
+
     def munlock(self, addr: int, length: int) -> None:
         """Let the pages of a range go again.
 
@@ -68,7 +83,7 @@ class SystemCalls:
         self._call("munlock", addr, length)
 
     def mlockall(self, flags: int) -> None:
-        """Lock all mappings: `flags` is made of MCL_CURRENT and MCL_FUTURE.
+        """Lock all mappings: `flags` is made of MCL_CURRENT, MCL_FUTURE and MCL_ONFAULT.
 
         Mirrors: mlockall(2).
         """
@@ -130,6 +145,51 @@ class SystemCalls:
             return node
         mode, mask = self._call("get_mempolicy", MAXNODE, addr or 0, flags)
         return mode, nodes_of_bytes(mask or b"")
+
+    def set_mempolicy_home_node(self, addr: int, length: int, home_node: int, flags: int = 0) -> None:
+        """Say which node the BIND and PREFERRED_MANY policies of [addr, addr + length) try first.
+
+        Raises:
+            OSError: ENOENT: no such policy there; EOPNOTSUPP: another policy; EINVAL: no such node, flags; ENOSYS: the
+            kernel of the profile is older. Mirrors: set_mempolicy_home_node(2).
+        """
+        self._call("set_mempolicy_home_node", addr, length, home_node, flags)
+
+    # -- moving pages --------------------------------------------------------------------------------------------------
+
+    def migrate_pages(self, pid: int, old_nodes: Iterable[int], new_nodes: Iterable[int]) -> int:
+        """Move the pages of a task (`pid` 0: this one) from nodes to nodes; gives how many could not be moved.
+
+        Raises:
+            OSError: ESRCH: no such task; EPERM: it is another user's, or the new nodes lie outside of its cpuset;
+            EINVAL: no new node has memory. Mirrors: migrate_pages(2).
+        """
+        maxnode, old, new = masks_alike(old_nodes, new_nodes)
+        found: int = self._call("migrate_pages", pid, maxnode, old, new)
+        return found
+
+    def move_pages(
+        self,
+        pid: int,
+        addresses: Iterable[int],
+        nodes: Iterable[int] | None = None,
+        flags: int = uapi.MPOL_MF_MOVE,
+    ) -> I8:
+        """Move single pages of a task (`pid` 0: this one), each to the node beside it; gives a status for each.
+
+        Shapes: as many `nodes` as `addresses`; gives int64[n]: the node where the page is, or -errno. Without `nodes`
+        nothing moves. Where the kernel leaves a status unwritten, as it does for a batch with pages that could not be
+        moved, there is -EAGAIN.
+
+        Raises:
+            OSError: ESRCH: no such task; EPERM; ENODEV: no such node; EINVAL: flags. Mirrors: move_pages(2).
+        """
+        pages = [operator.index(address) for address in addresses]
+        targets = None if nodes is None else [operator.index(node) for node in nodes]
+        if targets is not None and len(targets) != len(pages):
+            raise ValueError(f"expected a node for each of {len(pages)} pages, got {len(targets)}")
+        _, status = self._call("move_pages", pid, pages, targets, flags)
+        return status_array(status, len(pages))
 
     def numa_maps(self) -> str:
         """The mappings with their policies and where their pages are, as in /proc/PID/numa_maps."""

@@ -17,13 +17,14 @@ from numaemu.ended import closed, forked
 from numaemu.errors import MachineGone
 from numaemu.locked_window import LockedWindow
 from numaemu.mapping import Mapping
+from numaemu.masks import mask_words
 from numaemu.syscalls import SystemCalls
 from numaemu.window import Window
 from numaemu_core import limits, uapi
 from numaemu_core.errors import SegmentationFault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -39,6 +40,8 @@ _WHERE_PAGES: Final = limits.MESSAGE_BYTES_MAX // 8
 #: How long `close` waits for other threads that are inside a window.
 _SHUT_S: Final = limits.WINDOW_BOUND_RUNNING_S
 _PAUSE_S: Final = 0.0005
+#: Bytes of a file that travel in one message.
+_FILE_BYTES: Final = limits.MESSAGE_BYTES_MAX // 2
 
 
 class _Here(threading.local):
@@ -159,12 +162,61 @@ class Task(SystemCalls):
         addr: int | None = None,
         prot: int = uapi.PROT_READ | uapi.PROT_WRITE,
         flags: int = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS,
+        file: str | None = None,
+        offset: int = 0,
+        file_mode: str | None = None,
     ) -> Mapping:
         """A new mapping of `length` bytes, at `addr` with MAP_FIXED, else where there is room.
 
-        Mirrors: mmap(2).
+        With `file`, the name of one that `Machine.create_file` made, its bytes from `offset` (a multiple of the page
+        size); MAP_ANONYMOUS does not count then. The file is opened read-only, unless the mapping is shared and may
+        write; `file_mode`, "r" or "r+", says otherwise. An access beyond its end raises BusError.
+
+        Raises:
+            OSError: ENOENT: no such file; EACCES: a shared mapping that writes to a file opened with "r"; others as in
+            the manual. Mirrors: mmap(2).
         """
-        return Mapping(self, self._call("mmap", addr or 0, length, prot, flags), length)
+        if file is not None:
+            flags &= ~uapi.MAP_ANONYMOUS
+        if file_mode is None:
+            writes = file is None or (flags & uapi.MAP_SHARED and prot & uapi.PROT_WRITE)
+            file_mode = "r+" if writes else "r"
+        return Mapping(self, self._call("mmap", addr or 0, length, prot, flags, file, offset, file_mode), length)
+
+    def mremap(
+        self, addr: int, old_length: int, new_length: int, flags: int = uapi.MREMAP_MAYMOVE, new_addr: int = 0
+    ) -> Mapping:
+        """Make a mapping longer or shorter, or move it: `flags` is made of MREMAP_*; gives it as it is now.
+
+        `new_addr` counts with MREMAP_FIXED. Mirrors: mremap(2).
+        """
+        return Mapping(self, self._call("mremap", addr, old_length, new_length, flags, new_addr), new_length)
+
+    def file_write(self, name: str, offset: int, data: ReadableBuffer) -> None:
+        """Copy all bytes of a buffer into a file, without a mapping. New pages are placed as for a fault of this task.
+
+        Raises:
+            OSError: ENOENT: no such file; EFBIG: the file ends before the bytes do, it does not grow; what lies before
+            is written. OutOfMemory. Mirrors: pwrite(2).
+        """
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            written = self._call("file_write", name, offset + done, bytes(view[done : done + _FILE_BYTES]))
+            if not written:
+                raise OSError(errno.EFBIG, f"the file {name!r} ends at {offset + done}")
+            done += written
+
+    def file_read(self, name: str, offset: int, n: int) -> bytes:
+        """Up to `n` bytes of a file from `offset`, without a mapping; fewer at its end. Mirrors: pread(2)."""
+        parts = []
+        while n > 0:
+            part: bytes = self._call("file_read", name, offset, min(n, _FILE_BYTES))
+            if not part:
+                break
+            parts.append(part)
+            offset, n = offset + len(part), n - len(part)
+        return b"".join(parts)
 
     # -- the task itself -----------------------------------------------------------------------------------------------
 
@@ -178,6 +230,23 @@ class Task(SystemCalls):
     def set_cpu(self, cpu: int) -> None:
         """Run on another CPU from now on: pages that are local to the task come from its node."""
         self._call("set_cpu", cpu)
+
+    def set_cpuset(self, nodes: Iterable[int]) -> None:
+        """Move the task into a cpuset of its own with these memory nodes, or change the nodes of the one it is in.
+
+        Policies are remapped and pages migrated as the kernel of the profile does. Mirrors: cpuset.mems.
+
+        Raises:
+            OSError: EINVAL: no node of these has memory.
+        """
+        self._call("set_cpuset", mask_words(nodes)[0])
+
+    def setrlimit(self, resource: int, limit: int | None) -> None:
+        """Limit what the task may lock (RLIMIT_MEMLOCK) or map (RLIMIT_AS), in bytes; None: no limit.
+
+        Mirrors: setrlimit(2), the soft limit.
+        """
+        self._call("setrlimit", resource, uapi.RLIM_INFINITY if limit is None else limit)
 
     def _call(self, name: str, *args: Any) -> Any:  # noqa: ANN401 - whatever the call takes and gives
         return self._calls.call(name, self.pid, *args)

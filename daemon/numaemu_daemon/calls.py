@@ -8,18 +8,19 @@ import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from numaemu_core import files, fork, proc
+from numaemu_core import files, fork, node_views
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
 from numaemu_core.swap_state import release_unpinned
 from numaemu_core.syscalls import NOT_JOURNALLED, SYSCALLS
+from numaemu_core.sysctl import write_sysctl
 from numaemu_core.wire import Request, pack_refusal, pack_reply
 from numaemu_daemon.clients import AccessSlots, Client, Connection
 from numaemu_daemon.scheduler import Scheduler
 
 #: Calls that a client may make about tasks of other processes of the same user, too.
-OF_ANY_TASK = frozenset({"numa_maps"})
+OF_ANY_TASK = frozenset({"maps", "numa_maps", "pagemap"})
 
 Send = Callable[[Connection, bytes], None]
 
@@ -51,10 +52,11 @@ class Calls:
             "window": self._window,
             "window_close": self._window_close,
             "unpinned": self._unpinned,
-            "hardware": lambda _client: proc.hardware(k),
-            "numastat": lambda _client: proc.numastat(k),
-            "meminfo": lambda _client: proc.meminfo(k),
-            "vmstat": lambda _client: proc.vmstat(k),
+            "sysctl": lambda _client, path, value: write_sysctl(k, path, value),
+            "hardware": lambda _client: node_views.hardware(k),
+            "numastat": lambda _client: node_views.numastat(k),
+            "meminfo": lambda _client: node_views.meminfo(k),
+            "vmstat": lambda _client: node_views.vmstat(k),
             "status": lambda _client: server.status(),
         }
         #: Calls served since boot, by name.

@@ -175,7 +175,7 @@ def _map_locked(k: Kernel, vma: VmArea, flats: I8, indexes: I8, pfns: I8, *, wri
         same = (k.c.pte[flats] == _NOTHING) & still_in_cache(k, vma.vm_file, indexes, pfns)
         mapped = pfns[same]
         k.c.mapcount[mapped] += 1
-        k.c.pg_flags[mapped] |= PG_REFERENCED
+        k.c.pg_flags[mapped] |= PG_REFERENCED | (PG_DIRTY if write and k.profile.write_fault_dirties_page else 0)
         set_ptes(k, flats[same], make_entries(k, mapped, file_page_prot(vma)), dirty=int(write))
     yield from unlock_pages(k, pfns)
     yield from put_pages(k, pfns[~same])

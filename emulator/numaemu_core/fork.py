@@ -171,7 +171,9 @@ def dup_mmap(k: Kernel, task: Task, child: Mm) -> KernelTask[None]:
     parent = task.mm
     child.start_brk, child.brk = parent.start_brk, parent.brk
     for vma in parent.vmas:
-        insert_vm_struct(k, replace(vma, vm_mm=child, vm_flags=vma.vm_flags & ~VM_LOCKED))
+        k.anon_clones += 1
+        clone = 0 if vma.anon_vma is None else k.anon_clones
+        insert_vm_struct(k, replace(vma, vm_mm=child, vm_flags=vma.vm_flags & ~VM_LOCKED, anon_clone=clone))
     k.journal.mm(child)
     k.journal.vmas(child, 0, limits.TASK_SIZE_BYTES)
     yield from _write_protect(k, parent)

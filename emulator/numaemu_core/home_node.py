@@ -53,7 +53,7 @@ def _set_home(k: Kernel, task: Task, start: int, end: int, home_node: int) -> bo
     """Change the policies of a range; did any VMA have one?"""
     changed = False
     vma = task.mm.vmas.find_vma(start)
-    while vma is not None and vma.vm_start < end:
+    while vma is not None and max(vma.vm_start, start) < end:
         low, high = max(start, vma.vm_start), min(end, vma.vm_end)
         if vma.vm_policy is not None:
             if vma.vm_policy.mode not in (MPOL_BIND, MPOL_PREFERRED_MANY):

@@ -3,11 +3,13 @@
 Mirrors: offset_il_node, interleave_nodes and their weighted twins, mm/mempolicy.c (2.6.15, 6.1, 6.12).
 """
 
+import errno
 from typing import Final
 
 import numpy as np
 
 from numaemu_core.columns import I8, NO_INDEXES
+from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
 from numaemu_core.nodemask import nodes_of
@@ -25,8 +27,15 @@ def interleaves(policy: Mempolicy | None) -> bool:
 
 
 def set_il_weight(k: Kernel, nid: int, weight: int) -> None:
-    """How many pages a node gets in a round of weighted interleaving, 1 to 255; 0 for the default, which is 1."""
-    assert 0 <= weight <= _IL_WEIGHT_MAX
+    """How many pages a node gets in a round of weighted interleaving, 1 to 255; 0 for the default, which is 1.
+
+    Raises:
+        MmError: EINVAL: another weight; ENOENT: no such node.
+    """
+    if not k.online >> nid & 1:
+        raise MmError(errno.ENOENT, f"node {nid} is not online")
+    if not 0 <= weight <= _IL_WEIGHT_MAX:
+        raise MmError(errno.EINVAL, f"weight {weight} is none of 0 to {_IL_WEIGHT_MAX}")
     k.il_weights[nid] = weight or 1
 
 

@@ -9,6 +9,7 @@ daemon died is not there. Records are states, not changes: applying one twice do
     ["mm", mm, fields] / ["mm_gone", mm]          an address space
     ["task", pid, fields] / ["task_gone", pid]    a task
     ["file", id, fields] / ["file_gone", id]      an object that pages belong to
+    ["policy", id, start, end, policy]            pages [start, end) of an object have this policy, or none
     ["done", connection, request, reply]          a mutating call is over; its answer may be sent
     ["hung_up", connection]                       its client is gone
 
@@ -25,7 +26,7 @@ import numpy as np
 from numaemu_core.columns import U1
 from numaemu_core.errors import BugError
 from numaemu_core.mm_types import AddressSpace, Mm, Task, VmArea
-from numaemu_core.shared_policy import Mempolicy
+from numaemu_core.shared_policy import Mempolicy, set_range
 
 _WORD: Final = 8
 _HEADER: Final = 2 * _WORD
@@ -44,6 +45,8 @@ class Truth:
     mms: dict[int, Row] = field(default_factory=dict)
     vmas: dict[int, list[Row]] = field(default_factory=dict)
     files: dict[int, Row] = field(default_factory=dict)
+    #: Shared policies by object: (first page, end, policy).
+    policies: dict[int, list[tuple[int, int, Row]]] = field(default_factory=dict)
     #: Last request of each connection: [request, name and args, or None once done, reply].
     calls: dict[int, Row] = field(default_factory=dict)
 
@@ -67,6 +70,9 @@ class Truth:
                 self.files[number] = fields
             case ["file_gone", number]:
                 self.files.pop(number, None)
+                self.policies.pop(number, None)
+            case ["policy", number, start, end, policy]:
+                self._set_policy(number, start, end, policy)
             case ["intent", connection, request, name, args]:
                 self.calls[connection] = [request, [name, args], None]
             case ["done", connection, request, reply]:
@@ -77,10 +83,18 @@ class Truth:
                 message = f"a journal record that nobody knows: {record!r}"
                 raise BugError(message)
 
+    def _set_policy(self, number: int, start: int, end: int, policy: Row | None) -> None:
+        """Another policy for some pages of an object; an object without any is not listed."""
+        ranges = set_range(self.policies.pop(number, []), start, end, policy)
+        if ranges:
+            self.policies[number] = ranges
+
     def records(self) -> Iterable[Row]:
         """Records that make this state from nothing: a snapshot."""
         for number, fields in self.files.items():
             yield ["file", number, fields]
+            for start, end, policy in self.policies.get(number, []):
+                yield ["policy", number, start, end, policy]
         for mm, fields in self.mms.items():
             yield ["mm", mm, fields]
             yield ["vmas", mm, 0, 1 << 63, self.vmas.get(mm, [])]
@@ -182,6 +196,10 @@ class Journal:
         """An object was made."""
         self.append(["file", mapping.id, file_row(mapping)])
 
+    def policy(self, mapping: AddressSpace, start: int, end: int, policy: Mempolicy | None) -> None:
+        """Pages [start, end) of an object have another policy."""
+        self.append(["policy", mapping.id, start, end, policy_row(policy)])
+
     def task(self, task: Task) -> None:
         """A task was made or its fields changed."""
         self.append(["task", task.pid, task_row(task)])
@@ -225,7 +243,10 @@ def task_row(task: Task) -> Row:
 def truth_of(tasks: Iterable[Task], mms: Iterable[Mm], objects: Iterable[AddressSpace]) -> Truth:
     """The live state in the form that a replay gives."""
     truth = Truth(tasks={task.pid: task_row(task) for task in tasks})
-    truth.files = {mapping.id: file_row(mapping) for mapping in objects}
+    for mapping in objects:
+        truth.files[mapping.id] = file_row(mapping)
+        for start, end, policy in mapping.policy.ranges:
+            truth.policies.setdefault(mapping.id, []).append((start, end, policy_row(policy) or []))
     for mm in mms:
         truth.mms[mm.id] = mm_row(mm)
         truth.vmas[mm.id] = [vma_row(vma) for vma in mm.vmas]

@@ -17,9 +17,10 @@ from numaemu_core.mm_types import AddressSpace, AnonVma, Mm, Task
 from numaemu_core.mmzone import Zone, Zonelist, build_zonelists, make_zones
 from numaemu_core.nodemask import mask_of
 from numaemu_core.page_table import TableArena
-from numaemu_core.profiles import profile_named
+from numaemu_core.profiles import Profile, profile_named
 from numaemu_core.quarantine import Quarantine
 from numaemu_core.shared_policy import Mempolicy
+from numaemu_core.topology import Topology
 
 #: Stamps of the LRU begin in the middle, so that there is room at both ends.
 LRU_CLOCK_START: Final = 1 << 62
@@ -32,9 +33,7 @@ class Kernel:
         """A machine just switched on: all frames free and clean but the zero page, no task."""
         self.layout = layout
         self.topology = layout.topology
-        self.profile = profile_named(layout.topology.profile)
-        if layout.topology.page_cluster is not None:
-            self.profile = replace(self.profile, page_cluster=layout.topology.page_cluster)
+        self.profile = _tuned(layout.topology)
         self.page_shift = layout.page_shift
         self.page_size = 1 << layout.page_shift
         self.c = columns
@@ -82,6 +81,8 @@ class Kernel:
         self.next_pid = 1
         self.next_mm = 0
         self.next_anon_vma = 1
+        #: Copies of anon_vmas that forks made.
+        self.anon_clones = 0
         #: Events since boot by their name in /proc/vmstat.
         self.vmstat: Counter[str] = Counter()
         #: Starts a kernel task that nobody waits for; the performer's.
@@ -113,3 +114,15 @@ class Kernel:
                 self.next_mm = mm_id + 1
                 return mm_id
         return -1
+
+
+def _tuned(topology: Topology) -> Profile:
+    """The profile of a machine, with the settings that the machine has in place of the profile's."""
+    profile = profile_named(topology.profile)
+    if topology.page_cluster is not None:
+        profile = replace(profile, page_cluster=topology.page_cluster)
+    if topology.fault_around is not None:
+        profile = replace(profile, fault_around_pages=topology.fault_around)
+    if topology.swap_device is not None:
+        profile = replace(profile, swap_synchronous=topology.swap_device == "ram")
+    return profile

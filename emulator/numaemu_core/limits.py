@@ -26,6 +26,8 @@ PAGE_SHIFT_MAX: Final = 16
 MAX_MAP_COUNT: Final = 65536
 #: VMAs of all address spaces together: a snapshot of them fits half a journal.
 MAX_VMAS: Final = 1 << 18
+#: Ranges of pages with a policy, in all objects together.
+MAX_SHARED_POLICIES: Final = 1 << 16
 #: Tasks alive at one time (pid_max of 2.6.15).
 MAX_TASKS: Final = 32768
 #: Address spaces alive at one time: rows of the epoch column.
@@ -107,4 +109,4 @@ assert PTE_LOCK_BATCH + 3 * MAX_NUMNODES + 1 <= ROBUST_LIST_MAX // 2
 assert FAULT_BATCH_PAGES <= FAULT_REQUEST_PAGES
 assert SWAPOUT_TRYLOCK_PASSES < SWAPOUT_PASSES
 assert TASK_SIZE_BYTES <= 1 << (PAGE_SHIFT_MIN + TABLE_LEVELS * TABLE_SHIFT)
-assert (MAX_VMAS + MAX_TASKS + MAX_MMS) * JOURNAL_ROW_BYTES_MAX <= JOURNAL_HALF_BYTES * 3 // 4
+assert (MAX_VMAS + MAX_SHARED_POLICIES + MAX_TASKS + MAX_MMS) * JOURNAL_ROW_BYTES_MAX <= JOURNAL_HALF_BYTES * 3 // 4

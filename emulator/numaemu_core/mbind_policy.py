@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from numaemu_core import limits
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.mempolicy import get_nodes, mpol_new, sanitize_mpol_flags
@@ -101,7 +102,8 @@ def check_holes(
 def mbind_range(k: Kernel, vma: VmArea | None, start: int, end: int, new: Mempolicy | None) -> None:
     """Set a policy on the VMAs of a range from `vma` on, splitting those that reach beyond it.
 
-    Since 2.6.34 a VMA that has an equal policy is left alone, and what has become equal is merged.
+    Since 2.6.34 a VMA that has an equal policy is left alone, and what has become equal is merged first: the object of
+    a VMA gets the policy for the pages of the VMAs that it is merged with, too.
 
     Raises:
         MmError: ENOMEM: too many VMAs; those before keep the new policy.
@@ -112,15 +114,25 @@ def mbind_range(k: Kernel, vma: VmArea | None, start: int, end: int, new: Mempol
                 split_vma(k, vma, start, new_below=True)
             if vma.vm_end > end:
                 split_vma(k, vma, end, new_below=False)
-            vma_replace_policy(k, vma, new)
             if k.profile.mbind_merges_vmas:
+                vma.vm_policy = new
                 vma = vma_merge(k, vma)
+            vma_replace_policy(k, vma, new)
         vma = vma.vm_mm.vmas.find_vma(vma.vm_end)
 
 
 def vma_replace_policy(k: Kernel, vma: VmArea, new: Mempolicy | None) -> None:
-    """Set the policy of a whole VMA, and that of the pages of its object where policies belong to objects."""
-    if vma.vm_file is not None and vma.vm_file.is_shmem:
-        pages = (vma.vm_end - vma.vm_start) >> k.page_shift
-        vma.vm_file.policy.set(vma.vm_pgoff, vma.vm_pgoff + pages, new)
+    """Set the policy of a whole VMA, and that of the pages of its object where policies belong to objects.
+
+    Raises:
+        MmError: ENOMEM: objects have too many policies.
+    """
+    mapping = vma.vm_file
+    if mapping is not None and mapping.is_shmem:
+        ranges = sum(len(each.policy.ranges) for each in k.address_spaces.values())
+        if new is not None and ranges + 2 > limits.MAX_SHARED_POLICIES:
+            raise MmError(errno.ENOMEM, f"the objects of a machine have at most {limits.MAX_SHARED_POLICIES} policies")
+        end = vma.vm_pgoff + ((vma.vm_end - vma.vm_start) >> k.page_shift)
+        mapping.policy.set(vma.vm_pgoff, end, new)
+        k.journal.policy(mapping, vma.vm_pgoff, end, new)
     vma.vm_policy = new

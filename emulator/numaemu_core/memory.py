@@ -184,6 +184,8 @@ def do_wp_page(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, entries:
         with (yield from spin_lock(k, pte_lock_keys(flats))):
             same = k.c.pte[flats] == entries
             set_ptes(k, flats[same], entries[same] | np.uint64(PTE_WRITABLE), dirty=1)
+            if k.profile.write_fault_dirties_page:
+                k.c.pg_flags[(entries[same] >> np.uint64(k.page_shift)).astype(np.int64)] |= PG_DIRTY
         return
     pfns = (entries >> np.uint64(k.page_shift)).astype(np.int64)
     copied = np.ones(len(pfns), np.bool_)

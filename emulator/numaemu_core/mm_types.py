@@ -93,6 +93,8 @@ class VmArea:
     anon_vma: int | None = None
     #: What it maps; None for private anonymous memory.
     vm_file: AddressSpace | None = None
+    #: Which copy of the anon_vma a fork made for it, 0: none; copies keep VMAs apart that could merge (6.x).
+    anon_clone: int = 0
 
 
 @dataclass(slots=True)

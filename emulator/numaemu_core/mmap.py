@@ -132,29 +132,48 @@ def remove_vma(k: Kernel, vma: VmArea) -> None:
             del k.anon_vmas[vma.anon_vma]
 
 
-def _can_merge(k: Kernel, left: VmArea, right: VmArea) -> bool:
-    """Are two neighbours one VMA in all but name (2.6.15 can_vma_merge_before and _after)?"""
+def _can_merge(k: Kernel, left: VmArea, right: VmArea, neighbour: VmArea) -> bool:
+    """Are two VMAs one in all but name? `neighbour` is the one that is not new (can_vma_merge_before and _after)."""
     return (
         left.vm_end == right.vm_start
         and left.vm_flags == right.vm_flags
         and left.vm_file is right.vm_file
         and left.vm_policy == right.vm_policy
         and left.vm_pgoff + ((left.vm_end - left.vm_start) >> k.page_shift) == right.vm_pgoff
-        and (left.anon_vma is None or right.anon_vma is None or left.anon_vma == right.anon_vma)
+        and (
+            _anon_identity(k, left) == _anon_identity(k, right)
+            or ((left.anon_vma is None or right.anon_vma is None) and has_single_chain(k, neighbour))
+        )
     )
+
+
+def _anon_identity(k: Kernel, vma: VmArea) -> tuple[int | None, int]:
+    """What must be the same in two VMAs whose anonymous pages may be under one."""
+    return vma.anon_vma, vma.anon_clone if k.profile.merge_needs_single_chain else 0
+
+
+def has_single_chain(k: Kernel, vma: VmArea) -> bool:
+    """May a VMA that has no anonymous pages share the anon_vma of this one?
+
+    Since 3.0 that takes an anon_vma, and one that was not inherited in a fork (list_is_singular of its chain).
+    """
+    return not k.profile.merge_needs_single_chain or (vma.anon_vma is not None and not vma.anon_clone)
 
 
 def vma_merge(k: Kernel, vma: VmArea) -> VmArea:
     """Merge a VMA with its neighbours where nothing tells them apart; gives the VMA that has its pages now.
 
-    Mirrors: vma_merge, mm/mmap.c (2.6.15): after mmap, mprotect, mlock and brk; never after mbind.
+    Mirrors: vma_merge, mm/mmap.c (2.6.15 and 6.1): after mmap, mprotect, mlock and brk; after mbind since 2.6.34.
     """
     vmas = vma.vm_mm.vmas
-    before = vmas.before(vma.vm_start)
-    if before is not None and _can_merge(k, before, vma):
+    before, after = vmas.before(vma.vm_start), vmas.find_vma(vma.vm_end)
+    with_before = before is not None and _can_merge(k, before, vma, before)
+    with_after = after is not None and _can_merge(k, vma, after, after)
+    if before is not None and with_before:
+        outer = {_anon_identity(k, v) for v in (before, after) if v is not None and v.anon_vma is not None}
+        with_after = with_after and len(outer) <= 1
         vma = _join(k, before, vma)
-    after = vmas.find_vma(vma.vm_end)
-    if after is not None and _can_merge(k, vma, after):
+    if after is not None and with_after:
         vma = _join(k, vma, after)
     return vma
 
@@ -163,7 +182,7 @@ def _join(k: Kernel, left: VmArea, right: VmArea) -> VmArea:
     end, anon_vma = right.vm_end, right.anon_vma
     remove_vma(k, right)
     if left.anon_vma is None and anon_vma is not None:
-        left.anon_vma = anon_vma
+        left.anon_vma, left.anon_clone = anon_vma, right.anon_clone
         k.anon_vmas.setdefault(anon_vma, AnonVma(anon_vma)).vmas[left] = None
     left.vm_end = end
     return left

@@ -1,6 +1,6 @@
 """Sets of nodes as integers: bit n is node n. Any width, one word or many."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 def mask_of(nodes: Iterable[int]) -> int:
@@ -58,3 +58,15 @@ def nodes_relative(mask: int, allowed: int) -> int:
     """A mask of positions, folded to the number of allowed nodes, as nodes (mpol_relative_nodemask)."""
     count = allowed.bit_count()
     return mask_of(nth_node(position % count, allowed) for position in nodes_of(mask))
+
+
+def node_list(ids: Sequence[int]) -> str:
+    """Ascending ids as today's kernels print sets: `0-3,5`."""
+    parts: list[str] = []
+    start = 0
+    for i, node in enumerate(ids):
+        if i + 1 < len(ids) and ids[i + 1] == node + 1:
+            continue
+        parts.append(str(node) if start == i else f"{ids[start]}-{node}")
+        start = i + 1
+    return ",".join(parts)

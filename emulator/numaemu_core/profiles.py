@@ -105,6 +105,8 @@ class Profile:
     holes_between_vmas_only: bool
     #: True: mbind merges VMAs that have become equal (2.6.34, commit 9d8cebd4).
     mbind_merges_vmas: bool
+    #: True: VMAs merge only if the neighbour's anon_vma was not inherited in a fork (3.0, "avoid merging cloned VMAs").
+    merge_needs_single_chain: bool
     #: True: locked pages stay under MOVE and fail under STRICT (V3 vma_migratable and try_to_unmap).
     locked_pages_stay: bool
     #: What move_pages says of an anonymous page that was never touched (6.1: EFAULT; 6.12: ENOENT).
@@ -130,6 +132,9 @@ class Profile:
     #: True: writing a tmpfs page out starts with the step into the swap cache and goes on in it (3.x shmem_writepage);
     #: False: the step is all that one pass does (2.6.15).
     shmem_writepage_writes: bool
+    #: True: a write fault on a shared mapping makes the page dirty (5.x fault_dirty_shared_page); False: only its
+    #: entry, until that is unmapped (2.6.15).
+    write_fault_dirties_page: bool
     #: True: locking and MAP_POPULATE fault shared writable mappings in for writing (2.6.15); False: for reading.
     populate_writes_shared: bool
     #: Pages that a read fault of a file maps around the one that was asked for (fault_around_bytes), 1: none.
@@ -161,6 +166,9 @@ class Profile:
 
     #: True: numa_maps and node meminfo in the format of 2.6.14, False: in today's.
     views_of_2005: bool
+    #: True: numa_maps calls a mapping that only touches the heap `heap`, too (6.1); False: one that overlaps it (6.5,
+    #: commit d3bb89ea). Nothing where there are no such words.
+    heap_includes_neighbours: bool
 
 
 _NODE_FLAGS: Final = MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES
@@ -221,6 +229,7 @@ SWAP_V3: Final = Profile(
     move_needs_mapcount_one=False,
     holes_between_vmas_only=True,
     mbind_merges_vmas=False,
+    merge_needs_single_chain=False,
     locked_pages_stay=True,
     untouched_page_status=errno.ENOENT,
     move_pages_skips_prot_none=False,
@@ -230,6 +239,7 @@ SWAP_V3: Final = Profile(
     swap_synchronous=False,
     write_gives_slot_up=False,
     shmem_writepage_writes=False,
+    write_fault_dirties_page=False,
     populate_writes_shared=True,
     fault_around_pages=1,
     cpuset_resets_affinity=False,
@@ -240,6 +250,7 @@ SWAP_V3: Final = Profile(
     oom_knows_policies=False,
     reclaim_events=_RECLAIM_EVENTS_2005,
     views_of_2005=True,
+    heap_includes_neighbours=False,
 )
 
 LINUX_6_1: Final = Profile(
@@ -273,6 +284,7 @@ LINUX_6_1: Final = Profile(
     move_needs_mapcount_one=True,
     holes_between_vmas_only=False,
     mbind_merges_vmas=True,
+    merge_needs_single_chain=True,
     locked_pages_stay=False,
     untouched_page_status=errno.EFAULT,
     move_pages_skips_prot_none=True,
@@ -282,6 +294,7 @@ LINUX_6_1: Final = Profile(
     swap_synchronous=True,
     write_gives_slot_up=True,
     shmem_writepage_writes=True,
+    write_fault_dirties_page=True,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=True,
@@ -292,6 +305,7 @@ LINUX_6_1: Final = Profile(
     oom_knows_policies=True,
     reclaim_events=_RECLAIM_EVENTS_TODAY,
     views_of_2005=False,
+    heap_includes_neighbours=True,
 )
 
 LINUX_6_12: Final = Profile(
@@ -325,6 +339,7 @@ LINUX_6_12: Final = Profile(
     move_needs_mapcount_one=True,
     holes_between_vmas_only=False,
     mbind_merges_vmas=True,
+    merge_needs_single_chain=True,
     locked_pages_stay=False,
     untouched_page_status=errno.ENOENT,
     move_pages_skips_prot_none=False,
@@ -334,6 +349,7 @@ LINUX_6_12: Final = Profile(
     swap_synchronous=True,
     write_gives_slot_up=True,
     shmem_writepage_writes=True,
+    write_fault_dirties_page=True,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=False,
@@ -344,6 +360,7 @@ LINUX_6_12: Final = Profile(
     oom_knows_policies=True,
     reclaim_events=_RECLAIM_EVENTS_TODAY,
     views_of_2005=False,
+    heap_includes_neighbours=False,
 )
 
 PROFILES: Final = {profile.name: profile for profile in (SWAP_V3, LINUX_6_1, LINUX_6_12)}

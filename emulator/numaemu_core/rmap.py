@@ -85,6 +85,7 @@ def _find_mergeable_anon_vma(k: Kernel, vma: VmArea) -> AnonVma | None:
         if (
             near is not None
             and near.anon_vma is not None
+            and not (near.anon_clone and k.profile.merge_needs_single_chain)
             and (near.vm_start == vma.vm_end or near.vm_end == vma.vm_start)
             and near.vm_policy == vma.vm_policy
             and (near.vm_flags ^ vma.vm_flags) & ~7 == 0

@@ -6,6 +6,9 @@ Mirrors: struct mempolicy and the shared policy tree, mm/mempolicy.c (2.6.15 and
 import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,19 @@ class Mempolicy:
     cpuset_nodes: int = field(default=0, compare=False)
 
 
+def set_range(ranges: list[tuple[int, int, _T]], start: int, end: int, value: _T | None) -> list[tuple[int, int, _T]]:
+    """Ranges with their values, ordered and apart, once [start, end) has this value; None: has none."""
+    kept: list[tuple[int, int, _T]] = []
+    for low, high, old in ranges:
+        if low < start:
+            kept.append((low, min(high, start), old))
+        if high > end:
+            kept.append((max(low, end), high, old))
+    if value is not None:
+        kept.append((start, end, value))
+    return sorted((row for row in kept if row[0] < row[1]), key=lambda row: row[0])
+
+
 @dataclass(slots=True)
 class SharedPolicy:
     """Ranges of pages of an object with their policies: ordered, apart, none of them default."""
@@ -38,15 +54,7 @@ class SharedPolicy:
 
     def set(self, start: int, end: int, policy: Mempolicy | None) -> None:
         """Pages [start, end) have this policy now; None takes theirs away."""
-        kept: list[tuple[int, int, Mempolicy]] = []
-        for low, high, old in self.ranges:
-            if low < start:
-                kept.append((low, min(high, start), old))
-            if high > end:
-                kept.append((max(low, end), high, old))
-        if policy is not None:
-            kept.append((start, end, policy))
-        self.ranges = sorted((row for row in kept if row[0] < row[1]), key=lambda row: row[0])
+        self.ranges = set_range(self.ranges, start, end, policy)
 
     def lookup(self, index: int) -> Mempolicy | None:
         """The policy of a page, None where it has none."""

@@ -6,7 +6,22 @@ Arguments were checked by `wire`; a handler gets the kernel, the task and them, 
 from collections.abc import Callable
 from typing import Any, Final
 
-from numaemu_core import cpuset, files, fork, get_mempolicy, home_node, mbind, memory, mempolicy, mmap, proc, protect
+from numaemu_core import (
+    cpuset,
+    cred,
+    files,
+    fork,
+    get_mempolicy,
+    home_node,
+    mbind,
+    memory,
+    mempolicy,
+    mmap,
+    numa_maps,
+    proc,
+    protect,
+    task_mmu,
+)
 from numaemu_core.effects import KernelTask
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
@@ -26,6 +41,7 @@ def _get_mempolicy(k: Kernel, task: Task, maxnode: int | None, addr: int, flags:
 #: Calls of a task.
 SYSCALLS: Final[dict[str, Handler]] = {
     "brk": mmap.sys_brk,
+    "drop_capabilities": cred.sys_drop_capabilities,
     "exit": fork.sys_exit,
     "fault": _fault,
     "file_read": files.sys_file_read,
@@ -33,6 +49,7 @@ SYSCALLS: Final[dict[str, Handler]] = {
     "fork": fork.sys_fork,
     "get_mempolicy": _get_mempolicy,
     "madvise": protect.sys_madvise,
+    "maps": task_mmu.sys_maps,
     "mbind": mbind.sys_mbind,
     "mlock": protect.sys_mlock,
     "mlockall": protect.sys_mlockall,
@@ -41,13 +58,19 @@ SYSCALLS: Final[dict[str, Handler]] = {
     "munlock": protect.sys_munlock,
     "munlockall": protect.sys_munlockall,
     "munmap": mmap.sys_munmap,
-    "numa_maps": proc.sys_numa_maps,
+    "numa_maps": numa_maps.sys_numa_maps,
+    "pagemap": task_mmu.sys_pagemap,
     "set_cpu": fork.sys_set_cpu,
     "set_cpuset": cpuset.sys_set_cpuset,
+    "set_dumpable": cred.sys_set_dumpable,
     "set_mempolicy": mempolicy.sys_set_mempolicy,
     "set_mempolicy_home_node": home_node.sys_set_mempolicy_home_node,
+    "setrlimit": cred.sys_setrlimit,
+    "setuid": cred.sys_setuid,
     "where": proc.sys_where,
 }
 
 #: Calls without intent and answer in the journal: what they change is told by frames and entries, or nothing changes.
-NOT_JOURNALLED: Final = frozenset({"fault", "file_read", "file_write", "get_mempolicy", "numa_maps", "where"})
+NOT_JOURNALLED: Final = frozenset(
+    {"fault", "file_read", "file_write", "get_mempolicy", "maps", "numa_maps", "pagemap", "where"}
+)

@@ -19,6 +19,10 @@ REMOTE_DISTANCE: Final = 20
 DISTANCE_MAX: Final = 255
 #: Swap readahead reads at most 2 to this power of pages.
 PAGE_CLUSTER_MAX: Final = 5
+#: Settings that take the place of the profile's.
+TUNABLES: Final = ("page_cluster", "fault_around", "swap_device", "min_free_kbytes")
+_FAULT_AROUND_MAX: Final = 512
+_SWAP_DEVICES: Final = ("ram", "disk")
 #: Room for files of kind disk, unless told; it takes memory only where it is written to.
 DISK_BYTES: Final = 64 << 20
 
@@ -44,6 +48,10 @@ class Topology:
     disk_bytes: int = DISK_BYTES
     #: log2 of the pages that swap readahead reads, in place of the profile's.
     page_cluster: int | None = None
+    #: Pages that a read fault of a file maps around the one that was asked for, in place of the profile's.
+    fault_around: int | None = None
+    #: "ram": swap is as fast as memory; "disk": pages pass through the swap cache; None: as in the profile.
+    swap_device: str | None = None
     #: vm.min_free_kbytes; None: as the kernel chooses, 0: allocations take the last frame.
     min_free_kbytes: int | None = None
 
@@ -59,8 +67,7 @@ class Topology:
             "page_size": self.page_size,
             "swap": self.swap_bytes,
             "disk": self.disk_bytes,
-            **({} if self.page_cluster is None else {"page_cluster": self.page_cluster}),
-            **({} if self.min_free_kbytes is None else {"min_free_kbytes": self.min_free_kbytes}),
+            **{name: value for name in TUNABLES if (value := getattr(self, name)) is not None},
             "distances": [list(row) for row in self.distances],
             "node": [{"id": n.id, "memory": n.memory_bytes, "cpus": list(n.cpus)} for n in self.nodes],
         }
@@ -79,7 +86,18 @@ def from_dict(description: Mapping[str, object]) -> Topology:
     Raises:
         TopologyError: a field is missing, of the wrong type, out of range or unknown; the message names it.
     """
-    known = {"profile", "page_size", "swap", "disk", "page_cluster", "min_free_kbytes", "distances", "node"}
+    known = {
+        "profile",
+        "page_size",
+        "swap",
+        "disk",
+        "page_cluster",
+        "fault_around",
+        "swap_device",
+        "min_free_kbytes",
+        "distances",
+        "node",
+    }
     _refuse_unknown("topology", description, known)
     page_size = parse_size(_scalar(description.get("page_size", 4096)), "page_size")
     if page_size.bit_count() != 1 or not 1 << limits.PAGE_SHIFT_MIN <= page_size <= 1 << limits.PAGE_SHIFT_MAX:
@@ -98,27 +116,26 @@ def from_dict(description: Mapping[str, object]) -> Topology:
     if disk_bytes % page_size:
         _refuse(f"disk: expected a multiple of the page size {page_size}, got {disk_bytes}")
     distances = _distances(description.get("distances"), len(nodes))
-    min_free = description.get("min_free_kbytes")
-    if min_free is not None:
-        _check_range("min_free_kbytes", min_free, 0, sum(node.memory_bytes for node in nodes) >> 11)
-    return Topology(
-        nodes,
-        distances,
-        swap_bytes,
-        page_size,
-        str(profile),
-        disk_bytes,
-        _page_cluster(description),
-        min_free if isinstance(min_free, int) else None,
-    )
+    min_free = _optional_number(description, "min_free_kbytes", 0, sum(node.memory_bytes for node in nodes) >> 11)
+    tunables = _tunables(description)
+    return Topology(nodes, distances, swap_bytes, page_size, str(profile), disk_bytes, *tunables, min_free)
 
 
-def _page_cluster(description: Mapping[str, object]) -> int | None:
-    value = description.get("page_cluster")
+def _tunables(description: Mapping[str, object]) -> tuple[int | None, int | None, str | None]:
+    cluster = _optional_number(description, "page_cluster", 0, PAGE_CLUSTER_MAX)
+    around = _optional_number(description, "fault_around", 1, _FAULT_AROUND_MAX)
+    device = description.get("swap_device")
+    if device is not None and device not in _SWAP_DEVICES:
+        _refuse(f"swap_device: expected one of {', '.join(_SWAP_DEVICES)}, got {device!r}")
+    return cluster, around, None if device is None else str(device)
+
+
+def _optional_number(description: Mapping[str, object], name: str, lowest: int, highest: int) -> int | None:
+    value = description.get(name)
     if value is None:
         return None
-    if not isinstance(value, int) or not 0 <= value <= PAGE_CLUSTER_MAX:
-        _refuse(f"page_cluster: expected a number from 0 to {PAGE_CLUSTER_MAX}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
+        _refuse(f"{name}: expected a number from {lowest} to {highest}, got {value!r}")
     return value
 
 

@@ -1,8 +1,8 @@
-"""The constants that programs name: memory policy, mmap, mprotect and madvise, with the values of the kernel headers.
+"""The constants that programs name: memory policy, mmap, mprotect, madvise, limits, with the kernel headers' values.
 
 Source: include/linux/mempolicy.h (2.6.15, "Swap migration V3: MPOL_MF_MOVE interface", 6.12),
-include/asm-generic/mman.h (2.6.15, 6.12), include/linux/capability.h. Values never change with the profile; which of
-them a profile accepts does.
+include/asm-generic/mman.h and resource.h (2.6.15, 6.12), include/linux/capability.h. Values never change with the
+profile; which of them a profile accepts does.
 """
 
 from typing import Final
@@ -59,11 +59,16 @@ MADV_COLD: Final = 20
 MADV_PAGEOUT: Final = 21
 MADV_POPULATE_READ: Final = 22
 MADV_POPULATE_WRITE: Final = 23
+MADV_DONTNEED_LOCKED: Final = 24
 
 MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
 MCL_ONFAULT: Final = 4
 
 MLOCK_ONFAULT: Final = 1
+
+RLIMIT_MEMLOCK: Final = 8
+RLIMIT_AS: Final = 9
+RLIM_INFINITY: Final = (1 << 64) - 1
 
 CAPABILITIES: Final = frozenset({"CAP_IPC_LOCK", "CAP_SYS_ADMIN", "CAP_SYS_NICE", "CAP_SYS_RESOURCE"})

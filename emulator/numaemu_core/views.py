@@ -1,34 +1,22 @@
 """The figures of a machine as text, in the formats that existing tools print and existing parsers read.
 
 Pure formatting: dicts and lists in, as the calls of the same names give them, text out. Sources: `hardware` and
-`print_distances` of numactl.c (numactl 2.0), `numastat` without options (numastat.c since 2012),
-drivers/base/node.c node_read_meminfo (2.6.15), mm/vmstat.c.
+`print_distances` of numactl.c (numactl 2.0), `numastat` without options (numastat.c since 2012), node_read_meminfo and
+node_read_numastat of drivers/base/node.c (2.6.15 and 6.12), mm/vmstat.c.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from numaemu_core.layout import NUMA_COUNTERS
+from numaemu_core.nodemask import node_list
 
 _KB_PER_MB: Final = 1024
 _CELL: Final = 16
 
-#: Names of /sys/devices/system/node/nodeN/meminfo that are followed by kB, in their order.
-_MEMINFO_KB: Final = (
-    "MemTotal",
-    "MemFree",
-    "MemUsed",
-    "Active",
-    "Inactive",
-    "HighTotal",
-    "HighFree",
-    "LowTotal",
-    "LowFree",
-    "Dirty",
-    "Writeback",
-    "Mapped",
-    "Slab",
-)
+#: Columns that the name and its colon take in meminfo: of 2.6.15, and today.
+_NAME_OF_2005: Final = 14
+_NAME_OF_TODAY: Final = 16
 
 
 def hardware(figures: Mapping[str, Any]) -> str:
@@ -38,7 +26,7 @@ def hardware(figures: Mapping[str, Any]) -> str:
     """
     nodes: Sequence[Mapping[str, Any]] = figures["nodes"]
     ids = [node["id"] for node in nodes]
-    lines = [f"available: {len(ids)} nodes ({_nodelist(ids)})"]
+    lines = [f"available: {len(ids)} nodes ({node_list(ids)})"]
     for node in nodes:
         lines.append(f"node {node['id']} cpus:" + "".join(f" {cpu}" for cpu in node["cpus"]))
         lines.append(f"node {node['id']} size: {node['size_kb'] // _KB_PER_MB} MB")
@@ -61,31 +49,27 @@ def numastat(figures: Sequence[tuple[int, Sequence[int]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def meminfo(figures: Mapping[str, int]) -> str:
-    """As /sys/devices/system/node/nodeN/meminfo of 2.6.15, which begins with an empty line.
+def node_numastat(counters: Sequence[int]) -> str:
+    """As /sys/devices/system/node/nodeN/numastat: a name and a number a line, in pages."""
+    return "".join(f"{name} {count}\n" for name, count in zip(NUMA_COUNTERS, counters, strict=True))
 
-    `figures`: "node", the names above in kB, "HugePages_Total" and "HugePages_Free".
+
+def meminfo(figures: Mapping[str, int], *, of_2005: bool) -> str:
+    """As /sys/devices/system/node/nodeN/meminfo. That of 2.6.15 begins with an empty line.
+
+    `figures`: "node", then names with kB, and those that begin with HugePages_ with pages, in the order to print.
     """
     head = f"Node {figures['node']} "
-    lines = [""]
-    lines += [f"{head}{name + ':':<14}{figures[name]:8d} kB" for name in _MEMINFO_KB]
-    lines.append(f"{head}HugePages_Total: {figures['HugePages_Total']:5d}")
-    lines.append(f"{head}HugePages_Free:  {figures['HugePages_Free']:5d}")
+    width = _NAME_OF_2005 if of_2005 else _NAME_OF_TODAY
+    lines = [""] if of_2005 else []
+    for name, number in figures.items():
+        if name.startswith("HugePages_"):
+            lines.append(f"{head}{name + ':':<16} {number:5d}")
+        elif name != "node":
+            lines.append(f"{head}{name + ':':<{width}}{number:8d} kB")
     return "\n".join(lines) + "\n"
 
 
 def vmstat(figures: Mapping[str, int]) -> str:
     """As /proc/vmstat: a name and a number a line, in the order given."""
     return "".join(f"{name} {number}\n" for name, number in figures.items())
-
-
-def _nodelist(ids: Sequence[int]) -> str:
-    """Ascending ids as /sys prints sets: `0-3,5`."""
-    parts: list[str] = []
-    start = 0
-    for i, node in enumerate(ids):
-        if i + 1 < len(ids) and ids[i + 1] == node + 1:
-            continue
-        parts.append(str(node) if start == i else f"{ids[start]}-{node}")
-        start = i + 1
-    return ",".join(parts)

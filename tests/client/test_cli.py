@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 import numaemu
 import numaemu_core
 from numaemu.cli import main as cli
-from numaemu.cli import reports, status, up
+from numaemu.cli import migratepages, reports, status, up
 from numaemu.cli.options import machine_name
 from numaemu_host import fdsock
 
@@ -60,7 +61,19 @@ def test_help_imports_nothing_heavy() -> None:
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("up", "down", "status", "ls", "hardware", "stat", "maps", "meminfo", "vmstat", "fsck"):
+    for command in (
+        "up",
+        "down",
+        "status",
+        "ls",
+        "hardware",
+        "stat",
+        "maps",
+        "meminfo",
+        "vmstat",
+        "fsck",
+        "migratepages",
+    ):
         assert f"\n    {command} " in done.stdout
 
 
@@ -77,6 +90,7 @@ def test_version() -> None:
         (["-m", "box", "hardware"], "no machine named 'box' is running"),
         (["fsck", "--machine", "../x"], "a machine's name has"),
         (["maps", "3", "--json"], "no machine named 'default' is running"),
+        (["migratepages", "3", "0", "1"], "no machine named 'default' is running"),
         (["up", "--memory", "7"], "memory: expected a multiple of the page size"),
         (["up", "--memory", "lots"], "expected a size such as 64M"),
         (["up", "--nodes", "0"], "nodes: expected a whole number from 1 to 64"),
@@ -103,6 +117,8 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list
         ["maps"],
         ["maps", "x"],
         ["meminfo", "one"],
+        ["migratepages", "3", "0"],
+        ["migratepages", "three", "0", "1"],
         ["up", "--nodes", "two"],
         ["up", "--topology", "t.toml", "--nodes", "2"],
         ["up", "--topology", "t.toml", "--memory", "2M"],
@@ -260,3 +276,64 @@ def test_numa_maps_as_json() -> None:
         "N1": 256,
         "huge": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("rest", "policy", "words"),
+    [
+        (
+            "default file=/dev/zero\\040(deleted) mapped=2 N1=2",
+            "default",
+            {"file": "/dev/zero\\040(deleted)", "mapped": 2, "N1": 2},
+        ),
+        ("prefer (many)=static:0-1 heap anon=2", "prefer (many)=static:0-1", {"heap": True, "anon": 2}),
+        ("weighted interleave:0,2", "weighted interleave:0,2", {}),
+        ("prefer=static:0 dirty=1", "prefer=static:0", {"dirty": 1}),
+    ],
+)
+def test_numa_maps_of_today_as_json(rest: str, policy: str, words: dict[str, object]) -> None:
+    """Names of policies with a blank stay in one piece."""
+    assert reports.parsed_line(f"7f00 {rest}\n") == {"start": "7f00", "policy": policy, **words}
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [
+        ("0", {0}),
+        ("all", {0, 1, 3, 6}),
+        ("0-1,6", {0, 1, 6}),
+        ("!0", {1, 3, 6}),
+        ("!all", set()),
+        ("+2", {3}),
+        ("+0,3", {0, 6}),
+        ("!+0-1", {3, 6}),
+    ],
+)
+def test_sets_of_nodes(text: str, nodes: set[int]) -> None:
+    """Numbers, ranges, all, complements, and nodes counted among those that there are."""
+    assert migratepages.node_set(text, [0, 1, 3, 6]) == nodes
+
+
+@pytest.mark.parametrize("text", ["", "2", "0-3", "x", "1-0", "-1", "0,", "+4", "99999999999999", "0-99999999999", "²"])
+def test_no_set_of_nodes(text: str) -> None:
+    """What is no such set, or names a node that is not there, is told in one sentence."""
+    with pytest.raises(ValueError, match="nodes "):
+        migratepages.node_set(text, [0, 1, 3, 6])
+
+
+EXPLAINED = ("up", "down", "status", "fsck", "demo", "stress", "bench", "maps", "meminfo", "vmstat", "migratepages")
+
+
+@pytest.mark.parametrize("command", [*EXPLAINED, "hardware", "stat"])
+def test_help_has_examples(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """--help of a command ends with command lines, each of which is one."""
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    text, _, examples = capsys.readouterr().out.partition("examples:\n")
+    assert max(map(len, text.splitlines())) <= 80
+    lines = examples.splitlines()
+    assert lines
+    for line in lines:
+        words = shlex.split(line.partition("|")[0])
+        assert words[0] == "numaemu"
+        cli.make_parser().parse_args(words[1:])

@@ -120,7 +120,7 @@ def test_arguments(machine: Machine, calls: ScriptedCalls) -> None:
     assert task.fork().pid == 2
     assert machine.adopt(9).pid == 9
     assert calls.made == [
-        ("mmap", 1, 0, 100, 3, 0x22),
+        ("mmap", 1, 0, 100, 3, 0x22, None, 0, "r+"),
         ("mbind", 1, START, PAGE, 2, [1, 2], 129, 2),
         ("set_mempolicy", 1, 0, [0], 65),
         ("get_mempolicy", 1, 65, 0, 0),
@@ -130,6 +130,103 @@ def test_arguments(machine: Machine, calls: ScriptedCalls) -> None:
         ("fork", 1),
         ("adopt", 9),
     ]
+
+
+UNLIMITED = (1 << 64) - 1
+#: What is asked of a task, and the call that it makes (behind its pid).
+CALLS_MADE: list[tuple[Callable[[Task], object], tuple[Any, ...]]] = [
+    (lambda task: task.mmap(PAGE, file="f"), ("mmap", 0, PAGE, 3, 0x02, "f", 0, "r")),
+    (lambda task: task.mmap(PAGE, file="f", flags=numaemu.MAP_SHARED), ("mmap", 0, PAGE, 3, 0x01, "f", 0, "r+")),
+    (
+        lambda task: task.mmap(PAGE, START, numaemu.PROT_READ, numaemu.MAP_SHARED | numaemu.MAP_FIXED, "f", 2 * PAGE),
+        ("mmap", START, PAGE, 1, 0x11, "f", 2 * PAGE, "r"),
+    ),
+    (
+        lambda task: task.mmap(PAGE, None, numaemu.PROT_READ, numaemu.MAP_SHARED, "f", file_mode="r+"),
+        ("mmap", 0, PAGE, 1, 0x01, "f", 0, "r+"),
+    ),
+    (lambda task: task.syscall("mmap", 0, PAGE, 3, 0x22), ("mmap", 0, PAGE, 3, 0x22)),
+    (lambda task: task.syscall("mmap", 0, PAGE, 3, 1, "f", PAGE, "r"), ("mmap", 0, PAGE, 3, 1, "f", PAGE, "r")),
+    (lambda task: task.mremap(START, PAGE, 3 * PAGE), ("mremap", START, PAGE, 3 * PAGE, 1, 0)),
+    (lambda task: task.mremap(START, PAGE, PAGE, 3, 2 * START), ("mremap", START, PAGE, PAGE, 3, 2 * START)),
+    (lambda task: task.mlock2(START, PAGE), ("mlock2", START, PAGE, 1)),
+    (lambda task: task.set_cpuset({1, 65}), ("set_cpuset", [2, 2])),
+    (lambda task: task.setrlimit(numaemu.RLIMIT_MEMLOCK, 8192), ("setrlimit", 8, 8192)),
+    (lambda task: task.setrlimit(numaemu.RLIMIT_AS, None), ("setrlimit", 9, UNLIMITED)),
+    (lambda task: task.migrate_pages(0, {0}, {70}), ("migrate_pages", 0, 129, [1, 0], [0, 64])),
+    (lambda task: task.migrate_pages(7, [0, 1], [1]), ("migrate_pages", 7, 65, [3], [2])),
+    (lambda task: task.set_mempolicy_home_node(START, PAGE, 1), ("set_mempolicy_home_node", START, PAGE, 1, 0)),
+]
+
+
+@pytest.mark.parametrize(("use", "made"), CALLS_MADE)
+def test_calls_of_a_task(
+    machine: Machine, calls: ScriptedCalls, use: Callable[[Task], object], made: tuple[Any, ...]
+) -> None:
+    """A file is opened for reading unless a shared mapping may write; masks of one call are of one length."""
+    task = machine.attach()
+    calls.made.clear()
+    use(task)
+    assert calls.made == [(made[0], 1, *made[1:])]
+
+
+def test_move_pages(machine: Machine, calls: ScriptedCalls) -> None:
+    """The status of each page comes back; where the kernel wrote none there is -EAGAIN; counts must agree."""
+    task = machine.attach()
+    calls.answers["move_pages"] = [0, np.array([1, -errno.ENOENT], "<i4").tobytes()]
+    assert task.move_pages(0, [START, START + PAGE], [1, 1]).tolist() == [1, -errno.ENOENT]
+    first = ("move_pages", 1, 0, [START, START + PAGE], [1, 1], numaemu.MPOL_MF_MOVE)
+    calls.answers["move_pages"] = [3, None]
+    assert task.move_pages(5, range(START, START + 3 * PAGE, PAGE)).tolist() == [-errno.EAGAIN] * 3
+    pages = [START, START + PAGE, START + 2 * PAGE]
+    assert calls.made[-2:] == [first, ("move_pages", 1, 5, pages, None, numaemu.MPOL_MF_MOVE)]
+    assert task.move_pages(0, []).tolist() == []
+    with pytest.raises(ValueError, match="a node for each of 2 pages"):
+        task.move_pages(0, [START, START], [1])
+
+
+def test_a_file_is_made_and_filled(machine: Machine, calls: ScriptedCalls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A length makes a hole; bytes are written by a task on the first CPU, as often as it takes; a file ends."""
+    machine.create_file("hole", 1 << 20, "disk")
+    assert calls.made == [("create_file", "hole", "disk", 1 << 20)]
+    calls.made.clear()
+    machine.create_file("none", b"")
+    counts = iter([500000, 300000, 4, 0])
+    monkeypatch.setattr(calls.kernel, "call", lambda name, *_args: next(counts) if name == "file_write" else 0)
+    data = bytes(range(200)) * 4000
+    machine.create_file("full", data)
+    names = [made[0] for made in calls.made]
+    assert names == ["create_file", "create_file", "attach", "file_write", "file_write", "exit"]
+    assert calls.made[1:3] == [("create_file", "full", "tmpfs", 800000), ("attach", 0, [], None)]
+    first, second = (made for made in calls.made if made[0] == "file_write")
+    assert first == ("file_write", 1, "full", 0, data[:524288])
+    assert second == ("file_write", 1, "full", 500000, data[500000:])
+    with pytest.raises(OSError, match="ends at 14") as caught:
+        machine.attach().file_write("full", 10, b"beyond")
+    assert caught.value.errno == errno.EFBIG
+
+
+def test_a_file_is_read(machine: Machine, calls: ScriptedCalls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading ends where the file does."""
+    answers = iter([b"a" * 524288, b"bc", b""])
+    task = machine.attach()
+    with monkeypatch.context() as patch:
+        patch.setattr(calls.kernel, "call", lambda *_args: next(answers))
+        assert task.file_read("f", 10, 1 << 20) == b"a" * 524288 + b"bc"
+    assert [made[2:] for made in calls.made if made[0] == "file_read"] == [
+        ("f", 10, 524288),
+        ("f", 524298, 524288),
+        ("f", 524300, 524286),
+    ]
+
+
+def test_figures_of_a_node(machine: Machine, calls: ScriptedCalls) -> None:
+    """The counters of one node are those of its file; a node that is not there is a file that is not there."""
+    calls.answers["numastat"] = [[0, [1, 2, 3, 4, 5, 6]], [3, [9, 0, 0, 0, 9, 0]]]
+    assert machine.numastat(3).startswith("numa_hit 9\nnuma_miss 0\n")
+    assert "node3" in machine.numastat().splitlines()[0]
+    with pytest.raises(FileNotFoundError, match="no node 1"):
+        machine.numastat(1)
 
 
 def test_where(machine: Machine, calls: ScriptedCalls) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numaemu.masks import mask_words, nodes_of_bytes
+from numaemu.masks import mask_words, masks_alike, nodes_of_bytes, status_array
 
 
 @given(st.sets(st.integers(0, 300)))
@@ -31,3 +31,18 @@ def test_not_a_number() -> None:
     """What is no whole number is a TypeError."""
     with pytest.raises(TypeError):
         mask_words(["1"])  # type: ignore[list-item] # that is the point
+
+
+@given(st.sets(st.integers(0, 300)), st.sets(st.integers(0, 300)))
+def test_two_masks_of_one_length(first: set[int], second: set[int]) -> None:
+    """Both sets are told by as many words, and one maxnode counts the bits of either."""
+    maxnode, one, other = masks_alike(first, second)
+    assert len(one) == len(other) == (maxnode - 1) // 64
+    for nodes, words in ((first, one), (second, other)):
+        assert nodes_of_bytes(b"".join(word.to_bytes(8, "little") for word in words)) == nodes
+
+
+def test_statuses_that_were_not_written() -> None:
+    """What the kernel left unwritten is -EAGAIN: no node, and no error that it gives."""
+    assert status_array(b"\x01\x00\x00\x00", 3).tolist() == [1, -11, -11]
+    assert status_array(None, 1).tolist() == [-11]

@@ -51,6 +51,16 @@ Node 0 HugePages_Total:     0
 Node 0 HugePages_Free:      0
 """
 
+MEMINFO_OF_TODAY = """\
+Node 12 MemTotal:        1048576 kB
+Node 12 Active(anon):        100 kB
+Node 12 Inactive(anon):       50 kB
+Node 12 SecPageTables:         0 kB
+Node 12 HugePages_Total:     0
+Node 12 HugePages_Free:      0
+Node 12 HugePages_Surp:      0
+"""
+
 
 def test_hardware() -> None:
     """The text is that of numactl --hardware: sparse ids, no CPUs, no memory, three-digit distances, blanks at ends."""
@@ -74,7 +84,20 @@ def test_numastat() -> None:
 def test_meminfo() -> None:
     """The text is that of 2.6.15: an empty line first, and every name in its column."""
     names = re.findall(r"Node 0 (\w+): +(\d+)", MEMINFO)
-    assert views.meminfo({"node": 0, **{name: int(value) for name, value in names}}) == MEMINFO
+    assert views.meminfo({"node": 0, **{name: int(value) for name, value in names}}, of_2005=True) == MEMINFO
+
+
+def test_meminfo_of_today() -> None:
+    """The text is that of 6.12: no empty line, names in a column that is two wider, a third line on huge pages."""
+    names = re.findall(r"Node 12 ([\w()]+): +(\d+)", MEMINFO_OF_TODAY)
+    assert views.meminfo({"node": 12, **{name: int(value) for name, value in names}}, of_2005=False) == MEMINFO_OF_TODAY
+
+
+def test_node_numastat() -> None:
+    """The text is that of the file in sysfs: six names with a number each."""
+    assert views.node_numastat([1, 2, 3, 4, 5, 60000000000]) == (
+        "numa_hit 1\nnuma_miss 2\nnuma_foreign 3\ninterleave_hit 4\nlocal_node 5\nother_node 60000000000\n"
+    )
 
 
 def test_vmstat() -> None:

@@ -71,6 +71,12 @@ RECORDS: dict[str, tuple[list[Row], Truth]] = {
         [["vmas", 3, 0, 8, [vma(0, 4), vma(4, 8)]], ["vmas", 3, 4, 8, []]],
         Truth(vmas={3: [vma(0, 4)]}),
     ),
+    "policy": (
+        [["policy", 7, 0, 8, ["a"]], ["policy", 7, 2, 4, ["b"]]],
+        Truth(policies={7: [(0, 2, ["a"]), (2, 4, ["b"]), (4, 8, ["a"])]}),
+    ),
+    "policy-taken": ([["policy", 7, 0, 8, ["a"]], ["policy", 7, 0, 9, None]], Truth()),
+    "policy-gone": ([["policy", 7, 0, 8, ["a"]], ["file_gone", 7]], Truth()),
     "intent": ([["intent", 5, 1, "mmap", [0, 1]]], Truth(calls={5: [1, ["mmap", [0, 1]], None]})),
     "done": (
         [["intent", 5, 1, "mmap", [0, 1]], ["done", 5, 1, b"reply"]],
@@ -103,6 +109,8 @@ def test_a_snapshot_makes_the_state_from_nothing() -> None:
     truth = Truth(
         tasks={1: [3, 0, ["CAP_SYS_NICE"], [MPOL_BIND, b"\x02", -1], 0, 3]},
         mms={3: mm_fields(3), 4: mm_fields(4)},
+        files={7: ["tmpfs", "f", 2, 8, 0]},
+        policies={7: [(0, 2, ["a"]), (4, 8, ["b"])]},
         vmas={3: [vma(0, 4), vma(8, 9, flags=1)], 4: []},
         calls={5: [1, None, b"reply"], 6: [2, ["munmap", [1, 0, 4096]], None]},
     )

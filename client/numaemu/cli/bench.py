@@ -8,6 +8,8 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from numaemu.cli.options import examples
+
 if TYPE_CHECKING:
     from numaemu.bench.rounds import Figure
 
@@ -19,6 +21,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         help="measure the machine beside what it could not be faster than",
         description="Measures each figure and its peer in turns on machines of its own: medians of seven rounds, the "
         "ratio pair by pair, the spread. Quote ratios: absolute times depend on the host.",
+        **examples("numaemu bench\nnumaemu bench --json"),
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="figures to measure (default: all)")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")

@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from numaemu.cli.options import examples
+
 if TYPE_CHECKING:
     import numaemu as nm
 
@@ -30,6 +32,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         description="Boots a machine of its own with two nodes, reads a file into memory on node 0, calls "
         "mbind(MPOL_BIND, {1}, MPOL_MF_MOVE | MPOL_MF_STRICT), shows where the pages are before, after the eviction "
         "and after the next touch, and compares the SHA-256 of what it reads back. Exit status 0 only if all held.",
+        **examples("numaemu demo\nnumaemu demo /etc/services"),
     )
     parser.add_argument("file", nargs="?", type=Path, default=_default_file(), help="default: %(default)s")
     parser.set_defaults(run=run)

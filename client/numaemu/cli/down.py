@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from numaemu.cli.options import add_machine, machine_name
+from numaemu.cli.options import add_machine, examples, machine_name
 
 if TYPE_CHECKING:
     import argparse
@@ -16,6 +16,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         "down",
         help="end a machine",
         description="Ends a machine; returns when its processes, its memory and its directory are gone.",
+        **examples("numaemu down\nnumaemu -m box down"),
     )
     add_machine(parser)
     parser.set_defaults(run=run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numaemu as nm
-from numaemu.cli.options import add_json, add_machine, machine_name, print_json
+from numaemu.cli.options import add_json, add_machine, examples, machine_name, print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -18,6 +18,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         help="check every invariant of the running machine",
         description="Checks every invariant of the running machine; prints each that does not hold on a line. "
         "Exit status 0 if there is none, else 1.",
+        **examples("numaemu fsck\nnumaemu -m box fsck --json"),
     )
     add_machine(parser)
     add_json(parser)

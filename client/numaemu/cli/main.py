@@ -21,10 +21,12 @@ COMMANDS: Final = (
     "down",
     "status",
     "reports",
+    "migratepages",
     "fsck",
     "demo",
     "stress",
     "bench",
+    "replay",
 )
 
 _USAGE: Final = 2

@@ -8,6 +8,7 @@ import os
 from typing import Any, Final
 
 DEFAULT_MACHINE: Final = "default"
+_EXAMPLES: Final = "examples:"
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,21 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """--json: `args.json`."""
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Wraps what --help says, but for the examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(_EXAMPLES):
+            return "".join(indent + line for line in text.splitlines(keepends=True))
+        return super()._fill_text(text, width, indent)
+
+
+def examples(lines: str) -> dict[str, Any]:
+    """Arguments of a parser whose --help ends with examples, a command a line."""
+    shown = "".join(f"\n  {line}" for line in lines.splitlines())
+    return {"epilog": _EXAMPLES + shown, "formatter_class": _Formatter}
 
 
 def machine_name(args: argparse.Namespace) -> str:

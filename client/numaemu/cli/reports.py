@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numaemu as nm
-from numaemu.cli.options import add_json, add_machine, machine_name, print_json
+from numaemu.cli.options import add_json, add_machine, examples, machine_name, print_json
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+
+
+#: Shown by --help below the options.
+_EXAMPLES: Final = {
+    "hardware": "numaemu hardware\nnumaemu hardware --json | jq '.distances[0]'",
+    "stat": "numaemu stat\nnumaemu -m box stat --json | jq '.[] | {node, numa_miss}'",
+    "maps": "numaemu maps 3\nnumaemu maps 3 --json | jq '.[] | select(.N1)'",
+    "meminfo": "numaemu meminfo\nnumaemu meminfo 1 | grep MemFree",
+    "vmstat": "numaemu vmstat | grep pswp\nnumaemu vmstat --json | jq .numa_miss",
+}
 
 
 def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not name its type
@@ -21,7 +31,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
     maps.add_argument("pid", type=int, metavar="PID", help="pid of an emulated task")
     meminfo = _add(subparsers, "meminfo", "memory of the nodes, as in /sys/devices/system/node", run_meminfo)
     meminfo.add_argument("node", type=int, nargs="?", metavar="NODE", help="one node (default: all)")
-    _add(subparsers, "vmstat", "events since boot, as /proc/vmstat", run_vmstat)
+    _add(subparsers, "vmstat", "pages by kind and events since boot, as /proc/vmstat", run_vmstat)
 
 
 def _add(
@@ -30,7 +40,9 @@ def _add(
     what: str,
     run: Callable[[argparse.Namespace], int],
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = subparsers.add_parser(name, help=what, description=f"Prints {what}.")
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=what, description=f"Prints {what}.", **examples(_EXAMPLES[name])
+    )
     add_machine(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -94,11 +106,17 @@ def run_maps(args: argparse.Namespace) -> int:
     return 0
 
 
+#: Policies of today's kernels whose names have a blank in them.
+_TWO_WORDS: Final = ("prefer (many)", "weighted interleave")
+
+
 def parsed_line(line: str) -> dict[str, Any]:
     """A line of numa_maps: `start` (hexadecimal), `policy`, and what else it says, numbers as numbers."""
-    start, policy, *words = line.split()
-    found: dict[str, Any] = {"start": start, "policy": policy}
+    start, rest = line.split(maxsplit=1)
+    name = next((name for name in _TWO_WORDS if rest.startswith(name)), "")
+    tail, *words = rest[len(name) :].split(" ")
+    found: dict[str, Any] = {"start": start, "policy": (name + tail).strip()}
     for word in words:
-        key, sign, value = word.partition("=")
+        key, sign, value = word.strip().partition("=")
         found[key] = (int(value) if value.isdecimal() else value) if sign else True
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from numaemu.cli.options import add_json, add_machine, machine_name, print_json
+from numaemu.cli.options import add_json, add_machine, examples, machine_name, print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not name its type
     """Register both commands."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        "status", help="how each process of a machine is", description="Says how each process of a machine is."
+        "status",
+        help="how each process of a machine is",
+        description="Says how each process of a machine is.",
+        **examples("numaemu status\nnumaemu status --json | jq '.processes[] | select(.restarts > 0)'"),
     )
     add_machine(parser)
     add_json(parser)

@@ -7,6 +7,8 @@ import json
 import sys
 from typing import Any, Final
 
+from numaemu.cli.options import examples
+
 _CLIENTS_MAX: Final = 200
 _BAR: Final = 40
 
@@ -19,6 +21,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         description="Boots a machine of its own and runs client processes on it, each with a thread that writes and "
         "verifies tagged pages and one that moves them meanwhile; ends with fsck. Exit status 0 only if nothing was "
         "lost or wrong and fsck finds nothing. The same seed draws the same operations.",
+        **examples("numaemu stress\nnumaemu stress --clients 32 --seconds 60 --seed 7 --json"),
     )
     parser.add_argument("--clients", type=int, default=8, metavar="N", help="client processes (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="how long (default: %(default)s)")

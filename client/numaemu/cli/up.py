@@ -7,7 +7,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from numaemu.cli.options import add_machine, machine_name
+from numaemu.cli.options import add_machine, examples, machine_name
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -29,6 +29,10 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         help="start a machine",
         description="Starts a machine, returns when it serves, and prints its endpoint. SIZE: 64M, 1G, or a number of "
         "bytes. Without a topology: one CPU a node, CPU i on node i, distances 10 and 20.",
+        **examples(
+            "numaemu up --nodes 4 --memory 256M --swap 1G\nnumaemu -m box up --topology box.toml\n"
+            "numaemu up --profile linux-6.12 --foreground"
+        ),
     )
     add_machine(parser)
     add = parser.add_argument

@@ -1,0 +1,82 @@
+"""Who a task is, and what it may: user, capabilities, dumpable, resource limits.
+
+Mirrors: kernel/sys.c and security/commoncap.c (2.6.15, 6.1).
+"""
+
+import errno
+from collections.abc import Sequence
+from typing import Final
+
+from numaemu_core.effects import KernelTask
+from numaemu_core.errors import MmError
+from numaemu_core.kernel import Kernel
+from numaemu_core.mm_types import Task
+from numaemu_core.uapi import CAPABILITIES, RLIM_INFINITY, RLIMIT_AS, RLIMIT_MEMLOCK
+
+_UID_MAX: Final = (1 << 32) - 2
+
+
+def sys_setuid(k: Kernel, task: Task, uid: int) -> KernelTask[int]:
+    """Become another user: leaving root gives every capability up, and the task is not dumpable any more (setuid(2)).
+
+    Raises:
+        MmError: EINVAL (no user id), EPERM (another user's, and the task is not root).
+    """
+    yield from ()
+    if uid > _UID_MAX:
+        raise MmError(errno.EINVAL, f"{uid} is no user id")
+    if task.uid not in (0, uid):
+        raise MmError(errno.EPERM, f"user {task.uid} cannot become {uid}")
+    if task.uid != uid:
+        task.capabilities = frozenset()
+        task.dumpable = False
+    task.uid = uid
+    k.journal.task(task)
+    return 0
+
+
+def sys_drop_capabilities(k: Kernel, task: Task, names: Sequence[str]) -> KernelTask[int]:
+    """Give capabilities up (capset(2)).
+
+    Raises:
+        MmError: EINVAL: a name that is none.
+    """
+    yield from ()
+    unknown = sorted(set(names) - CAPABILITIES)
+    if unknown:
+        raise MmError(errno.EINVAL, f"capability {unknown[0]!r} is not known; known: {', '.join(sorted(CAPABILITIES))}")
+    task.capabilities -= frozenset(names)
+    k.journal.task(task)
+    return 0
+
+
+def sys_set_dumpable(k: Kernel, task: Task, value: int) -> KernelTask[int]:
+    """May others of its user look into the task? 0 or 1 (prctl(2), PR_SET_DUMPABLE).
+
+    Raises:
+        MmError: EINVAL.
+    """
+    yield from ()
+    if value not in (0, 1):
+        raise MmError(errno.EINVAL, f"dumpable is 0 or 1, not {value}")
+    task.dumpable = bool(value)
+    k.journal.task(task)
+    return 0
+
+
+def sys_setrlimit(k: Kernel, task: Task, resource: int, limit: int) -> KernelTask[int]:
+    """Limit what the task may lock (RLIMIT_MEMLOCK) or map (RLIMIT_AS), in bytes; RLIM_INFINITY: no limit.
+
+    Raises:
+        MmError: EINVAL: another resource.
+    """
+    yield from ()
+    value = None if limit == RLIM_INFINITY else limit
+    if resource == RLIMIT_MEMLOCK:
+        task.rlimit_memlock = value
+    elif resource == RLIMIT_AS:
+        task.rlimit_as = value
+    else:
+        raise MmError(errno.EINVAL, f"resource {resource} is neither RLIMIT_MEMLOCK nor RLIMIT_AS")
+    k.journal.task(task)
+    return 0
