@@ -205,7 +205,8 @@ def vmstat(k: Kernel) -> dict[str, int]:
 
 def _events(k: Kernel) -> dict[str, int]:
     """What was counted since boot; what reclaim counted by the names that the machine's kernel has for it."""
-    named = {name: sum(k.vmstat[part] for part in parts) for name, parts in k.profile.reclaim_events}
+    sums = {name: sum(k.vmstat[part] for part in parts) for name, parts in k.profile.reclaim_events}
+    named = {name: count for name, count in sums.items() if count}
     summed = {part for _, parts in k.profile.reclaim_events for part in parts}
     return {name: count for name, count in k.vmstat.items() if name not in summed} | named
 
