@@ -1,12 +1,14 @@
 """The daemon's side of the bus to node processes and the swap node: a ROUTER that they connect to.
 
-Messages are msgpack arrays: `["hello", role, node, pid]` and `["done", ticket, pages]` come in; `["clean"]`,
+Messages are msgpack arrays: `["hello", role, node, pid]`, `["done", ticket, pages]`, `["balance", node]` and
+`["asleep", node]` come in; `["clean"]`, `["kswapd"]`, `["balanced", pages]`,
 `["write", ticket, pfns, slots]` and `["read", ticket, slots, pfns]` go out, page numbers as bytes of little-endian
 int64. A request to the swap node is kept until it is answered, and sent again when a new swap node says hello: copies
 can be repeated.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -29,6 +31,8 @@ class Bus:
         self._asked: dict[int, tuple[bytes, Callable[[], None]]] = {}
         #: Called with the frames of a write that the swap node has confirmed.
         self.written: Callable[[I8], None] = lambda _pfns: None
+        #: Called with what a node process says of its kswapd, and when it says hello: a word and its node.
+        self.node_asks: Callable[[str, int], None] = lambda _verb, _nid: None
 
     @property
     def idle(self) -> bool:
@@ -45,9 +49,13 @@ class Bus:
 
     def tell_to_clean(self, nid: int) -> bool:
         """A node has unclean frames; False while its process is not there."""
+        return self.tell_node(nid, ["clean"])
+
+    def tell_node(self, nid: int, message: list[Any]) -> bool:
+        """Send to a node process; False while it is not there."""
         identity = self._nodes.get(nid)
         if identity is not None:
-            self._send(identity, msgpack.packb(["clean"]))
+            self._send(identity, msgpack.packb(message))
         return identity is not None
 
     def _ask(self, verb: str, first: I8, second: I8, done: Callable[[], None]) -> None:
@@ -87,6 +95,9 @@ class Bus:
             case ["hello", "node", int(nid), pid]:
                 self._nodes[nid] = identity
                 self._log.info(Event.NODE_CONNECTED, peer_role="node", nid=nid, peer_pid=pid)
+                self.node_asks("hello", nid)
+            case ["balance" | "asleep" as verb, int(nid)]:
+                self.node_asks(verb, nid)
             case ["done", int(ticket), _]:
                 asked = self._asked.pop(ticket, None)
                 if asked is not None:  # else: answered twice, because it was asked twice

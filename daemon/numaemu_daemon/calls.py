@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from numaemu_core import files, fork, node_views
-from numaemu_core.errors import MmError
+from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
 from numaemu_core.swap_state import release_unpinned
@@ -79,7 +79,8 @@ class Calls:
                 self._answer(connection, request, send, handler(connection.client, *request.args), None)
                 return
             pid = request.args[0]
-            task = fork.task_of(self._k, pid) if request.name in OF_ANY_TASK else self._own_task(connection.client, pid)
+            find = self._own_task if request.name == "exit" else self._living_task
+            task = fork.task_of(self._k, pid) if request.name in OF_ANY_TASK else find(connection.client, pid)
         except MmError as refusal:
             self._answer(connection, request, send, None, refusal)
             return
@@ -95,6 +96,8 @@ class Calls:
             task.exiting = True  # from now on it is nobody's any more
 
         def done(result: Any, refusal: MmError | None) -> None:  # noqa: ANN401 - any call's result
+            if task.killed and request.name not in OF_ANY_TASK | {"exit"}:  # the call of a killed task never returns
+                refusal = _killed(task)
             self._answer(connection, request, send, result, refusal)
 
         body = SYSCALLS[request.name](self._k, task, *request.args[1:])
@@ -137,6 +140,17 @@ class Calls:
             raise MmError(errno.EPERM, f"task {pid} belongs to another process; adopt it first")
         return task
 
+    def _living_task(self, client: Client, pid: int) -> Task:
+        """The same, if it was not killed.
+
+        Raises:
+            OutOfMemory: it was.
+        """
+        task = self._own_task(client, pid)
+        if task.killed:
+            raise _killed(task)
+        return task
+
     def _forget(self, client: Client, pid: int) -> None:
         """A task is no more, or no longer this client's: nor are its access slots."""
         client.tasks.discard(pid)
@@ -174,7 +188,7 @@ class Calls:
         return _identity(task)
 
     def _window(self, client: Client, pid: int) -> int:
-        return self._slots.take(client, pid, self._own_task(client, pid).mm.id)
+        return self._slots.take(client, pid, self._living_task(client, pid).mm.id)
 
     def _window_close(self, client: Client, pid: int, slot: int) -> int:
         if client.slots.get(slot) != pid:
@@ -196,6 +210,10 @@ class Calls:
 def _own_window(client: Client, request: Request) -> int | None:
     """The access slot that the caller has open, if it is one of its own."""
     return request.window if request.window in client.slots else None
+
+
+def _killed(task: Task) -> OutOfMemory:
+    return OutOfMemory(f"task {task.pid} was killed: out of memory")
 
 
 def _identity(task: Task) -> list[int]:

@@ -18,6 +18,7 @@ from numaemu_daemon import zap
 from numaemu_daemon.bus import Bus
 from numaemu_daemon.child import Child
 from numaemu_daemon.clients import AccessSlots, Client
+from numaemu_daemon.kswapd import KswapdTasks
 from numaemu_daemon.logs import Event
 from numaemu_daemon.options import BUS_SOCKET, DESCRIPTOR_SOCKET, KERNEL_SOCKET
 from numaemu_daemon.process_locks import ProcessLocks
@@ -58,6 +59,7 @@ def _serve(child: Child, context: "zmq.Context[zmq.Socket[bytes]]", kernel: Kern
     bus.written = lambda pfns: end_swap_write(kernel, pfns)
     slots = AccessSlots(kernel.c)
     scheduler = Scheduler(kernel, slots, bus, time.monotonic, fenced=fenced)
+    KswapdTasks(kernel, scheduler, bus)
     names = client_segments(child)
 
     def hello(client: Client) -> tuple[dict[str, Any], list[int]]:

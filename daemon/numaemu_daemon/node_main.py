@@ -5,6 +5,7 @@ from typing import Final
 from numaemu_daemon.bus_client import BusClient, BusMessageError
 from numaemu_daemon.child import Child
 from numaemu_daemon.cleaning import Cleaner, Progress
+from numaemu_daemon.kswapd import Kswapd
 from numaemu_daemon.logs import Event
 from numaemu_daemon.segments import MappedMachine
 
@@ -21,18 +22,26 @@ def main(child: Child) -> None:
     # A predecessor may have died with work to do, and nobody says it twice.
     cleaner.begin()
     with BusClient(child) as bus:
+        kswapd = Kswapd(machine.columns, child.nid, bus.send)
         child.ready()
-        _serve(child, bus, cleaner)
+        _serve(child, bus, cleaner, kswapd)
 
 
-def _serve(child: Child, bus: BusClient, cleaner: Cleaner) -> None:
+def _serve(child: Child, bus: BusClient, cleaner: Cleaner, kswapd: Kswapd) -> None:
     timeout_s: float | None = 0.0
     pause_s = _PAUSE_FIRST_S
     logged = 0
     while bus.wait(timeout_s):
-        _take_messages(bus, cleaner)
+        _take_messages(bus, cleaner, kswapd)
         progress = cleaner.step()
-        timeout_s = child.report({"pages_cleaned": cleaner.pages, "batches": cleaner.batches})
+        timeout_s = child.report(
+            {
+                "pages_cleaned": cleaner.pages,
+                "batches": cleaner.batches,
+                "kswapd_wakeups": kswapd.wakeups,
+                "kswapd_pages": kswapd.pages,
+            }
+        )
         if progress is Progress.BLOCKED:
             timeout_s = pause_s
             pause_s = min(2 * pause_s, _PAUSE_MAX_S)
@@ -45,9 +54,14 @@ def _serve(child: Child, bus: BusClient, cleaner: Cleaner) -> None:
             logged = cleaner.pages
 
 
-def _take_messages(bus: BusClient, cleaner: Cleaner) -> None:
+def _take_messages(bus: BusClient, cleaner: Cleaner, kswapd: Kswapd) -> None:
     while (message := bus.receive()) is not None:
-        if message == ["clean"]:
-            cleaner.begin()
-        else:
-            bus.refuse(BusMessageError(f"a node knows no {message[0]!r}"))
+        match message:
+            case ["clean"]:
+                cleaner.begin()
+            case ["kswapd"]:
+                kswapd.wake()
+            case ["balanced", int(pages)]:
+                kswapd.balanced(pages)
+            case _:
+                bus.refuse(BusMessageError(f"a node knows no {message[0]!r}"))

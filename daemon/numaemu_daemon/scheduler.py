@@ -17,6 +17,7 @@ from numaemu_core.effects import (
     CopyPages,
     DownSem,
     Effect,
+    Nap,
     ReadPages,
     Shootdown,
     SpinBusy,
@@ -74,6 +75,15 @@ class _Flight:
     since: float
 
 
+@dataclass(slots=True, eq=False)
+class _Napping:
+    """A task that naps until a time, or until more writes have ended."""
+
+    task: Running
+    until: float
+    writes: int
+
+
 class Scheduler:
     """All kernel tasks of the machine."""
 
@@ -91,6 +101,8 @@ class Scheduler:
         self._on_sems: list[tuple[Running, int, Mode]] = []
         self._on_pages: list[tuple[Running, Effect]] = []
         self._in_flight: list[_Flight] = []
+        self._napping: list[_Napping] = []
+        k.spawn = lambda _name, body: self.start(body, lambda _result, _refusal: None)
         self._next = 1
         self._spins = 0
         #: Access slots whose thread waits for an answer from inside its window: stragglers at once.
@@ -107,6 +119,7 @@ class Scheduler:
             "mmap_sem": len(self._on_sems),
             "pages": len(self._on_pages),
             "windows": len(self._in_flight),
+            "memory": len(self._napping),
         }
 
     def start(
@@ -136,13 +149,18 @@ class Scheduler:
         if self._spinning:  # a spin lock is held for microseconds; only a holder that sleeps is worth a sleep
             self._spins += 1
             return 0 if self._spins % SPINS_BEFORE_SLEEP else BUSY_POLL_MS
-        if self._in_flight or self._on_sems:
+        if self._in_flight or self._on_sems or self._napping:
             return BUSY_POLL_MS
         return QUARANTINE_POLL_MS if self._k.quarantine.entries else None
 
     # -- waking --------------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
+        if self._napping:
+            now = self._clock()
+            over = [nap.until <= now or nap.writes != self._k.writes_ended for nap in self._napping]
+            self._ready.extend(nap.task for nap, done in zip(self._napping, over, strict=True) if done)
+            self._napping = [nap for nap, done in zip(self._napping, over, strict=True) if not done]
         if self._on_sems:
             self._on_sems = [entry for entry in self._on_sems if not self._got_sem(*entry)]
         if self._on_pages and self._k.pages_changed:
@@ -251,6 +269,8 @@ class Scheduler:
                 self._on_pages.append((task, effect))
             case SpinBusy():
                 self._spinning.append(task)
+            case Nap():
+                self._napping.append(_Napping(task, self._clock() + limits.NAP_S, self._k.writes_ended))
             case Breathe():
                 self._ready.append(task)
         return False

@@ -82,6 +82,7 @@ class Columns:
         self.index: U8 = views["index"]
         self.private: U4 = views["private"]
         self.numastat: I8 = views["numastat"]
+        self.watermarks: I8 = views["watermarks"]
         self.cleaned: I8 = views["cleaned"]
         self.generation: U8 = views["generation"]
         self.mm_epoch: U8 = views["mm_epoch"]

@@ -47,6 +47,14 @@ class WaitWriteback:
 
 
 @dataclass(frozen=True, slots=True)
+class Nap:
+    """Sleep while there is nothing else to do: until a write has ended or a moment is over (blk_congestion_wait).
+
+    Answer: None.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Shootdown:
     """Wait until no window that was open in these mms before now is still open (bounded).
 
@@ -81,7 +89,9 @@ class CopyPages:
     target: I8
 
 
-Effect = Breathe | SpinBusy | DownSem | WaitPageLocks | WaitWriteback | Shootdown | WritePages | ReadPages | CopyPages
+Effect = (
+    Breathe | SpinBusy | Nap | DownSem | WaitPageLocks | WaitWriteback | Shootdown | WritePages | ReadPages | CopyPages
+)
 
 T = TypeVar("T")
 #: A kernel task, or a part of one: yields effects, returns T.
@@ -94,6 +104,7 @@ __all__ = [
     "Effect",
     "KernelTask",
     "Mode",
+    "Nap",
     "Rank",
     "ReadPages",
     "SemGuard",

@@ -83,7 +83,10 @@ def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None) -
     if share_mm is None:
         mm = new_mm(k)
     else:
-        mm = task_of(k, share_mm).mm
+        mate = task_of(k, share_mm)
+        if mate.killed:
+            raise MmError(errno.ESRCH, f"task {share_mm} was killed")
+        mm = mate.mm
         mm.mm_users += 1
     return _add_task(k, Task(k.next_pid, mm, cpu, frozenset(capabilities), mems_allowed=top_cpuset(k)))
 
@@ -154,6 +157,7 @@ def sys_fork(k: Kernel, task: Task) -> KernelTask[Task]:
         raise MmError(error.errno, error.detail) from None
     twin = Task(k.next_pid, child, task.cpu, task.capabilities, task.policy, task.il_next, task.mems_allowed)
     twin.cpuset, twin.il_prev, twin.il_weight = task.cpuset, task.il_prev, task.il_weight
+    twin.parent = task.pid
     return _add_task(k, twin)
 
 

@@ -1,12 +1,15 @@
 """The state of one machine as its kernel daemon knows it. Every module with a Linux name works on a `Kernel`."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, Columns
+from numaemu_core.effects import KernelTask
 from numaemu_core.journal import Journal, Truth, truth_of
 from numaemu_core.layout import Layout
 from numaemu_core.locks import HostLocks, LockTable
@@ -18,6 +21,9 @@ from numaemu_core.profiles import Profile, profile_named
 from numaemu_core.quarantine import Quarantine
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.topology import Topology
+
+#: Stamps of the LRU begin in the middle, so that there is room at both ends.
+LRU_CLOCK_START: Final = 1 << 62
 
 
 class Kernel:
@@ -53,7 +59,8 @@ class Kernel:
         self.slot_frame: I8 = np.full(layout.slot_count, -1, np.int64)
         self.slot_cursor = 0
         self.nr_swap_pages = layout.slot_count
-        self.lru_clock = 0
+        #: The stamp of the next frame at the head of a list, and of the next one at a tail.
+        self.lru_clock = self.lru_tail = LRU_CLOCK_START
         self.quarantine = Quarantine()
         #: Frames that nobody but a pin refers to any more: looked at again when pins are cleared.
         self.left_to_pins: set[int] = set()
@@ -78,6 +85,12 @@ class Kernel:
         self.anon_clones = 0
         #: Events since boot by their name in /proc/vmstat.
         self.vmstat: Counter[str] = Counter()
+        #: Starts a kernel task that nobody waits for; the performer's.
+        self.spawn: Callable[[str, KernelTask[Any]], object] = lambda _name, body: body.close()
+        #: Wakes the kswapd of a node; the performer's.
+        self.wake_kswapd: Callable[[int], object] = lambda _nid: None
+        #: Writes to the swap area and to files that have ended.
+        self.writes_ended = 0
         #: Set whenever a page lock is dropped or a writeback ends: the performer looks at its sleepers.
         self.pages_changed = False
 

@@ -169,6 +169,7 @@ def _frames(layout: Layout) -> SegmentLayout:
     segment.add("index", "u8", count)
     segment.add("private", "u4", count)
     segment.add("numastat", "i8", limits.MAX_NUMNODES, len(NUMA_COUNTERS))  # zone lock
+    segment.add("watermarks", "i8", limits.MAX_NUMNODES, 3)  # daemon only: pages_min, pages_low, pages_high
     segment.add("cleaned", "i8", limits.MAX_NUMNODES)  # zone lock: frames that the node process cleaned
     return segment
 

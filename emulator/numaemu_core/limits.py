@@ -54,6 +54,25 @@ SWAPOUT_PASSES: Final = 11
 SWAPOUT_TRYLOCK_PASSES: Final = 3
 #: Pages that one step of swapout_pages handles between two yields.
 SWAPOUT_BATCH_PAGES: Final = 2048
+#: Reclaim works in batches of this many pages, and is content with as many (SWAP_CLUSTER_MAX of 2.6.15).
+SWAP_CLUSTER_MAX: Final = 32
+#: Reclaim scans 1/2^12 of the lists first, and all of them last (DEF_PRIORITY of 2.6.15).
+DEF_PRIORITY: Final = 12
+#: How much reclaim likes to take mapped pages, in per cent (vm_swappiness).
+VM_SWAPPINESS: Final = 60
+#: A sleep for want of something else to do.
+NAP_S: Final = 0.02
+#: Rounds of reclaim that free nothing before somebody is killed (6.x: 16; 2.6.15 gives up after one).
+MAX_RECLAIM_RETRIES: Final = 4
+#: A zone smaller than so many batches is scanned in smaller ones.
+SCAN_BATCHES_OF_ZONE: Final = 32
+#: Naps that an allocation takes for pages that others are evicting, before somebody is killed.
+OOM_PATIENCE_NAPS: Final = 64
+#: Times that a fault begins anew when frames ran out under it although nobody was killed.
+FAULT_RETRIES: Final = 64
+#: A fault request takes no more than this part of the smallest node at one time: else its first pages are gone again
+#: before its last ones are there.
+FAULT_SHARE_OF_NODE: Final = 8
 #: Pages that one step of a range fault handles between two yields.
 FAULT_BATCH_PAGES: Final = 1024
 #: Pages that one fault request may cover.

@@ -12,7 +12,16 @@ from numaemu_core.effects import KernelTask
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Key, Rank
 from numaemu_core.mmzone import node_lock_keys
-from numaemu_core.page_flags import LRU_ACTIVE, LRU_ISOLATED, LRU_NONE, LRU_ON_LIST, LRU_PG_ACTIVE
+from numaemu_core.page_flags import (
+    LRU_ACTIVE,
+    LRU_INACTIVE,
+    LRU_ISOLATED,
+    LRU_NONE,
+    LRU_ON_LIST,
+    LRU_PG_ACTIVE,
+    PG_DIRTY,
+    PG_WRITEBACK,
+)
 from numaemu_core.task_locks import spin_lock
 
 
@@ -44,6 +53,28 @@ def isolate_lru_page(k: Kernel, pfns: I8) -> Bool:
     got = states & LRU_ON_LIST != 0
     k.c.lru_state[pfns[got]] = states[got] & LRU_PG_ACTIVE | LRU_ISOLATED
     return np.asarray(got)
+
+
+def rotate_reclaimable_page(k: Kernel, pfns: I8) -> KernelTask[None]:
+    """Pages that reclaim had written go to the tail of the inactive list: next to be freed (mm/swap.c, 2.6.15)."""
+    with (yield from spin_lock(k, lru_lock_keys(k, pfns))):
+        idle = (k.c.lru_state[pfns] == LRU_INACTIVE) & (k.c.page_lock_owner[pfns] == 0)
+        mine = pfns[idle & (k.c.pg_flags[pfns] & (PG_DIRTY | PG_WRITEBACK) == 0)]
+        k.lru_tail -= len(mine)
+        k.c.lru_stamp[mine] = np.arange(k.lru_tail, k.lru_tail + len(mine), dtype=np.uint64)
+    for nid in np.unique(k.nid_of_pfn[mine]).tolist():
+        k.zones[nid].all_unreclaimable = False
+    k.count("pgrotated", len(mine))
+
+
+def lru_tail(k: Kernel, first: int, end: int, state: int, count: int) -> I8:
+    """The `count` frames of [first, end) that are last on a list, the very last one first; the lru_lock is held."""
+    listed = np.flatnonzero(k.c.lru_state[first:end] == state) + first
+    stamps = k.c.lru_stamp[listed]
+    if count < len(listed):
+        nearest = np.argpartition(stamps, count)[:count]
+        listed, stamps = listed[nearest], stamps[nearest]
+    return listed[np.argsort(stamps)]
 
 
 def lru_cache_del(k: Kernel, pfns: I8) -> KernelTask[None]:

@@ -13,7 +13,7 @@ import numpy as np
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8
 from numaemu_core.effects import Breathe, KernelTask, Shootdown, WaitPageLocks
-from numaemu_core.errors import BusError, OutOfMemory, SegmentationFault
+from numaemu_core.errors import BusError, MmError, OutOfMemory, SegmentationFault
 from numaemu_core.filemap import do_no_page
 from numaemu_core.install_page import install_new_pages, set_ptes
 from numaemu_core.kernel import Kernel
@@ -61,9 +61,15 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
     """
     first, end = addr >> k.page_shift, ((addr + max(length, 1) - 1) >> k.page_shift) + 1
     end = min(end, first + limits.FAULT_REQUEST_PAGES)
+    if any(zone.nr_free - zone.pages_low < end - first for zone in k.zones.values()):
+        smallest = min(zone.present_pages for zone in k.zones.values())
+        end = min(end, first + max(smallest // limits.FAULT_SHARE_OF_NODE, 1))
     vpn = stop = first
+    tries = 0
     with (yield from down_read(task.mm)):
         while vpn < end:
+            if task.killed:
+                raise OutOfMemory("the task was killed: out of memory")
             try:
                 vma = _accessible_vma(k, task.mm, vpn, write=write)
                 stop = min(end, vma.vm_end >> k.page_shift, vpn + limits.FAULT_BATCH_PAGES)
@@ -71,6 +77,10 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
             except (SegmentationFault, OutOfMemory) as error:
                 if isinstance(error, (OutOfMemory, BusError)):
                     vpn += _accessible_pages(k, task.mm, vpn, stop, write=write)
+                if vpn == first and _is_worth_a_retry(task, error, tries):
+                    tries += 1
+                    yield Breathe()
+                    continue
                 if vpn == first:
                     raise
                 break
@@ -78,6 +88,11 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
             if vpn < end:
                 yield Breathe()
     return (vpn << k.page_shift) - addr
+
+
+def _is_worth_a_retry(task: Task, error: MmError, tries: int) -> bool:
+    """Did some page get a frame, but not the first one, or was that reclaimed again?"""
+    return isinstance(error, OutOfMemory) and not task.killed and tries < limits.FAULT_RETRIES
 
 
 def _accessible_pages(k: Kernel, mm: Mm, first_vpn: int, end_vpn: int, *, write: bool) -> int:
@@ -294,7 +309,17 @@ def populate_vma_range(k: Kernel, task: Task, vma: VmArea, start: int, end: int)
     write = vma.vm_flags & wanted == VM_WRITE
     first, last = max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift
     for vpn in range(first, last, limits.FAULT_BATCH_PAGES):
-        yield from handle_mm_fault(k, task, vma, vpn, min(last, vpn + limits.FAULT_BATCH_PAGES), write=write)
+        stop = min(last, vpn + limits.FAULT_BATCH_PAGES)
+        tries = 0
+        while True:
+            try:
+                yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
+                break
+            except (OutOfMemory, BusError) as error:
+                if not _is_worth_a_retry(task, error, tries):
+                    raise
+                tries += 1
+                yield Breathe()
         yield Breathe()
 
 

@@ -34,7 +34,7 @@ def try_anonymous_page(k: Kernel, task: Task, vma: VmArea, vpn: int, flat: int) 
         return False
     zone = k.zones[nid]
     keys = [(Rank.PTE, flat >> limits.TABLE_SHIFT), (Rank.LRU, nid), (Rank.ZONE, nid)]
-    guard = k.locks.try_spin(keys) if zone.nr_free else None
+    guard = k.locks.try_spin(keys) if zone.nr_free > zone.pages_low else None
     if guard is None:
         return False
     cells = k.c.cells

@@ -15,8 +15,9 @@ from numaemu_core.errors import MmError
 from numaemu_core.interleave import INTERLEAVE_MODES, interleave_nid, interleave_nodes, interleaves, start_over
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import AddressSpace, Task, VmArea
-from numaemu_core.mmzone import Zonelist, alloc_pages, free_pages
+from numaemu_core.mmzone import Zonelist, free_pages
 from numaemu_core.nodemask import first_node, nodes_of, nodes_relative
+from numaemu_core.page_alloc import alloc_pages
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.uapi import (
     MPOL_BIND,
@@ -324,12 +325,19 @@ def alloc_pages_mpol(
     cpu_node = first_node(k.online) if task is None else k.cpu_node[task.cpu]
     left = len(ilx)
     taken: list[I8] = []
-    for zonelist in policy_zonelists(k, task, policy):
+    zonelists = policy_zonelists(k, task, policy)
+    for zonelist in zonelists:
         if left:
-            got = yield from alloc_pages(k, zonelist, left, cpu_node, zero=zero)
+            last = zonelist is zonelists[-1]  # the nodes of MPOL_PREFERRED_MANY are tried without reclaim
+            got = yield from alloc_pages(k, task, zonelist, left, cpu_node=cpu_node, zero=zero, may_reclaim=last)
             taken.append(got)
             left -= len(got)
     return np.concatenate([NO_INDEXES, *taken]) if len(taken) != 1 else taken[0]
+
+
+def room_above_low(k: Kernel, nid: int) -> int:
+    """Frames that a node gives before an allocation goes on to the next one."""
+    return max(k.zones[nid].nr_free - k.zones[nid].pages_low, 0)
 
 
 def _alloc_interleaved(k: Kernel, task: Task | None, nodes: I8, *, counted: bool, zero: bool) -> KernelTask[I8]:
@@ -341,15 +349,13 @@ def _alloc_interleaved(k: Kernel, task: Task | None, nodes: I8, *, counted: bool
     cpu_node = first_node(k.online) if task is None else k.cpu_node[task.cpu]
     mems_allowed = k.online if task is None else task.mems_allowed
     zonelists = {nid: node_zonelist(k, nid, mems_allowed) for nid in np.unique(nodes).tolist()}
-    source = {nid: next((n for n in zl.nodes if k.zones[n].nr_free), None) for nid, zl in zonelists.items()}
-    if None in source.values():
-        return NO_INDEXES
+    source = {nid: next((n for n in zl.nodes if room_above_low(k, n)), None) for nid, zl in zonelists.items()}
     shares = {nid: int((nodes == nid).sum()) for nid in zonelists}
     demand: dict[int | None, int] = {}
     for nid, share in shares.items():
         demand[source[nid]] = demand.get(source[nid], 0) + share
-    fits = all(k.zones[n].nr_free >= count for n, count in demand.items() if n is not None)
-    if not fits and len(nodes) > 1:
+    fits = all(room_above_low(k, n) >= count for n, count in demand.items() if n is not None)
+    if not fits and None not in source.values() and len(nodes) > 1:
         half = len(nodes) // 2
         first = yield from _alloc_interleaved(k, task, nodes[:half], counted=counted, zero=zero)
         if len(first) < half:
@@ -359,12 +365,15 @@ def _alloc_interleaved(k: Kernel, task: Task | None, nodes: I8, *, counted: bool
     pfns = np.full(len(nodes), -1)
     for nid, zonelist in zonelists.items():
         hit = counted and (not k.profile.hit_means_first_allowed or zonelist.wanted == nid)
-        got = yield from alloc_pages(k, zonelist, shares[nid], cpu_node, interleave=hit, zero=zero)
+        kill = not (pfns >= 0).any()
+        got = yield from alloc_pages(
+            k, task, zonelist, shares[nid], cpu_node=cpu_node, interleave=hit, zero=zero, may_kill=kill
+        )
         pfns[np.flatnonzero(nodes == nid)[: len(got)]] = got
     short = np.flatnonzero(pfns < 0)
-    if len(short):  # others took frames while a zone lock was waited for
+    if len(short):  # memory is short: what has come beside the first gap is given back, so that it can be filled
         spare = pfns[short[0] :]
         yield from free_pages(k, spare[spare >= 0])
-        rest = yield from _alloc_interleaved(k, task, nodes[short[0] :], counted=counted, zero=zero)
-        return np.concatenate((pfns[: short[0]], rest))
-    return pfns
+        if (spare >= 0).any() and not short[0]:
+            return (yield from _alloc_interleaved(k, task, nodes[:1], counted=counted, zero=zero))
+    return pfns[: short[0]] if len(short) else pfns

@@ -77,6 +77,11 @@ class AddressSpace:
         """Do its pages go to swap, and do policies belong to the object?"""
         return self.kind in (FileKind.ANON_SHARED, FileKind.TMPFS)
 
+    @property
+    def is_swap_backed_or_on_disk(self) -> bool:
+        """Can its pages leave memory when they are dirty? Those of ramfs have nowhere to go."""
+        return self.kind is not FileKind.RAMFS
+
 
 @dataclass(slots=True, eq=False)
 class VmArea:
@@ -181,6 +186,8 @@ class Mm:
     def_flags: int = 0
     #: Tasks that use it (mm_users).
     mm_users: int = 1
+    #: The OOM killer chose its tasks, and its memory is not yet free.
+    oom_victim: bool = False
     #: Its last task has ended and its tables are gone: who still waits for its mmap_sem comes too late.
     dead: bool = False
 
@@ -209,4 +216,8 @@ class Task:
     #: RLIMIT_MEMLOCK and RLIMIT_AS in bytes, None: no limit.
     rlimit_memlock: int | None = None
     rlimit_as: int | None = None
+    #: The task that it was forked from, 0: none.
+    parent: int = 0
+    #: The OOM killer chose it: its calls fail, what it had is gone; it waits to be told to exit, as a zombie does.
+    killed: bool = False
     exiting: bool = False

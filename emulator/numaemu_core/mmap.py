@@ -405,8 +405,13 @@ def exit_mmap(k: Kernel, mm: Mm) -> KernelTask[None]:
         doomed = list(mm.vmas)
         for vma in reversed(doomed):
             remove_vma(k, vma)
-        yield from unmap_vmas(k, mm, 0, limits.TASK_SIZE_BYTES, free_tables=True, free_pgd=True)
-        yield from drop_unmapped_objects(k, [vma.vm_file for vma in doomed])
+        yield from unmap_for_good(k, mm, doomed, free_pgd=True)
         k.c.mm_epoch[mm.id] += np.uint64(1)
         del k.mms[mm.id]
         k.journal.append(["mm_gone", mm.id])
+
+
+def unmap_for_good(k: Kernel, mm: Mm, doomed: list[VmArea], *, free_pgd: bool = False) -> KernelTask[None]:
+    """Drop all pages and tables of an mm whose VMAs are unlinked; mmap_sem is held for writing."""
+    yield from unmap_vmas(k, mm, 0, limits.TASK_SIZE_BYTES, free_tables=True, free_pgd=free_pgd)
+    yield from drop_unmapped_objects(k, [vma.vm_file for vma in doomed])

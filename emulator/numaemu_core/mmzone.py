@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from numaemu_core.columns import I8, NO_INDEXES, Columns
+from numaemu_core import limits
+from numaemu_core.columns import I8, Columns
 from numaemu_core.effects import KernelTask
 from numaemu_core.layout import NUMA_COUNTERS, Layout
 from numaemu_core.locks import Key, Rank
@@ -20,6 +21,7 @@ from numaemu_core.profiles import profile_named
 from numaemu_core.runs import clear_rows
 from numaemu_core.task_locks import spin_lock
 from numaemu_core.topology import Topology
+from numaemu_core.watermarks import zone_watermarks
 
 if TYPE_CHECKING:
     from numaemu_core.kernel import Kernel
@@ -40,6 +42,18 @@ class Zone:
     cursor: int = 0
     #: Frames freed since the node process was last told to clean.
     freed: int = 0
+    #: Free frames that allocations leave, below which kswapd is woken, and at which it stops.
+    pages_min: int = 0
+    pages_low: int = 0
+    pages_high: int = 0
+    #: What reclaim has yet to scan of the lists: it waits until it is a batch.
+    nr_scan_active: int = 0
+    nr_scan_inactive: int = 0
+    #: The lowest priority that reclaim had to go to: its distress.
+    prev_priority: int = limits.DEF_PRIORITY
+    #: Pages scanned since one was freed; past four times what there is, reclaim gives the zone up.
+    pages_scanned: int = 0
+    all_unreclaimable: bool = False
 
     @property
     def present_pages(self) -> int:
@@ -53,6 +67,9 @@ def make_zones(layout: Layout, columns: Columns) -> dict[int, Zone]:
     home = min(zones.values(), key=lambda zone: zone.first)
     columns.free_state[home.first] = RESERVED
     home.nr_free -= 1
+    for nid, marks in zone_watermarks(layout).items():
+        zones[nid].pages_min, zones[nid].pages_low, zones[nid].pages_high = marks
+        columns.watermarks[nid] = marks
     return zones
 
 
@@ -102,29 +119,27 @@ def _node_costs(topology: Topology, local: int, distances: dict[int, int]) -> di
     return {nid: (cost + (nid < local)) * profile.max_numnodes for nid, cost in far.items()}
 
 
-def alloc_pages(
-    k: "Kernel", zonelist: Zonelist, count: int, cpu_node: int, *, interleave: bool = False, zero: bool = True
-) -> KernelTask[I8]:
-    """Take `count` frames from the nodes of a zonelist, in its order; fewer when all of them are empty.
+def rmqueue(
+    k: "Kernel", zonelist: Zonelist, count: int, cpu_node: int, *, low: bool, interleave: bool, zero: bool
+) -> KernelTask[list[I8]]:
+    """Take up to `count` frames from the nodes of a zonelist, in its order: of each what it has above a watermark.
 
-    The frames are ALLOCATED and, with `zero`, all bytes 0; they are on no list and have no identity yet.
-    Mirrors: __alloc_pages, mm/page_alloc.c (2.6.15). Left out: watermarks and reclaim.
+    Mirrors: get_page_from_freelist and buffered_rmqueue, mm/page_alloc.c.
     """
     taken: list[I8] = []
     for nid in zonelist.nodes:
         zone = k.zones[nid]
-        if count and zone.nr_free:
+        if count and zone.nr_free > (zone.pages_low if low else zone.pages_min):
             keys = [(Rank.ZONE, n) for n in sorted({nid, zonelist.wanted})]
             with (yield from spin_lock(k, keys)):
-                pfns, unclean = _take_free(k.c, zone, count)
+                room = max(zone.nr_free - (zone.pages_low if low else zone.pages_min), 0)
+                pfns, unclean = _take_free(k.c, zone, min(count, room))
                 _zone_statistics(k.c, nid, zonelist.wanted, cpu_node, len(pfns), interleave=interleave)
             if zero and len(unclean):
                 clear_rows(k.c.frames, unclean)
             count -= len(pfns)
             taken.append(pfns)
-    if not taken:
-        return NO_INDEXES
-    return taken[0] if len(taken) == 1 else np.concatenate(taken)
+    return taken
 
 
 def free_pages(k: "Kernel", pfns: I8) -> KernelTask[None]:
@@ -159,6 +174,8 @@ def free_locked(k: "Kernel", pfns: I8) -> None:
     for nid, count in zip(nodes.tolist(), counts.tolist(), strict=True):
         k.zones[nid].nr_free += count
         k.zones[nid].freed += count
+        k.zones[nid].pages_scanned = 0
+        k.zones[nid].all_unreclaimable = False
 
 
 def _take_free(c: Columns, zone: Zone, count: int) -> tuple[I8, I8]:

@@ -199,8 +199,16 @@ _NEVER_TODAY: Final = (
 def vmstat(k: Kernel) -> dict[str, int]:
     """Names and values of /proc/vmstat in the order of the machine's kernel; then what that kernel does not show."""
     order = _VMSTAT_OF_2005 if k.profile.views_of_2005 else _VMSTAT_OF_TODAY
-    known = _now(k) | dict.fromkeys(_ALWAYS, 0) | dict(k.vmstat)
+    known = _now(k) | dict.fromkeys(_ALWAYS, 0) | _events(k)
     return {name: known.pop(name) for name in order if name in known} | known
+
+
+def _events(k: Kernel) -> dict[str, int]:
+    """What was counted since boot; what reclaim counted by the names that the machine's kernel has for it."""
+    sums = {name: sum(k.vmstat[part] for part in parts) for name, parts in k.profile.reclaim_events}
+    named = {name: count for name, count in sums.items() if count}
+    summed = {part for _, parts in k.profile.reclaim_events for part in parts}
+    return {name: count for name, count in k.vmstat.items() if name not in summed} | named
 
 
 def _now(k: Kernel) -> dict[str, int]:

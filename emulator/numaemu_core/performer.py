@@ -17,6 +17,7 @@ from numaemu_core.effects import (
     CopyPages,
     DownSem,
     Effect,
+    Nap,
     ReadPages,
     Shootdown,
     SpinBusy,
@@ -30,6 +31,7 @@ from numaemu_core.kernel import Kernel
 from numaemu_core.layout import layout_of
 from numaemu_core.locks import Key, Mode, NoHost
 from numaemu_core.page_flags import PG_WRITEBACK
+from numaemu_core.reclaim import kswapd
 from numaemu_core.runs import copy_rows
 from numaemu_core.swap_state import end_swap_write
 from numaemu_core.topology import Topology
@@ -86,6 +88,10 @@ class Performer:
         host = NoHost() if seed is None else SeededHost(self.draw)
         self.k = Kernel(layout, columns, Journal(np.zeros(JOURNAL_BYTES, np.uint8)), host)
         self.k.journal.snapshot_from(self.k.truth)
+        self.k.spawn = self.start
+        self.k.wake_kswapd = self._wake_kswapd
+        #: Nodes whose kswapd is awake.
+        self._awake: set[int] = set()
         self.tasks: list[Running] = []
         self._writes: list[WritePages] = []
         self._next = 1
@@ -200,6 +206,8 @@ class Performer:
         match effect:
             case Breathe() | SpinBusy():
                 pass
+            case Nap():
+                self._nap(task)
             case DownSem(mm_id, mode):
                 awake, task.value = self._try_sem(mm_id, mode)
                 if not awake:
@@ -216,6 +224,22 @@ class Performer:
                 task.ready = lambda: self._read(slots, pfns)
             case CopyPages(_, source, target):
                 task.ready = lambda: self._copy(source, target)
+
+    def _wake_kswapd(self, nid: int) -> None:
+        if nid not in self._awake:
+            self._awake.add(nid)
+            self.start(f"kswapd{nid}", self._kswapd(nid))
+
+    def _kswapd(self, nid: int) -> Generator[Any, Any, None]:
+        yield from kswapd(self.k, nid)
+        self._awake.discard(nid)
+
+    def _nap(self, task: Running) -> None:
+        """Behind all others, until a write has ended; at once when none is on its way."""
+        written = self.k.writes_ended
+        self.tasks.remove(task)
+        self.tasks.append(task)
+        task.ready = lambda: (self.k.writes_ended > written or not self._writes, None)
 
     def _try_sem(self, mm_id: int, mode: Mode) -> tuple[bool, Any]:
         guard = self.k.locks.try_sem(mm_id, mode)

@@ -152,6 +152,26 @@ class Profile:
     #: True: attaching to a cpuset resets the CPUs of sched_setaffinity (6.1).
     cpuset_resets_affinity: bool
 
+    # -- memory pressure -----------------------------------------------------------------------------------------------
+
+    #: Highest min_free_kbytes that a kernel chooses by itself (2.6.15: 65536, 6.x: 262144; mm/page_alloc.c).
+    min_free_kbytes_max: int
+    #: Least gap between the watermarks in ten-thousandths of the zone (watermark_scale_factor, 4.6); 0: the gap from
+    #: min to low is a quarter of min, that to high a half (2.6.15 setup_per_zone_pages_min).
+    watermark_scale_factor: int
+    #: True: mapped pages that were referenced stay on the active list (2.6.15 refill_inactive_zone), and one reference
+    #: activates an inactive page; False: anonymous pages are always deactivated (shrink_active_list since 2.6.28), and
+    #: an inactive one is activated at its second reference (folio_check_references).
+    referenced_pages_stay_active: bool
+    #: True: the OOM killer chooses by what is resident, in swap and in page tables (oom_badness, 2.6.36), False: by
+    #: the size of the address space and those of the children (badness, 2.6.14).
+    oom_badness_by_rss: bool
+    #: True: the OOM killer spares tasks whose policy or cpuset cannot use the nodes that are short
+    #: (CONSTRAINT_MEMORY_POLICY and CONSTRAINT_CPUSET, 6.x); False: cpusets count, policies do not (2.6.15).
+    oom_knows_policies: bool
+    #: Names in /proc/vmstat of what reclaim counts, each with the counts that it sums up (mm/vmstat.c).
+    reclaim_events: tuple[tuple[str, tuple[str, ...]], ...]
+
     # -- views ---------------------------------------------------------------------------------------------------------
 
     #: True: numa_maps and node meminfo in the format of 2.6.14, False: in today's.
@@ -162,6 +182,31 @@ class Profile:
 
 
 _NODE_FLAGS: Final = MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES
+_RECLAIM_EVENTS_2005: Final = (
+    ("pgactivate", ("pgactivate",)),
+    ("pgdeactivate", ("pgdeactivate",)),
+    ("pgrefill_normal", ("pgrefill",)),
+    ("pgsteal_normal", ("pgsteal_kswapd", "pgsteal_direct")),
+    ("pgscan_kswapd_normal", ("pgscan_kswapd",)),
+    ("pgscan_direct_normal", ("pgscan_direct",)),
+    ("kswapd_steal", ("pgsteal_kswapd",)),
+    ("pageoutrun", ("pageoutrun",)),
+    ("allocstall", ("allocstall",)),
+    ("pgrotated", ("pgrotated",)),
+)
+_RECLAIM_EVENTS_TODAY: Final = (
+    ("allocstall_normal", ("allocstall",)),
+    ("pgactivate", ("pgactivate",)),
+    ("pgdeactivate", ("pgdeactivate",)),
+    ("pgrefill", ("pgrefill",)),
+    ("pgsteal_kswapd", ("pgsteal_kswapd",)),
+    ("pgsteal_direct", ("pgsteal_direct",)),
+    ("pgscan_kswapd", ("pgscan_kswapd",)),
+    ("pgscan_direct", ("pgscan_direct",)),
+    ("pageoutrun", ("pageoutrun",)),
+    ("pgrotated", ("pgrotated",)),
+    ("oom_kill", ("oom_kill",)),
+)
 
 SWAP_V3: Final = Profile(
     name="swap-v3",
@@ -213,6 +258,12 @@ SWAP_V3: Final = Profile(
     populate_writes_shared=True,
     fault_around_pages=1,
     cpuset_resets_affinity=False,
+    min_free_kbytes_max=65536,
+    watermark_scale_factor=0,
+    referenced_pages_stay_active=True,
+    oom_badness_by_rss=False,
+    oom_knows_policies=False,
+    reclaim_events=_RECLAIM_EVENTS_2005,
     views_of_2005=True,
     heap_includes_neighbours=False,
 )
@@ -267,6 +318,12 @@ LINUX_6_1: Final = Profile(
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=True,
+    min_free_kbytes_max=262144,
+    watermark_scale_factor=10,
+    referenced_pages_stay_active=False,
+    oom_badness_by_rss=True,
+    oom_knows_policies=True,
+    reclaim_events=_RECLAIM_EVENTS_TODAY,
     views_of_2005=False,
     heap_includes_neighbours=True,
 )
@@ -321,6 +378,12 @@ LINUX_6_12: Final = Profile(
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=False,
+    min_free_kbytes_max=262144,
+    watermark_scale_factor=10,
+    referenced_pages_stay_active=False,
+    oom_badness_by_rss=True,
+    oom_knows_policies=True,
+    reclaim_events=_RECLAIM_EVENTS_TODAY,
     views_of_2005=False,
     heap_includes_neighbours=False,
 )

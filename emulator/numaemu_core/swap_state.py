@@ -9,7 +9,8 @@ import numpy as np
 from numaemu_core.columns import I8, Bool
 from numaemu_core.effects import KernelTask
 from numaemu_core.kernel import Kernel
-from numaemu_core.page_flags import PG_DIRTY, PG_SWAPCACHE, PG_UPTODATE, PG_WRITEBACK
+from numaemu_core.lru import rotate_reclaimable_page
+from numaemu_core.page_flags import PG_DIRTY, PG_RECLAIM, PG_SWAPCACHE, PG_UPTODATE, PG_WRITEBACK
 from numaemu_core.page_lock import trylock_pages, unlock_pages
 from numaemu_core.rmap import page_count, pinned_pages, put_pages
 from numaemu_core.swapfile import SWAP_LOCK, get_swap_pages, slots_over_half, swap_free
@@ -124,8 +125,12 @@ def free_swap_and_cache(k: Kernel, slots: I8) -> KernelTask[None]:
 
 def end_swap_write(k: Kernel, pfns: I8) -> None:
     """The swap node has confirmed a write: what is in the slots is what is in the frames (end_swap_bio_write)."""
-    k.c.pg_flags[pfns] &= ~np.uint16(PG_WRITEBACK)
+    wanted = pfns[k.c.pg_flags[pfns] & PG_RECLAIM != 0]
+    k.c.pg_flags[pfns] &= ~np.uint16(PG_WRITEBACK | PG_RECLAIM)
+    if len(wanted):
+        k.spawn("rotate", rotate_reclaimable_page(k, wanted))
     to_swap = int(np.count_nonzero(k.c.pg_flags[pfns] & PG_SWAPCACHE))
     k.count("pswpout", to_swap)
     k.count("pgpgout", (len(pfns) - to_swap) * k.page_size // 1024)
+    k.writes_ended += 1
     k.pages_changed = True

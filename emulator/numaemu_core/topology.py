@@ -20,7 +20,7 @@ DISTANCE_MAX: Final = 255
 #: Swap readahead reads at most 2 to this power of pages.
 PAGE_CLUSTER_MAX: Final = 5
 #: Settings that take the place of the profile's.
-TUNABLES: Final = ("page_cluster", "fault_around", "swap_device")
+TUNABLES: Final = ("page_cluster", "fault_around", "swap_device", "min_free_kbytes")
 _FAULT_AROUND_MAX: Final = 512
 _SWAP_DEVICES: Final = ("ram", "disk")
 #: Room for files of kind disk, unless told; it takes memory only where it is written to.
@@ -52,6 +52,8 @@ class Topology:
     fault_around: int | None = None
     #: "ram": swap is as fast as memory; "disk": pages pass through the swap cache; None: as in the profile.
     swap_device: str | None = None
+    #: vm.min_free_kbytes; None: as the kernel chooses, 0: allocations take the last frame.
+    min_free_kbytes: int | None = None
 
     @property
     def online(self) -> int:
@@ -84,7 +86,18 @@ def from_dict(description: Mapping[str, object]) -> Topology:
     Raises:
         TopologyError: a field is missing, of the wrong type, out of range or unknown; the message names it.
     """
-    known = {"profile", "page_size", "swap", "disk", "page_cluster", "fault_around", "swap_device", "distances", "node"}
+    known = {
+        "profile",
+        "page_size",
+        "swap",
+        "disk",
+        "page_cluster",
+        "fault_around",
+        "swap_device",
+        "min_free_kbytes",
+        "distances",
+        "node",
+    }
     _refuse_unknown("topology", description, known)
     page_size = parse_size(_scalar(description.get("page_size", 4096)), "page_size")
     if page_size.bit_count() != 1 or not 1 << limits.PAGE_SHIFT_MIN <= page_size <= 1 << limits.PAGE_SHIFT_MAX:
@@ -103,7 +116,9 @@ def from_dict(description: Mapping[str, object]) -> Topology:
     if disk_bytes % page_size:
         _refuse(f"disk: expected a multiple of the page size {page_size}, got {disk_bytes}")
     distances = _distances(description.get("distances"), len(nodes))
-    return Topology(nodes, distances, swap_bytes, page_size, str(profile), disk_bytes, *_tunables(description))
+    min_free = _optional_number(description, "min_free_kbytes", 0, sum(node.memory_bytes for node in nodes) >> 11)
+    tunables = _tunables(description)
+    return Topology(nodes, distances, swap_bytes, page_size, str(profile), disk_bytes, *tunables, min_free)
 
 
 def _tunables(description: Mapping[str, object]) -> tuple[int | None, int | None, str | None]:

@@ -1,15 +1,19 @@
 """Interleavings that once went wrong, each alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from numaemu_core import fork, limits, memory, mlock, mmap, mprotect
+from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.fsck import fsck
+from numaemu_core.kernel import Kernel
 from numaemu_core.mempolicy import sys_set_mempolicy
+from numaemu_core.mm_types import Task
 from numaemu_core.performer import Performer
 from numaemu_core.topology import uniform
 from numaemu_core.uapi import MAP_ANONYMOUS, MAP_PRIVATE, MPOL_INTERLEAVE, PROT_READ, PROT_WRITE
@@ -22,20 +26,29 @@ ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
 
 @pytest.mark.parametrize("first", range(0, 200, 50))
 def test_two_interleaved_faults_share_the_last_frames(first: int) -> None:
-    """Two tasks that fill two nodes by turns take every frame there is, one of them hears that no more is left."""
+    """Of two tasks that together need more than two nodes have, one is killed and the other gets all that it needs."""
     for seed in range(first, first + 50):
-        p = Performer(uniform(2, "256K", "0", "swap-v3", PAGE), seed)
-        k = p.k
+        p = Performer(replace(uniform(2, "256K", "0", "swap-v3", PAGE), min_free_kbytes=0), seed)
+        tasks = [fork.attach(p.k, cpu, [], None) for cpu in range(2)]
         running = []
-        for cpu in range(2):
-            task = fork.attach(k, cpu, [], None)
-            p.call(sys_set_mempolicy(k, task, MPOL_INTERLEAVE, [3], 65))
-            base = p.call(mmap.sys_mmap(k, task, 0, 100 * PAGE, PROT_READ | PROT_WRITE, ANONYMOUS))
-            running.append(p.start("fault", memory.sys_fault(k, task, base, 100 * PAGE, write=True)))
+        for task in tasks:
+            p.call(sys_set_mempolicy(p.k, task, MPOL_INTERLEAVE, [3], 65))
+            base = p.call(mmap.sys_mmap(p.k, task, 0, 100 * PAGE, PROT_READ | PROT_WRITE, ANONYMOUS))
+            running.append(p.start("faults", _fault_all(p.k, task, base)))
         p.run()
-        assert sum(zone.nr_free for zone in k.zones.values()) == 0, f"seed {seed}"
-        assert all(task.error is None or isinstance(task.error, OutOfMemory) for task in running)
-        assert fsck(k) == [], f"seed {seed}"
+        killed = [task.killed for task in tasks]
+        assert sorted(killed) == [False, True], f"seed {seed}"
+        assert all(dead or one.error is None for one, dead in zip(running, killed, strict=True)), f"seed {seed}"
+        assert all(one.error is None or isinstance(one.error, OutOfMemory) for one in running), f"seed {seed}"
+        assert sum(zone.nr_free for zone in p.k.zones.values()) == 127 - 100, f"seed {seed}"
+        assert fsck(p.k) == [], f"seed {seed}"
+
+
+def _fault_all(k: Kernel, task: Task, base: int) -> KernelTask[None]:
+    """Touch 100 pages."""
+    done = 0
+    while done < 100 * PAGE:
+        done += yield from memory.sys_fault(k, task, base + done, 100 * PAGE - done, write=True)
 
 
 def test_a_second_fork_copies_what_a_straggler_of_the_first_may_still_write(machine: Make) -> None:

@@ -1,0 +1,90 @@
+"""Allocation of frames: other nodes before this one is pressed, reclaim before anybody is killed.
+
+Mirrors: __alloc_pages, mm/page_alloc.c (2.6.15; 6.x has the same order). Left out: the reserves for a dying task, which
+fails at once instead.
+"""
+
+import enum
+
+import numpy as np
+
+from numaemu_core import limits
+from numaemu_core.columns import I8, NO_INDEXES
+from numaemu_core.effects import Breathe, KernelTask, Nap
+from numaemu_core.kernel import Kernel
+from numaemu_core.mm_types import Task
+from numaemu_core.mmzone import Zonelist, rmqueue
+
+
+def alloc_pages(  # noqa: PLR0913 - who wants what, from where, and how
+    k: Kernel,
+    task: Task | None,
+    zonelist: Zonelist,
+    count: int,
+    *,
+    cpu_node: int,
+    interleave: bool = False,
+    zero: bool = True,
+    may_reclaim: bool = True,
+    may_kill: bool = True,
+) -> KernelTask[I8]:
+    """Take `count` frames from the nodes of a zonelist, in its order.
+
+    All nodes down to pages_low; then, kswapd being awake, down to pages_min; then the task reclaims; then, if it has
+    got none at all, somebody is killed. Fewer frames than `count`, at least one: let go of these, or use them, and
+    come again. None: the task was killed, or may not do what would help.
+
+    The frames are ALLOCATED and, with `zero`, all bytes 0; they are on no list and have no identity yet.
+    """
+    taken = yield from rmqueue(k, zonelist, count, cpu_node, low=True, interleave=interleave, zero=zero)
+    missing = count - sum(map(len, taken))
+    if missing:
+        for nid in zonelist.nodes:
+            if k.zones[nid].nr_free <= k.zones[nid].pages_low:
+                k.wake_kswapd(nid)
+    fruitless = 0
+    while missing:
+        more = yield from rmqueue(k, zonelist, missing, cpu_node, low=False, interleave=interleave, zero=zero)
+        missing -= sum(map(len, more))
+        taken += more
+        if not missing or not may_reclaim:
+            break
+        kill = may_kill and missing == count
+        again = yield from _make_room(k, task, zonelist, kill=kill, fruitless=fruitless)
+        if again is Room.NONE:
+            break
+        fruitless = fruitless + 1 if again is Room.PERHAPS else 0
+    return taken[0] if len(taken) == 1 else np.concatenate([NO_INDEXES, *taken])
+
+
+class Room(enum.Enum):
+    """What came of reclaim."""
+
+    SOME = "some"
+    PERHAPS = "perhaps"
+    """Another round may free some."""
+    NONE = "none"
+
+
+def _make_room(k: Kernel, task: Task | None, zonelist: Zonelist, *, kill: bool, fruitless: int) -> KernelTask[Room]:
+    """Reclaim; what others are evicting or writing is waited for, within bounds; then have somebody killed."""
+    # reclaim itself uses modules that allocate, and these import this one
+    from numaemu_core.oom_kill import out_of_memory  # noqa: PLC0415 - as above
+    from numaemu_core.reclaim import is_on_its_way, try_to_free_pages  # noqa: PLC0415 - as above
+
+    if task is not None and task.killed:
+        return Room.NONE
+    freed = yield from try_to_free_pages(k, zonelist.nodes)
+    if freed or any(k.zones[nid].nr_free > k.zones[nid].pages_min for nid in zonelist.nodes):
+        return Room.SOME
+    if not kill:
+        return Room.NONE
+    if fruitless < limits.MAX_RECLAIM_RETRIES:  # referenced pages go round more than once
+        yield Breathe()
+        return Room.PERHAPS
+    if fruitless < limits.OOM_PATIENCE_NAPS and is_on_its_way(k, zonelist.nodes):
+        yield Nap()
+        return Room.PERHAPS
+    if task is None:
+        return Room.NONE
+    return Room.SOME if (yield from out_of_memory(k, task, zonelist.nodes)) else Room.NONE
