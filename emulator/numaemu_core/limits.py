@@ -67,6 +67,8 @@ VM_SWAPPINESS: Final = 60
 NAP_S: Final = 0.02
 #: Rounds of reclaim that free nothing before somebody is killed (6.x: 16; 2.6.15 gives up after one).
 MAX_RECLAIM_RETRIES: Final = 4
+#: Frames at the end of an LRU list that are remembered in their order.
+LRU_TAIL_PAGES: Final = 4096
 #: A zone smaller than so many batches is scanned in smaller ones.
 SCAN_BATCHES_OF_ZONE: Final = 32
 #: Naps that an allocation takes for pages that others are evicting, before somebody is killed.

@@ -180,6 +180,9 @@ class Profile:
     #: activates an inactive page; False: anonymous pages are always deactivated (shrink_active_list since 2.6.28), and
     #: an inactive one is activated at its second reference (folio_check_references).
     referenced_pages_stay_active: bool
+    #: True: anonymous pages are scanned only while there is a slot to send them to (get_scan_count, 6.x); False: they
+    #: are, and come back (2.6.15).
+    anon_scanned_with_swap_only: bool
     #: True: the OOM killer chooses by what is resident, in swap and in page tables (oom_badness, 2.6.36), False: by
     #: the size of the address space and those of the children (badness, 2.6.14).
     oom_badness_by_rss: bool
@@ -285,6 +288,7 @@ SWAP_V3: Final = Profile(
     min_free_kbytes_max=65536,
     watermark_scale_factor=0,
     referenced_pages_stay_active=True,
+    anon_scanned_with_swap_only=False,
     oom_badness_by_rss=False,
     oom_knows_policies=False,
     reclaim_events=_RECLAIM_EVENTS_2005,
@@ -352,6 +356,7 @@ LINUX_6_1: Final = Profile(
     min_free_kbytes_max=262144,
     watermark_scale_factor=10,
     referenced_pages_stay_active=False,
+    anon_scanned_with_swap_only=True,
     oom_badness_by_rss=True,
     oom_knows_policies=True,
     reclaim_events=_RECLAIM_EVENTS_TODAY,
@@ -419,6 +424,7 @@ LINUX_6_12: Final = Profile(
     min_free_kbytes_max=262144,
     watermark_scale_factor=10,
     referenced_pages_stay_active=False,
+    anon_scanned_with_swap_only=True,
     oom_badness_by_rss=True,
     oom_knows_policies=True,
     reclaim_events=_RECLAIM_EVENTS_TODAY,
