@@ -12,6 +12,7 @@ from numaemu_core.fsck import fsck
 from numaemu_core.mm_types import Task
 from numaemu_core.page_table import PTE_PRESENT, PTE_READABLE, PTE_WRITABLE
 from numaemu_core.performer import Performer
+from numaemu_core.swap_state import release_unpinned
 from numaemu_core.topology import uniform
 from numaemu_core.uapi import (
     CAPABILITIES,
@@ -87,11 +88,31 @@ class SimulatedThread:
             except MmError:
                 return None
 
+    def write_pinned(self, page: int, value: int) -> Steps:
+        """Pin a page that is there and writable, and write to its frame a while later, whatever is done to it then."""
+        c = self.k.c
+        flat = self.k.tables.pte_offset(self.task.mm.pgd, (self.base + page * PAGE) // PAGE)
+        entry = int(c.pte[flat]) if flat >= 0 else 0
+        if not entry & PTE_PRESENT or not entry & PTE_WRITABLE:
+            return
+        c.dirty[flat] = 1
+        c.pins[self.slot, 0] = entry // PAGE + 1
+        c.pin_count[self.slot] = 1
+        for _ in range(self.p.draw(40)):
+            yield None
+        c.frames[entry // PAGE] = value
+        self.expected[page] = value
+        yield None
+        c.pin_count[self.slot] = 0
+        yield from release_unpinned(self.k)
+
     def work(self, steps: int) -> Steps:
         """Random reads and writes; every read must give what was last written."""
         for _ in range(steps):
             page = self.p.draw(PAGES)
-            if self.p.draw(2):
+            if not self.p.draw(6):
+                yield from self.write_pinned(page, 1 + self.p.draw(250))
+            elif self.p.draw(2):
                 value = 1 + self.p.draw(250)
                 if (yield from self.access(page, value)) is not None:
                     self.expected[page] = value
@@ -131,14 +152,15 @@ def churn(p: Performer, task: Task, base: int, steps: int) -> Steps:
                 yield from refusable(mprotect.sys_mprotect(k, task, start, pages * PAGE, PROT_READ | PROT_WRITE))
             case 4:  # the pages of everybody, to the other node
                 victim = p.draw(len(k.tasks)) + 1
-                body = migrate_pages.sys_migrate_pages(k, task, victim, 65, [1 + p.draw(3)], [1 + p.draw(3)])
-                yield from refusable(body)
+                old, new = [1 + p.draw(3)], [1 + p.draw(3)]
+                yield from refusable(migrate_pages.sys_migrate_pages(k, task, victim, 65, old, new))
             case 5:
                 addresses = np.arange(start, start + pages * PAGE, PAGE, dtype=np.uint64)
-                nodes = np.array([p.draw(2) for _ in range(pages)], np.int32)
+                targets = np.array([p.draw(2) for _ in range(pages)], np.int32)
                 flag = MPOL_MF_MOVE_ALL if p.draw(2) else MPOL_MF_MOVE
-                body = move_pages.sys_move_pages(k, task, 0, pages, addresses, nodes, flag, writable=True)
-                yield from refusable(body)
+                yield from refusable(
+                    move_pages.sys_move_pages(k, task, 0, pages, addresses, targets, flag, writable=True)
+                )
             case _:
                 other = yield from mmap.sys_mmap(k, task, 0, 2 * PAGE, 3, MAP_PRIVATE | MAP_ANONYMOUS)
                 yield from refusable(memory.sys_fault(k, task, other, 2 * PAGE, write=True))
@@ -230,19 +252,13 @@ def without_putback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("numaemu_core.mbind.putback_lru_pages", forget)
 
 
-def without_counting_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page moves although somebody else knows it."""
-    monkeypatch.setattr("numaemu_core.migrate._is_nobody_elses", lambda _k, pfns: np.ones(len(pfns), np.bool_))
+def without_restoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages that cannot be migrated keep the entries that make everybody wait."""
 
-
-def without_waiting_to_migrate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries are not marked before their page is copied."""
-
-    def nothing(_k: object, pfns: list[int]) -> Steps:
+    def nothing(_k: object, _pfns: list[int]) -> Steps:
         yield from ()
-        return np.zeros(len(pfns), np.bool_)
 
-    monkeypatch.setattr("numaemu_core.migrate.try_to_migrate", nothing)
+    monkeypatch.setattr("numaemu_core.migrate.remove_migration_ptes", nothing)
 
 
 BREAKAGES = [
@@ -251,6 +267,7 @@ BREAKAGES = [
     (without_putback, "swap-v3"),
     (without_waiting, "linux-6.1"),
     (without_putback, "linux-6.12"),
+    (without_restoring, "linux-6.12"),
 ]
 
 
