@@ -17,7 +17,7 @@ DEV  := $(VENV)/.installed-dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)$$/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -33,6 +33,9 @@ check: $(DEV) ## style, types and the rules of who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(RUN) ## write the tables of profiles in docs/semantics.md
+	$(BIN)/python tools/profile_table.py
 
 bench: $(RUN) ## run the benchmarks
 	$(BIN)/numaemu bench $(ARGS)
