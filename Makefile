@@ -34,8 +34,9 @@ check: $(DEV) ## style, types and the rules of who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(RUN) ## write the tables of profiles in docs/semantics.md
+docs: $(TEST) ## write what docs/semantics.md and docs/views.md take from the code
 	$(BIN)/python tools/profile_table.py
+	$(BIN)/python tests/core/test_views_page.py
 
 bench: $(RUN) ## run the benchmarks
 	$(BIN)/numaemu bench $(ARGS)
