@@ -54,6 +54,9 @@ SWAPOUT_PASSES: Final = 11
 SWAPOUT_TRYLOCK_PASSES: Final = 3
 #: Pages that one step of swapout_pages handles between two yields.
 SWAPOUT_BATCH_PAGES: Final = 2048
+#: Passes of migrate_pages over its list (6.1), and how many of them only try page locks.
+MIGRATE_PASSES: Final = 10
+MIGRATE_TRYLOCK_PASSES: Final = 3
 #: Reclaim works in batches of this many pages, and is content with as many (SWAP_CLUSTER_MAX of 2.6.15).
 SWAP_CLUSTER_MAX: Final = 32
 #: Reclaim scans 1/2^12 of the lists first, and all of them last (DEF_PRIORITY of 2.6.15).
