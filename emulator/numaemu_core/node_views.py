@@ -212,7 +212,7 @@ def _events(k: Kernel) -> dict[str, int]:
     sums |= {paged: k.vmstat[paged] + _kb(k, k.vmstat[swapped]) for paged, swapped in _PAGED}
     named = {name: count for name, count in sums.items() if count}
     summed = {part for _, parts in k.profile.reclaim_events for part in parts} | set(sums)
-    return {name: count for name, count in k.vmstat.items() if name not in summed} | named
+    return {name: count for name, count in k.vmstat.items() if count and name not in summed} | named
 
 
 def _now(k: Kernel) -> dict[str, int]:
