@@ -1,5 +1,6 @@
 """The documents name what there is: every file, every call, and links that lead somewhere."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from numaemu_core.profiles import Profile
 from numaemu_core.wire import CALLS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +101,14 @@ def test_lines_of_the_documents_are_wrapped(page: str) -> None:
     """No line is longer than those of the code, but for rows of tables, which cannot be wrapped."""
     lines = enumerate(text_of(page).splitlines(), start=1)
     assert [number for number, line in lines if len(line) > LINE_MAX and not line.startswith("|")] == []
+
+
+def test_every_choice_of_a_profile_is_made_somewhere() -> None:
+    """Each field of a profile is read by the engine: a table of choices that choose nothing would be a lie."""
+    sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.name != "profiles.py"]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    fields = [field.name for field in dataclasses.fields(Profile)]
+    assert [name for name in fields if not re.search(rf"\bprofile\.{name}\b", code)] == []
 
 
 def profile_table(*arguments: str | Path) -> int:
