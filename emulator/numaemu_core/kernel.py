@@ -13,6 +13,7 @@ from numaemu_core.effects import KernelTask
 from numaemu_core.journal import Journal, Truth, truth_of
 from numaemu_core.layout import Layout
 from numaemu_core.locks import HostLocks, LockTable
+from numaemu_core.lru import LruTails
 from numaemu_core.mm_types import AddressSpace, AnonVma, Mm, Task
 from numaemu_core.mmzone import Zone, Zonelist, build_zonelists, make_zones
 from numaemu_core.nodemask import mask_of
@@ -61,6 +62,7 @@ class Kernel:
         self.nr_swap_pages = layout.slot_count
         #: The stamp of the next frame at the head of a list, and of the next one at a tail.
         self.lru_clock = self.lru_tail = LRU_CLOCK_START
+        self.lru_tails = LruTails()
         self.quarantine = Quarantine()
         #: Frames that nobody but a pin refers to any more: looked at again when pins are cleared.
         self.left_to_pins: set[int] = set()

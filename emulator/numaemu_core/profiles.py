@@ -96,6 +96,23 @@ class Profile:
     #: True: misplaced pages are copied to their new node at once (2.6.16 and later); False: they are sent to swap and
     #: come back by their policy when they are touched ("Swap migration V3").
     direct_migration: bool
+    #: True: mmap_sem is dropped before mbind moves pages (6.6, commit 72e315f7a750); False: it is held for writing.
+    mbind_moves_unlocked: bool
+    #: True: MOVE places a page by the policy that was set and the page's index, counted from the first page of the list
+    #: (6.7, commit 88c91dc58582); False: by the first VMA of the range that may map it (6.1 new_page).
+    move_targets_by_index: bool
+    #: True: a page that is being migrated counts as misplaced and immovable (6.7, commit 1cb5d11a370f).
+    migration_entries_fail: bool
+    #: True: migrate_pages pairs old and new nodes by their positions, copies, and with CAP_SYS_NICE takes shared pages,
+    #: too (2.6.16 and later); False: it evicts what is on old nodes, and pages come back anywhere (V3).
+    migrate_pages_pairs_nodes: bool
+    #: True: pages that could not be isolated count in what migrate_pages gives (6.7, commit 1cb5d11a370f).
+    unisolated_pages_count: bool
+    #: True: migrate_pages and move_pages ask whether the caller may trace the other task (ptrace_may_access); False:
+    #: anybody may migrate any task (V3 as mailed).
+    migration_asks_ptrace: bool
+    #: True: there is a move_pages (2.6.18, commit 742755a1).
+    move_pages: bool
     #: True: pages join the migration list at its head, so that it runs against the addresses (V2, V4, V5).
     pagelist_lifo: bool
     #: True: MOVE takes pages that one entry maps (2.6.16, commit fc301289); False: anonymous pages, and pages of files
@@ -163,6 +180,9 @@ class Profile:
     #: activates an inactive page; False: anonymous pages are always deactivated (shrink_active_list since 2.6.28), and
     #: an inactive one is activated at its second reference (folio_check_references).
     referenced_pages_stay_active: bool
+    #: True: anonymous pages are scanned only while there is a slot to send them to (get_scan_count, 6.x); False: they
+    #: are, and come back (2.6.15).
+    anon_scanned_with_swap_only: bool
     #: True: the OOM killer chooses by what is resident, in swap and in page tables (oom_badness, 2.6.36), False: by
     #: the size of the address space and those of the children (badness, 2.6.14).
     oom_badness_by_rss: bool
@@ -235,6 +255,13 @@ SWAP_V3: Final = Profile(
     cpuset_drops_unknown=True,
     move_all_capability="CAP_SYS_RESOURCE",
     direct_migration=False,
+    mbind_moves_unlocked=False,
+    move_targets_by_index=False,
+    migration_entries_fail=False,
+    migrate_pages_pairs_nodes=False,
+    unisolated_pages_count=False,
+    migration_asks_ptrace=False,
+    move_pages=False,
     pagelist_lifo=True,
     move_needs_mapcount_one=False,
     holes_between_vmas_only=True,
@@ -261,6 +288,7 @@ SWAP_V3: Final = Profile(
     min_free_kbytes_max=65536,
     watermark_scale_factor=0,
     referenced_pages_stay_active=True,
+    anon_scanned_with_swap_only=False,
     oom_badness_by_rss=False,
     oom_knows_policies=False,
     reclaim_events=_RECLAIM_EVENTS_2005,
@@ -295,6 +323,13 @@ LINUX_6_1: Final = Profile(
     cpuset_drops_unknown=False,
     move_all_capability="CAP_SYS_NICE",
     direct_migration=True,
+    mbind_moves_unlocked=False,
+    move_targets_by_index=False,
+    migration_entries_fail=False,
+    migrate_pages_pairs_nodes=True,
+    unisolated_pages_count=False,
+    migration_asks_ptrace=True,
+    move_pages=True,
     pagelist_lifo=False,
     move_needs_mapcount_one=True,
     holes_between_vmas_only=False,
@@ -321,6 +356,7 @@ LINUX_6_1: Final = Profile(
     min_free_kbytes_max=262144,
     watermark_scale_factor=10,
     referenced_pages_stay_active=False,
+    anon_scanned_with_swap_only=True,
     oom_badness_by_rss=True,
     oom_knows_policies=True,
     reclaim_events=_RECLAIM_EVENTS_TODAY,
@@ -355,6 +391,13 @@ LINUX_6_12: Final = Profile(
     cpuset_drops_unknown=False,
     move_all_capability="CAP_SYS_NICE",
     direct_migration=True,
+    mbind_moves_unlocked=True,
+    move_targets_by_index=True,
+    migration_entries_fail=True,
+    migrate_pages_pairs_nodes=True,
+    unisolated_pages_count=True,
+    migration_asks_ptrace=True,
+    move_pages=True,
     pagelist_lifo=False,
     move_needs_mapcount_one=True,
     holes_between_vmas_only=False,
@@ -381,6 +424,7 @@ LINUX_6_12: Final = Profile(
     min_free_kbytes_max=262144,
     watermark_scale_factor=10,
     referenced_pages_stay_active=False,
+    anon_scanned_with_swap_only=True,
     oom_badness_by_rss=True,
     oom_knows_policies=True,
     reclaim_events=_RECLAIM_EVENTS_TODAY,

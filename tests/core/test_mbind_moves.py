@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from numaemu_core import fork, mbind, mlock, vmscan
+from numaemu_core import check_range, fork, mbind, mlock, vmscan
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.mm_types import AddressSpace, Task, VmArea
@@ -454,11 +454,11 @@ def test_which_pages_of_files_are_queued(
     vmas = [task.mm.vmas.find_vma(base), task.mm.vmas.find_vma(other), child.mm.vmas.find_vma(base)]
     chosen = [vma for number, vma in enumerate(vmas) if vma is not None and number in mappers]
     pfn = pfn_at(m, task, base)
-    pagelist = mbind.PageList()
+    pagelist = check_range.PageList()
     with page_of_a_file(m, pfn, chosen, writable) as mapping:
-        assert mbind.single_mm_mapping(task.mm, mapping) is single
-        assert mbind.mapping_writably_mapped(mapping) is bool(writable)
-        mbind.migrate_page_add(m.k, chosen[0], np.array([pfn]), pagelist, flags)
+        assert check_range.single_mm_mapping(task.mm, mapping) is single
+        assert check_range.mapping_writably_mapped(mapping) is bool(writable)
+        check_range.migrate_page_add(m.k, chosen[0], np.array([pfn]), pagelist, flags)
     assert pagelist.pages(lifo=True).tolist() == [pfn] * queued
     m.call(vmscan.putback_lru_pages(m.k, pagelist.pages(lifo=True)))
 
@@ -483,10 +483,10 @@ def test_a_page_that_somebody_else_isolated_is_no_error(machine: Make) -> None:
     task = m.attach()
     base = fill(m, task, 2)
     pfn = pfn_at(m, task, base)
-    mine = mbind.PageList()
+    mine = check_range.PageList()
     vma = task.mm.vmas.find_vma(base)
     assert vma is not None
-    mbind.migrate_page_add(m.k, vma, np.array([pfn]), mine, MPOL_MF_MOVE)
+    check_range.migrate_page_add(m.k, vma, np.array([pfn]), mine, MPOL_MF_MOVE)
     assert move(m, task, base, 2, {1}) == 0
     assert m.where(task, base, 2) == [0, GONE]
     m.call(vmscan.putback_lru_pages(m.k, mine.pages(lifo=True)))

@@ -12,6 +12,7 @@ from numaemu.replay import words
 from numaemu.replay.host import Refused
 from numaemu.replay.words import PAGE, address, flags, length
 from numaemu_core import uapi
+from numaemu_core.wire import STATUS_UNWRITTEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,8 @@ _UNWRITTEN: Final = "5a" * 8
 _FILL_CHUNK_PAGES: Final = 4096
 #: The status array of move_pages can be written to.
 _WRITABLE: Final = True
+#: A node that is none.
+_GARBAGE: Final = 0x5A5A5A5A
 
 
 def _number(word: str) -> int:
@@ -252,10 +255,9 @@ def get_mempolicy(program: Program, pid: int, *args: str) -> Answer:
     if mask_to == "bad" or (mask_to == "edge" and mask_bytes > words.WORD_BITS // 8):
         return answer | {"r": -1, "e": errno.EFAULT}
     if mask_to != "null":
-        written = words.hex_mask((body or b"").ljust(mask_bytes, b"\0")[:mask_bytes])
-        answer["mask"] = written
+        answer["mask"] = words.hex_mask((body or b"").ljust(mask_bytes, b"\0")[:mask_bytes])
         if mask_to == "k":
-            answer["mw"] = len(written)
+            answer["mw"] = mask_bytes // 8
     return answer
 
 
@@ -297,6 +299,9 @@ def move_pages(program: Program, pid: int, who: str, pages: str, nodes: str, how
         targets = [given[i % len(given)] for i in range(len(addresses))]
     if chosen.get("nodes") == "bad":
         targets = []
+    if count > len(addresses) and targets:  # the kernel reads on, in what the interpreter has there
+        addresses.append(0)
+        targets.append(_GARBAGE)
     if "pages" in chosen:
         addresses = []
     writable = chosen.get("status") is None
@@ -305,8 +310,13 @@ def move_pages(program: Program, pid: int, who: str, pages: str, nodes: str, how
     )
     answer: Answer = {"r": result} if result >= 0 else {"r": -1, "e": -result}
     if writable:
-        answer["st"] = list(status)
+        answer["st"] = _written(status)[: len(_page_list(pages))]
     return answer
+
+
+def _written(status: bytes) -> list[int | None]:
+    """The statuses of move_pages, None for those that the kernel did not write."""
+    return [None if value == STATUS_UNWRITTEN else value for value in memoryview(status).cast("i")]
 
 
 def migrate_pages(program: Program, pid: int, who: str, maxnode: str, old: str, new: str) -> Answer:
@@ -329,7 +339,7 @@ def _statuses(program: Program, pid: int, target: int, addresses: list[int]) -> 
     result, status = program.host.call(pid, "move_pages", target, len(addresses), addresses, None, 0, _WRITABLE)
     if result < 0:
         raise Refused(-result)
-    return list(status)
+    return memoryview(status).cast("i").tolist()
 
 
 def _where(program: Program, pid: int, target: int, start: int, count: int) -> str:
