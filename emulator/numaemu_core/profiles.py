@@ -8,6 +8,7 @@ import errno
 from dataclasses import dataclass
 from typing import Final
 
+from numaemu_core import limits
 from numaemu_core.errors import TopologyError
 from numaemu_core.uapi import (
     MPOL_BIND,
@@ -167,6 +168,9 @@ class Profile:
     mlock_reports_faults: bool
     #: True: madvise knows FREE, REMOVE, DONTFORK, COLD and POPULATE, mremap DONTUNMAP (what came from 2.6.16 to 5.18).
     madvise_of_today: bool
+    #: Passes that MADV_PAGEOUT makes over its pages where swap is not synchronous: one starts the writes and goes on
+    #: (5.4 reclaim_pages); in 2005, which had no MADV_PAGEOUT, it is given all those of swapout_pages.
+    pageout_passes: int
     #: True: locking and MAP_POPULATE fault shared writable mappings in for writing (2.6.15); False: for reading.
     populate_writes_shared: bool
     #: Pages that a read fault of a file maps around the one that was asked for (fault_around_bytes, 3.15), 1: none.
@@ -288,6 +292,7 @@ SWAP_V3: Final = Profile(
     mlock_populates_before_hole=True,
     mlock_reports_faults=False,
     madvise_of_today=False,
+    pageout_passes=limits.SWAPOUT_PASSES,
     populate_writes_shared=True,
     fault_around_pages=1,
     cpuset_resets_affinity=False,
@@ -356,6 +361,7 @@ LINUX_6_1: Final = Profile(
     mlock_populates_before_hole=False,
     mlock_reports_faults=True,
     madvise_of_today=True,
+    pageout_passes=1,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=True,
@@ -424,6 +430,7 @@ LINUX_6_12: Final = Profile(
     mlock_populates_before_hole=False,
     mlock_reports_faults=True,
     madvise_of_today=True,
+    pageout_passes=1,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=False,
