@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from numaemu_core import limits
-from numaemu_core.columns import I8, Columns
+from numaemu_core.columns import I2, I8, Columns
 from numaemu_core.effects import KernelTask
 from numaemu_core.journal import Journal, Truth, truth_of
 from numaemu_core.layout import Layout
@@ -50,7 +50,7 @@ class Kernel:
         self.policy_zonelists: dict[tuple[Mempolicy | None, int, int], tuple[Zonelist, ...]] = {}
         #: Weights of weighted interleaving by node, where they are not 1 (/sys/kernel/mm/mempolicy).
         self.il_weights: dict[int, int] = {}
-        self.nid_of_pfn: I8 = np.empty(layout.frame_count, np.int64)
+        self.nid_of_pfn: I2 = np.empty(layout.frame_count, np.int16)
         for nid, (first, end) in layout.node_pfns.items():
             self.nid_of_pfn[first:end] = nid
         #: pfn of the page that every first read maps.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from numaemu_core.columns import columns_in_memory
+from numaemu_core.columns import columns_in_memory, zeros
 from numaemu_core.effects import (
     Breathe,
     CopyPages,
@@ -26,7 +26,7 @@ from numaemu_core.effects import (
     WritePages,
 )
 from numaemu_core.errors import BugError, MmError
-from numaemu_core.journal import Journal
+from numaemu_core.journal import Journal, Truth
 from numaemu_core.kernel import Kernel
 from numaemu_core.layout import layout_of
 from numaemu_core.locks import Key, Mode, NoHost
@@ -79,14 +79,19 @@ class SeededHost(NoHost):
 class Performer:
     """A whole machine in one process, its tasks run in a seeded order (seed None: each runs as far as it can)."""
 
-    def __init__(self, topology: Topology, seed: int | None = None) -> None:
-        """A machine just switched on."""
+    def __init__(
+        self,
+        topology: Topology,
+        seed: int | None = None,
+        allocate: Callable[[int], Any] = zeros,
+    ) -> None:
+        """A machine just switched on; `allocate` gives its memory: so many bytes, all zero, as a buffer."""
         self._state = (seed or 0) * 2 + 1
         self.seed = seed
         layout = layout_of(topology)
-        columns = columns_in_memory(layout)
+        columns = columns_in_memory(layout, allocate)
         host = NoHost() if seed is None else SeededHost(self.draw)
-        self.k = Kernel(layout, columns, Journal(np.zeros(JOURNAL_BYTES, np.uint8)), host)
+        self.k = Kernel(layout, columns, Journal(zeros(JOURNAL_BYTES)), host)
         self.k.journal.snapshot_from(self.k.truth)
         self.k.spawn = self.start
         self.k.wake_kswapd = self._wake_kswapd
@@ -96,6 +101,15 @@ class Performer:
         self._writes: list[WritePages] = []
         self._next = 1
         self._steps = 0
+
+    def close(self) -> None:
+        """The machine is over; its memory goes with the last reference to it, not when somebody looks for circles."""
+        for task in self.tasks:
+            task.body.close()
+        self.tasks.clear()
+        self.k.spawn = lambda _name, body: body.close()
+        self.k.wake_kswapd = lambda _nid: None
+        self.k.journal.snapshot_from(Truth)
 
     def draw(self, below: int) -> int:
         """The next number of the seed's sequence, less than `below` (xorshift of 64 bits)."""
@@ -134,9 +148,10 @@ class Performer:
             BugError: nothing can go on (a deadlock), or it goes on for ever.
         """
         idle = 0
+        last_step = self._steps + STEPS_MAX
         while not (until() if until else not self.tasks and not self._writes):
             self._steps += 1
-            if self._steps > STEPS_MAX:
+            if self._steps > last_step:
                 raise BugError(f"seed {self.seed}: no end after {STEPS_MAX} steps: {self._stuck()}")
             idle = 0 if self._step() else idle + 1
             if idle > 64 * (len(self.tasks) + 1) + 4 * WINDOW_BOUND_STEPS:

@@ -24,8 +24,12 @@ from numaemu_core.task_locks import spin_lock
 
 
 def pinned_pages(k: Kernel) -> I8:
-    """The frames that clients hold pinned, once for each pin: every table that is in use is read."""
-    slots = np.flatnonzero(k.c.pin_count)
+    """The frames that clients hold pinned, once for each pin: every table that is in use is read.
+
+    Clients write meanwhile, and numpy's search for what is not zero fails where the array changes under it: the
+    comparison makes it search an array of ours.
+    """
+    slots = np.flatnonzero(k.c.pin_count != 0)
     if not len(slots):
         return NO_INDEXES
     tables = [k.c.pins[slot, : int(k.c.pin_count[slot])] for slot in slots.tolist()]

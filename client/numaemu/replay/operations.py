@@ -277,14 +277,14 @@ def _page_list(word: str) -> list[int]:
 
 
 def _target(program: Program, pid: int, who: str) -> int:
-    """The process that is meant: self, Pk, the first one of the system, or a number that is nobody's."""
+    """The process that is meant: self, Pk, or a number: that of init, who is root's as the runner is, or nobody's."""
     if who == "self":
         return pid
     if who == "pid:1":
         return program.runner
     if who.startswith("pid:"):
         return int(who[4:])
-    return program.pids[who]
+    return program.known_pids[who]
 
 
 def move_pages(program: Program, pid: int, who: str, pages: str, nodes: str, how: str, *options: str) -> Answer:
@@ -344,7 +344,8 @@ def _statuses(program: Program, pid: int, target: int, addresses: list[int]) -> 
 
 def _where(program: Program, pid: int, target: int, start: int, count: int) -> str:
     statuses = _statuses(program, pid, target, [start + i * PAGE for i in range(count)])
-    return "".join(str(status) if status >= 0 else _STATUS_MARKS.get(status, "?") for status in statuses)
+    # One character a page: those behind "9" stand for nodes from 10 on.
+    return "".join(chr(ord("0") + status) if status >= 0 else _STATUS_MARKS.get(status, "?") for status in statuses)
 
 
 # -- observing ---------------------------------------------------------------------------------------------------------
