@@ -156,7 +156,8 @@ def rmap_walk(k: Kernel, pfns: I8) -> Iterator[Mapper]:
 
 def _mappers(k: Kernel, owner: int) -> list[VmArea]:
     if owner & PAGE_MAPPING_FILE:
-        return list(k.address_spaces[owner].i_mmap)
+        mapping = k.address_spaces.get(owner)  # none: it went with its last mapping, while the walk was on its way
+        return list(mapping.i_mmap) if mapping is not None else []
     anon_vma = k.anon_vmas.get(owner)
     return list(anon_vma.vmas) if anon_vma is not None else []
 
