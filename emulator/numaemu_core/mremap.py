@@ -19,7 +19,6 @@ from numaemu_core.mmap import (
     insert_vm_struct,
     leave_anon_vma,
     page_align,
-    split_vma,
     vma_merge,
 )
 from numaemu_core.page_table import is_writable, pte_lock_keys
@@ -122,6 +121,8 @@ def _mremap_to(k: Kernel, task: Task, wish: _Wish) -> KernelTask[int]:
         yield from do_munmap(k, task.mm, wish.addr + wish.new_len, wish.addr + old_len)
         wish = replace(wish, old_len=wish.new_len)
     vma = _vma_to_resize(k, task, wish)
+    if wish.flags & MREMAP_DONTUNMAP:
+        check_address_space(task, wish.old_len)
     if not wish.flags & MREMAP_FIXED and (not new_addr or task.mm.vmas.overlapping(new_addr, new_addr + wish.new_len)):
         new_addr = get_unmapped_area(task.mm, wish.new_len)
     return (yield from _move_vma(k, task, vma, wish, new_addr))
@@ -150,28 +151,23 @@ def _move_vma(k: Kernel, task: Task, vma: VmArea, wish: _Wish, target: int) -> K
     new = vma_merge(k, new)
     k.journal.vmas(mm, target, target + wish.new_len)
     if wish.flags & MREMAP_DONTUNMAP:
-        yield from _leave_empty(k, task, wish.addr, old_end)
-    else:
-        yield from do_munmap(k, mm, wish.addr, old_end)
+        _leave_empty(k, task, wish.addr, old_end)
+        return target
+    yield from do_munmap(k, mm, wish.addr, old_end)
     if locked:
-        yield from make_pages_present(k, task, target, target + wish.new_len)
+        yield from make_pages_present(k, task, target + wish.old_len, target + wish.new_len)
     return target
 
 
-def _leave_empty(k: Kernel, task: Task, start: int, end: int) -> KernelTask[None]:
-    """The old mapping stays, without pages and without its lock (MREMAP_DONTUNMAP)."""
-    yield from ()
-    for edge, below in ((start, False), (end, True)):
-        vma = task.mm.vmas.find_vma(edge)
-        if vma is not None and vma.vm_start < edge < vma.vm_end:
-            split_vma(k, vma, edge, new_below=below)
+def _leave_empty(k: Kernel, task: Task, start: int, end: int) -> None:
+    """The range stays mapped, without pages (MREMAP_DONTUNMAP). The whole VMA loses its lock; it is not split."""
     vma = task.mm.vmas.find_vma(start)
     assert vma is not None
     vma.vm_flags &= ~(VM_LOCKED | VM_LOCKONFAULT)
     if vma.vm_start == start and vma.vm_end == end:
         leave_anon_vma(k, vma)
         vma.anon_vma, vma.anon_clone = None, 0
-    k.journal.vmas(task.mm, start, end)
+    k.journal.vmas(task.mm, vma.vm_start, vma.vm_end)
 
 
 def _move_page_tables(k: Kernel, mm: Mm, start: int, end: int, target: int) -> KernelTask[None]:
