@@ -15,7 +15,7 @@ from numaemu_core.errors import BusError, MmError, OutOfMemory
 from numaemu_core.files import truncate_range
 from numaemu_core.kernel import Kernel
 from numaemu_core.lru import isolate_lru_page, lru_lock_keys
-from numaemu_core.memory import handle_mm_fault, release_mappings, unmap_mapping_range, unmap_vmas
+from numaemu_core.memory import populate_pages, release_mappings, unmap_mapping_range, unmap_vmas
 from numaemu_core.mempolicy import alloc_page_cache, alloc_page_vma
 from numaemu_core.mm_types import (
     VM_DONTCOPY,
@@ -289,7 +289,7 @@ def _madvise_populate(k: Kernel, task: Task, vma: VmArea, span: tuple[int, int],
     first, last = span[0] >> k.page_shift, span[1] >> k.page_shift
     for vpn in range(first, last, limits.FAULT_BATCH_PAGES):
         try:
-            yield from handle_mm_fault(k, task, vma, vpn, min(last, vpn + limits.FAULT_BATCH_PAGES), write=write)
+            yield from populate_pages(k, task, vma, vpn, min(last, vpn + limits.FAULT_BATCH_PAGES), write=write)
         except BusError as error:
             raise MmError(errno.EFAULT, error.detail) from None
         except OutOfMemory as error:

@@ -58,7 +58,8 @@ def sys_mremap(
         if vma is None or vma.vm_start > addr:
             raise MmError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
         if wish.old_len >= wish.new_len:
-            yield from do_munmap(k, task.mm, addr + wish.new_len, addr + wish.old_len)
+            if wish.old_len > wish.new_len:  # of nothing not even the edges are cut
+                yield from do_munmap(k, task.mm, addr + wish.new_len, addr + wish.old_len)
             return addr
         vma = _vma_to_resize(k, task, wish)
         if addr + wish.old_len == vma.vm_end and not task.mm.vmas.overlapping(vma.vm_end, addr + wish.new_len):
