@@ -23,6 +23,8 @@ _STATUS_MARKS: Final = {-errno.ENOENT: "-", -errno.EFAULT: "z", -errno.EBUSY: "b
 _WRITABLE: Final = True
 #: Addresses that the interpreter's buffer holds; those that no program gave are 0.
 _BUFFER_PAGES: Final = 4096
+#: A process that never was.
+_NOBODY: Final = (1 << 31) - 1
 #: A node that is none.
 _GARBAGE: Final = 0x5A5A5A5A
 
@@ -47,7 +49,7 @@ def _target(program: Program, pid: int, who: str) -> int:
         return program.runner
     if who.startswith("pid:"):
         return int(who[4:])
-    return program.known_pids[who]
+    return program.known_pids.get(who, _NOBODY)
 
 
 def move_pages(program: Program, pid: int, who: str, pages: str, nodes: str, how: str, *options: str) -> Answer:
