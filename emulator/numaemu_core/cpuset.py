@@ -46,7 +46,7 @@ def mpol_rebind_policy(k: Kernel, policy: Mempolicy | None, old: int, new: int) 
     """
     if policy is None or policy.mode == MPOL_LOCAL:
         return policy
-    if not k.profile.cpuset_rebinds_vmas:
+    if k.profile.cpuset_remaps_preferred:
         return _rebind_of_2005(k, policy, old, new)
     keeps_mask = bool(policy.flags & _NODE_FLAGS)
     if not keeps_mask and policy.cpuset_nodes == new:

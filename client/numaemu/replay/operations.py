@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 _ARENA_PAGES: Final = 1 << 20
 _STATUS_MARKS: Final = {-errno.ENOENT: "-", -errno.EFAULT: "z", -errno.EBUSY: "b", -errno.EACCES: "a"}
 _MASK_BITS_MAX: Final = PAGE * 8
-#: Words of its mask that the interpreter looked at, to count those that the kernel wrote.
-_MASK_WORDS_SEEN: Final = 64
 #: What the interpreter filled its buffer for an edge with.
 _UNWRITTEN: Final = "5a" * 8
 _FILL_CHUNK_PAGES: Final = 4096
 #: The status array of move_pages can be written to.
 _WRITABLE: Final = True
+#: Words of a mask that the interpreter looks at.
+_BUFFER_WORDS: Final = 64
 #: A node that is none.
 _GARBAGE: Final = 0x5A5A5A5A
 
@@ -259,7 +259,7 @@ def get_mempolicy(program: Program, pid: int, *args: str) -> Answer:
     if mask_to != "null":
         answer["mask"] = words.hex_mask((body or b"").ljust(mask_bytes, b"\0")[:mask_bytes])
         if mask_to == "k":
-            answer["mw"] = min(mask_bytes // 8, _MASK_WORDS_SEEN)
+            answer["mw"] = min(mask_bytes // 8, _BUFFER_WORDS)
     return answer
 
 
