@@ -137,8 +137,13 @@ class Performer:
         """
         task = self.start("call", body)
         self.run(until=lambda: task.done)
-        if task.error is not None:
-            raise task.error
+        # An error refers to frames, and these to the task: it goes alone.
+        error, task.error = task.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
         return task.result
 
     def run(self, until: Callable[[], bool] | None = None) -> None:
