@@ -167,6 +167,9 @@ class Profile:
     mlock_reports_faults: bool
     #: True: madvise knows FREE, REMOVE, DONTFORK, COLD and POPULATE, mremap DONTUNMAP (what came from 2.6.16 to 5.18).
     madvise_of_today: bool
+    #: True: mremap looks first whether anything is mapped at the old address (mm/mremap.c of 6.1); False: it first
+    #: clears the new place, and the end of what shrinks, whether or not there was anything (2.6.15 do_mremap).
+    mremap_looks_first: bool
     #: True: locking and MAP_POPULATE fault shared writable mappings in for writing (2.6.15); False: for reading.
     populate_writes_shared: bool
     #: Pages that a read fault of a file maps around the one that was asked for (fault_around_bytes, 3.15), 1: none.
@@ -288,6 +291,7 @@ SWAP_V3: Final = Profile(
     mlock_populates_before_hole=True,
     mlock_reports_faults=False,
     madvise_of_today=False,
+    mremap_looks_first=False,
     populate_writes_shared=True,
     fault_around_pages=1,
     cpuset_resets_affinity=False,
@@ -356,6 +360,7 @@ LINUX_6_1: Final = Profile(
     mlock_populates_before_hole=False,
     mlock_reports_faults=True,
     madvise_of_today=True,
+    mremap_looks_first=True,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=True,
@@ -424,6 +429,7 @@ LINUX_6_12: Final = Profile(
     mlock_populates_before_hole=False,
     mlock_reports_faults=True,
     madvise_of_today=True,
+    mremap_looks_first=True,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=False,
