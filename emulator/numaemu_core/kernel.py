@@ -22,6 +22,9 @@ from numaemu_core.quarantine import Quarantine
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.topology import Topology
 
+#: Shared anonymous memory gets inode numbers that are multiples of this: interleaving, which starts at the inode
+#: number, then begins at the first node of any mask of 1, 2, 3, 4, 6 or 12 nodes.
+ANON_INO_STEP: Final = 12
 #: Stamps of the LRU begin in the middle, so that there is room at both ends.
 LRU_CLOCK_START: Final = 1 << 62
 
@@ -96,7 +99,16 @@ class Kernel:
 
     def truth(self) -> Truth:
         """The live state in the form that a replay of the journal gives."""
-        return truth_of(self.tasks.values(), self.mms.values(), self.address_spaces.values())
+        truth = truth_of(self.tasks.values(), self.mms.values(), self.address_spaces.values())
+        truth.weights = dict(self.il_weights)
+        truth.marks = {
+            "pid": self.next_pid,
+            "object": self.next_object,
+            "anon_vma": self.next_anon_vma,
+            "clone": self.anon_clones,
+            "anon_ino": self.anon_objects * ANON_INO_STEP,
+        }
+        return truth
 
     def count(self, event: str, times: int = 1) -> None:
         """Count an event for vmstat."""

@@ -221,3 +221,5 @@ class Task:
     #: The OOM killer chose it: its calls fail, what it had is gone; it waits to be told to exit, as a zombie does.
     killed: bool = False
     exiting: bool = False
+    #: The client that it belongs to, by the number that the daemon gave it; 0: none.
+    owner: int = 0

@@ -102,8 +102,8 @@ def linear_page_index(k: Kernel, vma: VmArea, vpns: I8) -> I8:
 
 def set_anon_identity(k: Kernel, vma: VmArea, pfns: I8, vpns: I8) -> None:
     """Say whose pages these frames hold: before any entry names them."""
-    k.c.mapping[pfns] = anon_vma_prepare(k, vma).id
     k.c.index[pfns] = linear_page_index(k, vma, vpns).astype(np.uint64)
+    k.c.mapping[pfns] = anon_vma_prepare(k, vma).id
 
 
 # -- who maps a page ---------------------------------------------------------------------------------------------------
