@@ -44,7 +44,7 @@ _CLONE: Final = 7
 _PREFIX: Final = 64
 #: What the daemon keeps of its clients and their calls; the rest is told by the live objects.
 _OF_CALLS: Final = frozenset({"intent", "note", "done", "hung_up", "client", "client_gone", "connection"})
-_OF_FILES: Final = frozenset({"file", "file_gone", "policy"})
+_OF_THE_MACHINE: Final = frozenset({"file", "file_gone", "policy", "weights", "marks"})
 
 Row = list[Any]
 
@@ -94,18 +94,13 @@ class Truth:
                 self._mark("pid", pid + 1)
             case ["task_gone", pid]:
                 self.tasks.pop(pid, None)
-            case [str(verb), *_] if verb in _OF_FILES:
-                self._apply_of_files(record)
-            case ["weights", weights]:
-                self.weights = weights
-            case ["marks", numbers]:
-                for name, number in numbers.items():
-                    self._mark(name, number)
+            case [str(verb), *_] if verb in _OF_THE_MACHINE:
+                self._apply_of_the_machine(record)
             case _:
                 message = f"a journal record that nobody knows: {record!r}"
                 raise BugError(message)
 
-    def _apply_of_files(self, record: Row) -> None:
+    def _apply_of_the_machine(self, record: Row) -> None:
         match record:
             case ["file", number, fields]:
                 self.files[number] = fields
@@ -117,6 +112,11 @@ class Truth:
                 self.policies.pop(number, None)
             case ["policy", number, start, end, policy]:
                 self._set_policy(number, start, end, policy)
+            case ["weights", weights]:
+                self.weights = weights
+            case ["marks", numbers]:
+                for name, number in numbers.items():
+                    self._mark(name, number)
             case _:
                 raise BugError(f"a journal record of another shape: {record!r}")
 
