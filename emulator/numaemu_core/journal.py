@@ -123,6 +123,7 @@ class Truth:
     def _apply_of_calls(self, record: Row) -> None:
         match record:
             case ["intent", connection, request, name, args]:
+                self.calls.pop(connection, None)  # in the order in which they began
                 self.calls[connection] = [request, [name, args], None]
                 self.notes.pop(connection, None)
             case ["note", connection, _, value]:

@@ -88,6 +88,10 @@ class Kernel:
         self.anon_clones = 0
         #: Events since boot by their name in /proc/vmstat.
         self.vmstat: Counter[str] = Counter()
+        #: On whose behalf kernel tasks run, by their numbers (`intents.Caller`).
+        self.callers: dict[int, Any] = {}
+        #: How many entries of each frame are gone whose dirty bytes were not yet read (`harvest`).
+        self.harvests: I8 = np.zeros(layout.frame_count, np.int64)
         #: Starts a kernel task that nobody waits for; the performer's.
         self.spawn: Callable[[str, KernelTask[Any]], object] = lambda _name, body: body.close()
         #: Wakes the kswapd of a node; the performer's.
@@ -99,7 +103,9 @@ class Kernel:
 
     def truth(self) -> Truth:
         """The live state in the form that a replay of the journal gives."""
-        truth = truth_of(self.tasks.values(), self.mms.values(), self.address_spaces.values())
+        tasks = [task for task in self.tasks.values() if not task.mm.dead]
+        mms = [mm for mm in self.mms.values() if not mm.dead]
+        truth = truth_of(tasks, mms, self.address_spaces.values())
         truth.weights = dict(self.il_weights)
         truth.marks = {
             "pid": self.next_pid,
