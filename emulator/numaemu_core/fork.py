@@ -120,7 +120,7 @@ def sys_exit(k: Kernel, task: Task) -> KernelTask[int]:
     task.exiting = True
     task.mm.mm_users -= 1
     if task.mm.mm_users == 0:
-        yield from exit_mmap(k, task.mm, task.pid)
+        yield from exit_mmap(k, task.mm)
     else:
         k.journal.append(["task_gone", task.pid])
     del k.tasks[task.pid]

@@ -103,8 +103,8 @@ class Kernel:
 
     def truth(self) -> Truth:
         """The live state in the form that a replay of the journal gives."""
-        tasks = [task for task in self.tasks.values() if not task.mm.dead]
-        mms = [mm for mm in self.mms.values() if not mm.dead]
+        tasks = [task for task in self.tasks.values() if not task.mm.told_gone]
+        mms = [mm for mm in self.mms.values() if not mm.told_gone]
         truth = truth_of(tasks, mms, self.address_spaces.values())
         truth.weights = dict(self.il_weights)
         truth.marks = {

@@ -360,10 +360,20 @@ def unmap_vmas(
         c.mm_epoch[mm.id] += np.uint64(1)
     if free_pgd:
         unlinked.append(mm.pgd)
+        _tell_gone(k, mm)
     pfns = np.concatenate([NO_INDEXES, *frames])
     if len(pfns) or unlinked:
         yield from release_mappings(k, mm, pfns, unlinked, written)
     yield from free_swap_and_cache(k, np.concatenate([NO_INDEXES, *swapped]))
+
+
+def _tell_gone(k: Kernel, mm: Mm) -> None:
+    """The journal learns that an mm is gone: its entries are, and its tables may be part of another one soon."""
+    with k.journal.together():
+        k.journal.append(["mm_gone", mm.id])
+        for pid in [pid for pid, task in k.tasks.items() if task.mm is mm]:
+            k.journal.append(["task_gone", pid])
+    mm.told_gone = True
 
 
 def unmap_mapping_range(k: Kernel, mapping: AddressSpace, first: int, end: int) -> KernelTask[None]:

@@ -190,6 +190,8 @@ class Mm:
     oom_victim: bool = False
     #: Its last task has ended and its tables are gone: who still waits for its mmap_sem comes too late.
     dead: bool = False
+    #: The journal knows it no more, nor its last task.
+    told_gone: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -408,17 +408,13 @@ def sys_brk(k: Kernel, task: Task, brk: int) -> KernelTask[int]:
     return mm.brk
 
 
-def exit_mmap(k: Kernel, mm: Mm, last_pid: int = 0) -> KernelTask[None]:
-    """Drop everything an mm maps, and its page tables (2.6.15 exit_mmap); its last user is gone: this task, if any.
+def exit_mmap(k: Kernel, mm: Mm) -> KernelTask[None]:
+    """Drop everything an mm maps, and its page tables (2.6.15 exit_mmap); its last user is gone.
 
-    The journal is told first: a table that is free may be part of another mm at once.
+    The journal is told of the end of the mm and of that user on the way, before the first table is free.
     """
     with (yield from down_write(mm)):
         mm.dead = True
-        with k.journal.together():
-            k.journal.append(["mm_gone", mm.id])
-            if last_pid:
-                k.journal.append(["task_gone", last_pid])
         doomed = list(mm.vmas)
         for vma in reversed(doomed):
             remove_vma(k, vma)

@@ -36,6 +36,7 @@ from numaemu_core.page_table import (
     is_migration,
     is_present,
     is_swapped,
+    is_writable,
     vm_page_prot,
 )
 from numaemu_core.rmap import pinned_pages, swap_entries
@@ -68,6 +69,9 @@ def mend_entries(k: Kernel) -> None:
             moving = is_migration(here)
             mended[inside] = np.where(is_present(here), named | rights | writable, here)
             mended[inside][moving] = named[moving] | rights
+        lost = flats[(mended == 0) & is_present(entries)]
+        written = k.c.pte[lost][(k.c.dirty[lost] != 0) | is_writable(k.c.pte[lost])]  # an open window may write yet
+        k.c.pg_flags[_numbers(k, written)] |= PG_DIRTY
         changed = mended != entries
         k.c.pte[flats[changed]] = mended[changed]
 
@@ -108,6 +112,9 @@ def map_again(k: Kernel, mm_ids: set[int]) -> None:
         for position, pfn in zip(cached[whole].tolist(), pfns[whole].tolist(), strict=True):
             vma = mm.vmas.find_vma(int(vpns[position]) << k.page_shift)
             assert vma is not None
+            index = int(vpns[position]) - (vma.vm_start >> k.page_shift) + vma.vm_pgoff
+            if (k.c.mapping[pfn], k.c.index[pfn]) != (vma.anon_vma, index):
+                continue  # it was read in for somebody, and nobody has mapped it yet
             k.c.pg_flags[pfn] |= PG_DIRTY
             k.c.pte[flats[position]] = np.uint64(pfn << k.page_shift | vm_page_prot(vma))
 
