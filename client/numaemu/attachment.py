@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from numaemu import places
+from numaemu.comeback import WayBack
 from numaemu.connection import Init, Peer
 from numaemu.control import no_machine
 from numaemu.views import COLUMNS, Views, make_views
@@ -37,8 +38,9 @@ _ANSWER_S: Final = 30.0
 class Attachment:
     """A machine as this process has it.
 
-    `fds` are descriptors by segment name, those that pins need: the pools and `mmap_sem`. While `sock` is open, the
-    daemon knows that this process uses the machine. `fenced`: membarrier orders us, so that windows need no locks.
+    `fds` are descriptors by segment name, those that pins need: the pools and `mmap_sem`. While `sock` is open, or the
+    one that the peer's way back has put in its place, the daemon knows that this process uses the machine. `fenced`:
+    membarrier orders us, so that windows need no locks.
     """
 
     peer: Peer
@@ -51,6 +53,8 @@ class Attachment:
     def close(self) -> None:
         """Close the socket and the descriptors; what is mapped stays as long as somebody holds the views."""
         self.sock.close()
+        if self.peer.way_back is not None:
+            self.peer.way_back.close()
         for fd in self.fds.values():
             os.close(fd)
         self.fds.clear()
@@ -74,8 +78,9 @@ def attach_process(place: Path) -> Attachment:
             undo.callback(os.close, fd)
         layout = layout_of(from_dict(answer["topology"]))
         init = Init(place.name, answer["init_pid"])
-        peer = Peer(f"ipc://{place / places.CALLS_SOCKET}", answer["boot_id"], answer["token"], init)
         views = map_views(layout, fds)
+        way_back = WayBack(place / places.DESCRIPTOR_SOCKET, views.generation, sock, answer["generation"])
+        peer = Peer(f"ipc://{place / places.CALLS_SOCKET}", answer["boot_id"], answer["token"], init, way_back)
         fenced = membarrier.register() and bool(answer["membarrier"])
         undo.pop_all()
     for name in _MAPPED:
@@ -103,7 +108,7 @@ def _fault_of(answer: object, fd_count: int) -> str:
     """What is wrong with the answer to our hello; empty if nothing is."""
     if not isinstance(answer, dict) or answer.get("version") != VERSION:
         return f"speaks another version than {VERSION}: {answer!r}"
-    missing = {"boot_id", "token", "topology", "segments", "init_pid", "membarrier"} - answer.keys()
+    missing = {"boot_id", "token", "topology", "segments", "init_pid", "membarrier", "generation"} - answer.keys()
     if missing:
         return f"did not say its {min(missing)}"
     names = answer["segments"]
