@@ -5,10 +5,11 @@ Calls of the machine itself (attach, adopt, windows, numbers) are here; those of
 
 import errno
 import functools
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from numaemu_core import files, fork, node_views
+from numaemu_core import files, fork, limits, node_views
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.intents import Caller, begin_call, end_call, on_behalf, unfinished
 from numaemu_core.journal import Truth
@@ -63,6 +64,9 @@ class Calls:
             "vmstat": lambda _client: node_views.vmstat(k),
             "status": lambda _client: server.status(),
         }
+        #: Bytes for files that stand in the journal with calls on their way, and calls that wait for room there.
+        self._writing = 0
+        self._later: deque[tuple[Connection, Request, Send, Task]] = deque()
         #: Calls served since boot, by name.
         self.served = 0
 
@@ -94,6 +98,10 @@ class Calls:
         self._begin(connection, request, send, task)
 
     def _begin(self, connection: Connection, request: Request, send: Send, task: Task) -> None:
+        size = _journalled_bytes(request)
+        if self._writing and self._writing + size > limits.JOURNALLED_WRITES_BYTES:
+            self._later.append((connection, request, send, task))
+            return
         caller = Caller(connection.number, request.request_id)
         if request.name not in NOT_JOURNALLED:
             begin_call(self._k, caller, request.name, request.args)
@@ -117,10 +125,16 @@ class Calls:
         if request.name == "exit":
             task.exiting = True  # from now on it is nobody's any more
 
+        size = _journalled_bytes(request)
+        self._writing += size
+
         def done(result: Any, refusal: MmError | None) -> None:  # noqa: ANN401 - any call's result
             if task.killed and request.name not in OF_ANY_TASK | {"exit"}:  # the call of a killed task never returns
                 refusal = _killed(task)
             self._answer(connection, request, send, result, refusal)
+            self._writing -= size
+            if size and self._later:
+                self._begin(*self._later.popleft())
 
         body = on_behalf(self._k, caller, SYSCALLS[request.name](self._k, task, *request.args[1:]))
         self._scheduler.start(body, done, _own_window(connection.client, request))
@@ -239,6 +253,11 @@ class Calls:
         """Pins were cleared: free what they alone had kept, when there is time for it."""
         if self._k.left_to_pins:
             self._scheduler.start(release_unpinned(self._k), lambda _result, _refusal: None)
+
+
+def _journalled_bytes(request: Request) -> int:
+    """Bytes of a file that a call carries into the journal."""
+    return len(request.args[3]) if request.name == "file_write" else 0
 
 
 def _own_window(client: Client, request: Request) -> int | None:

@@ -53,7 +53,7 @@ class Managed:
     failure: str = ""
     #: It was told of a new kernel daemon, and has not yet let go of the old one.
     unfenced: bool = False
-    #: Deaths before it served, one after the other.
+    #: Failures of its own before it served, one after the other.
     fruitless: int = 0
 
     @property
@@ -81,7 +81,7 @@ class Managed:
         if self.pidfd >= 0:
             os.close(self.pidfd)
         self.pidfd = -1
-        self.fruitless = 0 if self.up else self.fruitless + 1
+        self.fruitless = 0 if self.up else self.fruitless + bool(self.failure)
         self.up = self.unfenced = False
         if self.restarts and now - self.started_at < QUIET_S:
             self.pause_s = min(max(2 * self.pause_s, PAUSE_FIRST_S), PAUSE_MAX_S)

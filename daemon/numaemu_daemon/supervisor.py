@@ -32,7 +32,7 @@ BOOT_WAIT_S: Final = 30.0
 BOOT_WAIT_S_PER_GIB: Final = 2.0
 #: How long a process may go on with what a dead kernel daemon has asked for.
 FENCE_WAIT_S: Final = 5.0
-#: Kernel daemons that die one after the other before they serve: then the machine ends.
+#: Kernel daemons that fail one after the other before they serve: then the machine ends.
 KERNEL_TRIES: Final = 5
 _GIB: Final = 1 << 30
 

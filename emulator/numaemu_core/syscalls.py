@@ -76,6 +76,4 @@ SYSCALLS: Final[dict[str, Handler]] = {
 }
 
 #: Calls without intent and answer in the journal: what they change is told by frames and entries, or nothing changes.
-NOT_JOURNALLED: Final = frozenset(
-    {"fault", "file_read", "file_write", "get_mempolicy", "maps", "numa_maps", "pagemap", "where"}
-)
+NOT_JOURNALLED: Final = frozenset({"fault", "file_read", "get_mempolicy", "maps", "numa_maps", "pagemap", "where"})
