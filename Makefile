@@ -17,7 +17,7 @@ DEV  := $(VENV)/.installed-dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check docs bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)$$/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -33,6 +33,10 @@ check: $(DEV) ## style, types and the rules of who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(TEST) ## write what docs/semantics.md and docs/views.md take from the code
+	$(BIN)/python tools/profile_table.py
+	$(BIN)/python tests/core/test_views_page.py
 
 bench: $(RUN) ## run the benchmarks
 	$(BIN)/numaemu bench $(ARGS)

@@ -14,6 +14,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.nodemask import mask_of, nodes_of
+from numaemu_core.wire import STATUS_UNWRITTEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,8 +56,9 @@ def status_array(status: bytes | None, pages: int) -> I8:
     """The statuses of move_pages as numbers; -EAGAIN where there are none, or none that the kernel wrote."""
     found = np.full(pages, -errno.EAGAIN)
     if status:
-        written = np.frombuffer(status, "<i4")
-        found[: len(written)] = written
+        known = np.frombuffer(status, "<i4")
+        written = np.flatnonzero(known != STATUS_UNWRITTEN)
+        found[written] = known[written]
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import operator
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 from numaemu.masks import MAXNODE, mask_words, masks_alike, nodes_of_bytes, status_array
@@ -188,7 +189,9 @@ class SystemCalls:
         targets = None if nodes is None else [operator.index(node) for node in nodes]
         if targets is not None and len(targets) != len(pages):
             raise ValueError(f"expected a node for each of {len(pages)} pages, got {len(targets)}")
-        _, status = self._call("move_pages", pid, pages, targets, flags)
+        result, status = self._call("move_pages", pid, len(pages), pages, targets, flags)
+        if result < 0:
+            raise OSError(-result, f"move_pages: {os.strerror(-result)}")
         return status_array(status, len(pages))
 
     def numa_maps(self) -> str:

@@ -2,13 +2,15 @@
 
 Messages are msgpack arrays: `["hello", role, node, pid]`, `["done", ticket, pages]`, `["balance", node]` and
 `["asleep", node]` come in; `["clean"]`, `["kswapd"]`, `["balanced", pages]`,
-`["write", ticket, pfns, slots]` and `["read", ticket, slots, pfns]` go out, page numbers as bytes of little-endian
-int64. A request to the swap node is kept until it is answered, and sent again when a new swap node says hello: copies
-can be repeated.
+`["write", ticket, pfns, slots]`, `["read", ticket, slots, pfns]` and `["copy", ticket, source, target]` go out, page
+numbers as bytes of little-endian int64. A request to copy is kept until it is answered, and sent again when the process
+that it went to has a successor: copies can be repeated. An answer counts only if it comes from the process that was
+asked last, or a copy could be repeated after its answer was taken.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 import msgpack
 import numpy as np
@@ -16,6 +18,18 @@ import zmq
 
 from numaemu_core.columns import I8
 from numaemu_daemon.logs import Event, Log
+
+#: The swap node among the peers; node processes are there under their node ids.
+_SWAP: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A copy that was asked for and is not yet confirmed."""
+
+    peer: int
+    body: bytes
+    done: Callable[[], None]
 
 
 class Bus:
@@ -25,10 +39,9 @@ class Bus:
         """Over a bound ROUTER."""
         self.socket = socket
         self._log = log
-        self._swap: bytes | None = None
-        self._nodes: dict[int, bytes] = {}
+        self._peers: dict[int, bytes] = {}
         self._ticket = 0
-        self._asked: dict[int, tuple[bytes, Callable[[], None]]] = {}
+        self._asked: dict[int, _Request] = {}
         #: Called with the frames of a write that the swap node has confirmed.
         self.written: Callable[[I8], None] = lambda _pfns: None
         #: Called with what a node process says of its kswapd, and when it says hello: a word and its node.
@@ -36,16 +49,20 @@ class Bus:
 
     @property
     def idle(self) -> bool:
-        """Nothing is on its way to the swap node."""
+        """No copy is on its way."""
         return not self._asked
 
     def write(self, pfns: I8, slots: I8) -> None:
         """Copy frames to slots; `written` is called when it is done."""
-        self._ask("write", pfns, slots, lambda: self.written(pfns))
+        self._ask(_SWAP, "write", pfns, slots, lambda: self.written(pfns))
 
     def read(self, slots: I8, pfns: I8, done: Callable[[], None]) -> None:
         """Copy slots to frames; `done` is called then."""
-        self._ask("read", slots, pfns, done)
+        self._ask(_SWAP, "read", slots, pfns, done)
+
+    def copy(self, nid: int, source: I8, target: I8, done: Callable[[], None]) -> None:
+        """Copy frames to frames of a node, by its process; `done` is called then."""
+        self._ask(nid, "copy", source, target, done)
 
     def tell_to_clean(self, nid: int) -> bool:
         """A node has unclean frames; False while its process is not there."""
@@ -53,17 +70,25 @@ class Bus:
 
     def tell_node(self, nid: int, message: list[Any]) -> bool:
         """Send to a node process; False while it is not there."""
-        identity = self._nodes.get(nid)
+        identity = self._peers.get(nid)
         if identity is not None:
             self._send(identity, msgpack.packb(message))
         return identity is not None
 
-    def _ask(self, verb: str, first: I8, second: I8, done: Callable[[], None]) -> None:
+    def _ask(self, peer: int, verb: str, first: I8, second: I8, done: Callable[[], None]) -> None:
         self._ticket += 1
         body = msgpack.packb([verb, self._ticket, _packed(first), _packed(second)])
-        self._asked[self._ticket] = (body, done)
-        if self._swap is not None:
-            self._send(self._swap, body)
+        self._asked[self._ticket] = _Request(peer, body, done)
+        if peer in self._peers:
+            self._send(self._peers[peer], body)
+
+    def _greet(self, peer: int, role: str, identity: bytes, pid: int) -> None:
+        """A process is there: it is asked what its predecessor has not confirmed."""
+        self._peers[peer] = identity
+        repeated = [request.body for request in self._asked.values() if request.peer == peer]
+        self._log.info(Event.NODE_CONNECTED, peer_role=role, nid=peer, peer_pid=pid, repeated=len(repeated))
+        for body in repeated:
+            self._send(identity, body)
 
     def _send(self, identity: bytes, body: bytes) -> None:
         try:
@@ -87,21 +112,18 @@ class Bus:
 
     def _take(self, identity: bytes, message: object) -> None:
         match message:
-            case ["hello", "swap", _, pid]:
-                self._swap = identity
-                self._log.info(Event.NODE_CONNECTED, peer_role="swap", peer_pid=pid, repeated=len(self._asked))
-                for body, _done in list(self._asked.values()):
-                    self._send(identity, body)
-            case ["hello", "node", int(nid), pid]:
-                self._nodes[nid] = identity
-                self._log.info(Event.NODE_CONNECTED, peer_role="node", nid=nid, peer_pid=pid)
+            case ["hello", "swap", _, int(pid)]:
+                self._greet(_SWAP, "swap", identity, pid)
+            case ["hello", "node", int(nid), int(pid)]:
+                self._greet(nid, "node", identity, pid)
                 self.node_asks("hello", nid)
             case ["balance" | "asleep" as verb, int(nid)]:
                 self.node_asks(verb, nid)
             case ["done", int(ticket), _]:
-                asked = self._asked.pop(ticket, None)
-                if asked is not None:  # else: answered twice, because it was asked twice
-                    asked[1]()
+                request = self._asked.get(ticket)
+                if request is not None and self._peers.get(request.peer) == identity:
+                    del self._asked[ticket]
+                    request.done()
             case _:
                 self._log.warning(Event.MESSAGE_DROPPED, reason="unknown shape")
 

@@ -1,10 +1,11 @@
-"""The process of one node: it owns the frame pool, and cleans free frames when the daemon says that there are some."""
+"""The process of one node: it owns the frame pool, cleans its free frames, and copies pages into it for the daemon."""
 
-from typing import Final
+from typing import Any, Final
 
 from numaemu_daemon.bus_client import BusClient, BusMessageError
 from numaemu_daemon.child import Child
 from numaemu_daemon.cleaning import Cleaner, Progress
+from numaemu_daemon.frame_copy import FrameCopier
 from numaemu_daemon.kswapd import Kswapd
 from numaemu_daemon.logs import Event
 from numaemu_daemon.segments import MappedMachine
@@ -23,16 +24,17 @@ def main(child: Child) -> None:
     cleaner.begin()
     with BusClient(child) as bus:
         kswapd = Kswapd(machine.columns, child.nid, bus.send)
+        copier = FrameCopier(machine.columns, child.nid)
         child.ready()
-        _serve(child, bus, cleaner, kswapd)
+        _serve(child, bus, cleaner, kswapd, copier)
 
 
-def _serve(child: Child, bus: BusClient, cleaner: Cleaner, kswapd: Kswapd) -> None:
+def _serve(child: Child, bus: BusClient, cleaner: Cleaner, kswapd: Kswapd, copier: FrameCopier) -> None:
     timeout_s: float | None = 0.0
     pause_s = _PAUSE_FIRST_S
     logged = 0
     while bus.wait(timeout_s):
-        _take_messages(bus, cleaner, kswapd)
+        _take_messages(bus, cleaner, kswapd, copier)
         progress = cleaner.step()
         timeout_s = child.report(
             {
@@ -40,6 +42,7 @@ def _serve(child: Child, bus: BusClient, cleaner: Cleaner, kswapd: Kswapd) -> No
                 "batches": cleaner.batches,
                 "kswapd_wakeups": kswapd.wakeups,
                 "kswapd_pages": kswapd.pages,
+                "pages_copied": copier.pages,
             }
         )
         if progress is Progress.BLOCKED:
@@ -54,14 +57,23 @@ def _serve(child: Child, bus: BusClient, cleaner: Cleaner, kswapd: Kswapd) -> No
             logged = cleaner.pages
 
 
-def _take_messages(bus: BusClient, cleaner: Cleaner, kswapd: Kswapd) -> None:
+def _take_messages(bus: BusClient, cleaner: Cleaner, kswapd: Kswapd, copier: FrameCopier) -> None:
     while (message := bus.receive()) is not None:
-        match message:
-            case ["clean"]:
-                cleaner.begin()
-            case ["kswapd"]:
-                kswapd.wake()
-            case ["balanced", int(pages)]:
-                kswapd.balanced(pages)
-            case _:
-                bus.refuse(BusMessageError(f"a node knows no {message[0]!r}"))
+        try:
+            _take(message, bus, cleaner, kswapd, copier)
+        except BusMessageError as error:
+            bus.refuse(error)
+
+
+def _take(message: list[Any], bus: BusClient, cleaner: Cleaner, kswapd: Kswapd, copier: FrameCopier) -> None:
+    match message:
+        case ["clean"]:
+            cleaner.begin()
+        case ["kswapd"]:
+            kswapd.wake()
+        case ["balanced", int(pages)]:
+            kswapd.balanced(pages)
+        case ["copy", ticket, source, target]:
+            bus.send(copier.perform(ticket, source, target))
+        case _:
+            raise BusMessageError(f"a node knows no {message[0]!r}")

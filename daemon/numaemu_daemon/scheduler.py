@@ -30,7 +30,6 @@ from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Mode
 from numaemu_core.memory import release_quarantine
 from numaemu_core.page_flags import PG_WRITEBACK
-from numaemu_core.runs import copy_rows
 from numaemu_daemon.clients import AccessSlots
 from numaemu_host import membarrier, pidfd
 
@@ -44,14 +43,17 @@ SPINS_BEFORE_SLEEP = 32
 QUARANTINE_POLL_MS = 100
 
 
-class SwapNode(Protocol):
-    """The way to the swap node: answers come back by `done`."""
+class Copiers(Protocol):
+    """The way to the processes that copy pages: answers come back by `done`."""
 
     def write(self, pfns: I8, slots: I8) -> None:
         """Copy frames to slots."""
 
     def read(self, slots: I8, pfns: I8, done: Callable[[], None]) -> None:
         """Copy slots to frames."""
+
+    def copy(self, nid: int, source: I8, target: I8, done: Callable[[], None]) -> None:
+        """Copy frames to frames of a node."""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,12 +90,12 @@ class Scheduler:
     """All kernel tasks of the machine."""
 
     def __init__(
-        self, k: Kernel, slots: AccessSlots, swap: SwapNode, clock: Callable[[], float], *, fenced: bool
+        self, k: Kernel, slots: AccessSlots, copiers: Copiers, clock: Callable[[], float], *, fenced: bool
     ) -> None:
         """`fenced`: clients use windows, made safe by membarrier; else they take pte locks and need no shootdown."""
         self._k = k
         self._slots = slots
-        self._swap = swap
+        self._copiers = copiers
         self._clock = clock
         self._fenced = fenced
         self._ready: deque[Running] = deque()
@@ -256,13 +258,12 @@ class Scheduler:
             case Shootdown(mm_ids):
                 return self._shootdown(task, mm_ids)
             case WritePages(pfns, slots):
-                self._swap.write(pfns, slots)
+                self._copiers.write(pfns, slots)
                 return True
             case ReadPages(slots, pfns):
-                self._swap.read(slots, pfns, lambda: self._ready.append(task))
-            case CopyPages(_, source, target):
-                copy_rows(self._k.c.frames, target, self._k.c.frames, source)
-                return True
+                self._copiers.read(slots, pfns, lambda: self._ready.append(task))
+            case CopyPages(nid, source, target):
+                self._copiers.copy(nid, source, target, lambda: self._ready.append(task))
             case WaitPageLocks() | WaitWriteback():
                 if self._pages_free(task, effect):
                     return False

@@ -15,9 +15,7 @@ import numpy as np
 from numaemu_core.columns import I8, Columns
 from numaemu_core.runs import copy_rows
 from numaemu_daemon.bus_client import BusMessageError
-
-_WORD_BYTES = 8
-_TICKET_MAX = 1 << 63
+from numaemu_daemon.copy_request import check_ticket, page_numbers
 
 
 class SwapCopier:
@@ -55,8 +53,7 @@ class SwapCopier:
         return {"pages_in": self.pages_in, "pages_out": self.pages_out, "messages": self.messages}
 
     def _copy(self, ticket: object, pfns: I8, slots: I8, *, out: bool) -> int:
-        if isinstance(ticket, bool) or not isinstance(ticket, int) or not 0 <= ticket < _TICKET_MAX:
-            raise BusMessageError("expected a number as ticket")
+        check_ticket(ticket)
         if len(pfns) != len(slots):
             raise BusMessageError(f"{len(pfns)} frames for {len(slots)} slots")
         swap_slots = int(np.count_nonzero(slots < self._c.layout.slot_count))
@@ -70,17 +67,7 @@ class SwapCopier:
         return len(pfns)
 
     def _pfns(self, value: object) -> I8:
-        return _numbers(value, "pfns", self._c.layout.frame_count)
+        return page_numbers(value, "pfns", 0, self._c.layout.frame_count)
 
     def _slots(self, value: object) -> I8:
-        return _numbers(value, "slots", self._c.layout.slot_count + self._c.layout.disk_count)
-
-
-def _numbers(value: object, what: str, count: int) -> I8:
-    """Numbers from 0 to count - 1."""
-    if not isinstance(value, bytes) or len(value) % _WORD_BYTES:
-        raise BusMessageError(f"{what}: expected bytes of 64-bit numbers")
-    numbers = np.frombuffer(value, "<i8").astype(np.int64, copy=False)
-    if len(numbers) and (int(numbers.min()) < 0 or int(numbers.max()) >= count):
-        raise BusMessageError(f"{what}: expected numbers from 0 to {count - 1}")
-    return numbers
+        return page_numbers(value, "slots", 0, self._c.layout.slot_count + self._c.layout.disk_count)

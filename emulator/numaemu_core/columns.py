@@ -4,15 +4,17 @@
 indexes by a flat entry number (`table * 512 + index`) are kept flat.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from numaemu_core.layout import Layout, SegmentLayout
+from numaemu_core.layout import POOL_PREFIX, Layout, SegmentLayout
 
 U1 = npt.NDArray[np.uint8]
+I2 = npt.NDArray[np.int16]
 U2 = npt.NDArray[np.uint16]
 U4 = npt.NDArray[np.uint32]
 U8 = npt.NDArray[np.uint64]
@@ -27,8 +29,7 @@ def column_views(segment: SegmentLayout, buffer: Any) -> dict[str, npt.NDArray[A
     """The columns of one segment as arrays over its buffer."""
     views: dict[str, npt.NDArray[Any]] = {}
     for column in segment.columns:
-        count = int(np.prod(column.shape, dtype=np.int64))
-        flat = np.frombuffer(buffer, column.dtype, count, column.offset)
+        flat = np.frombuffer(buffer, column.dtype, math.prod(column.shape), column.offset)
         views[column.name] = flat.reshape(column.shape)
     return views
 
@@ -109,9 +110,14 @@ def _pages(buffer: Any, count: int, page_size: int) -> U1:  # noqa: ANN401 - any
     return np.frombuffer(buffer, np.uint8, count * page_size).reshape(-1, page_size)
 
 
-def columns_in_memory(layout: Layout) -> Columns:
-    """The same arrays over memory of this process alone, all zero."""
-    buffers = {name: np.zeros(segment.size, np.uint8) for name, segment in layout.segments.items()}
-    page_size = layout.topology.page_size
-    frames = np.zeros(layout.frame_count * page_size, np.uint8)
-    return Columns(layout, buffers, frames)
+def zeros(size_bytes: int) -> U1:
+    """That many bytes of this process, all zero."""
+    return np.zeros(size_bytes, np.uint8)
+
+
+def columns_in_memory(layout: Layout, allocate: Callable[[int], Any] = zeros) -> Columns:
+    """The same arrays over memory of this process alone; `allocate` gives so many bytes, all zero, as a buffer."""
+    buffers = {
+        name: allocate(segment.size) for name, segment in layout.segments.items() if not name.startswith(POOL_PREFIX)
+    }
+    return Columns(layout, buffers, allocate(layout.frame_count * layout.topology.page_size))

@@ -13,6 +13,7 @@ from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.intents import note, noted
 from numaemu_core.kernel import Kernel
+from numaemu_core.migrate_pages import do_migrate_pages
 from numaemu_core.mm_types import Mm, Task
 from numaemu_core.nodemask import node_remap, nodes_of, nodes_relative, nodes_remap
 from numaemu_core.shared_policy import Mempolicy
@@ -23,6 +24,7 @@ from numaemu_core.uapi import (
     MPOL_F_STATIC_NODES,
     MPOL_INTERLEAVE,
     MPOL_LOCAL,
+    MPOL_MF_MOVE_ALL,
     MPOL_PREFERRED,
     MPOL_PREFERRED_MANY,
 )
@@ -45,7 +47,7 @@ def mpol_rebind_policy(k: Kernel, policy: Mempolicy | None, old: int, new: int) 
     """
     if policy is None or policy.mode == MPOL_LOCAL:
         return policy
-    if not k.profile.cpuset_rebinds_vmas:
+    if k.profile.cpuset_remaps_preferred:
         return _rebind_of_2005(k, policy, old, new)
     keeps_mask = bool(policy.flags & _NODE_FLAGS)
     if not keeps_mask and policy.cpuset_nodes == new:
@@ -106,7 +108,7 @@ def sys_set_cpuset(k: Kernel, task: Task, words: Sequence[int]) -> KernelTask[in
         for mm in dict.fromkeys(member.mm for member in members if not member.mm.dead):
             yield from mpol_rebind_mm(k, mm, old, nodes)
             if k.profile.cpuset_migrates and old != nodes and not mm.dead:
-                yield from cpuset_migrate_mm(k, mm, old, nodes)
+                yield from _cpuset_migrate_mm(k, mm, old, nodes)
     return len(k.cpu_node) if attached and k.profile.cpuset_resets_affinity else 1
 
 
@@ -134,7 +136,9 @@ def _change_task_nodemask(k: Kernel, task: Task, nodes: int) -> None:
     k.journal.task(task)
 
 
-def cpuset_migrate_mm(k: Kernel, mm: Mm, old: int, new: int) -> KernelTask[None]:
-    """Pages on the old nodes go to the new ones (cpuset_migrate_mm)."""
-    del k, mm, old, new
-    yield from ()
+def _cpuset_migrate_mm(k: Kernel, mm: Mm, old: int, new: int) -> KernelTask[None]:
+    """Pages on the old nodes go to the new ones, shared ones too; what finds no room stays (cpuset_migrate_mm)."""
+    try:
+        yield from do_migrate_pages(k, None, mm, old, new, MPOL_MF_MOVE_ALL)
+    except MmError:  # a worker of the kernel does it, and tells nobody
+        return

@@ -16,6 +16,16 @@ from numaemu_core.uapi import CAPABILITIES, RLIM_INFINITY, RLIMIT_AS, RLIMIT_MEM
 _UID_MAX: Final = (1 << 32) - 2
 
 
+def ptrace_may_access(task: Task, target: Task) -> bool:
+    """May one task look into another, and move its pages (ptrace_may_access with PTRACE_MODE_READ_REALCREDS, 6.1)?
+
+    Itself always; others of its user that are dumpable and have no capability that it lacks; all with CAP_SYS_PTRACE.
+    """
+    if task is target or "CAP_SYS_PTRACE" in task.capabilities:
+        return True
+    return task.uid == target.uid and target.dumpable and target.capabilities <= task.capabilities
+
+
 def sys_setuid(k: Kernel, task: Task, uid: int) -> KernelTask[int]:
     """Become another user: leaving root gives every capability up, and the task is not dumpable any more (setuid(2)).
 

@@ -133,18 +133,23 @@ def do_no_page(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, *, write
     mapping = vma.vm_file
     assert mapping is not None
     indexes = linear_page_index(k, vma, vpns)
-    inside = int(np.searchsorted(indexes, min(len(mapping.i_pages), -(-mapping.i_size >> k.page_shift))))
+    inside = int(np.searchsorted(indexes, _pages_of_file(k, mapping)))
+    if not write and k.profile.fault_around_pages > 1:
+        yield from do_fault_around(k, vma, vpns[: inside + 1])  # the fault that will fail maps neighbours, too
     if inside:
         k.count("pgfault", inside)
         if write and not vma.vm_flags & VM_SHARED:
             yield from _do_cow_fault(k, task, vma, vpns[:inside], flats[:inside], indexes[:inside])
         else:
-            if not write and k.profile.fault_around_pages > 1:
-                yield from do_fault_around(k, vma, vpns[:inside])
             yield from _map_file_pages(k, task, vma, vpns[:inside], flats[:inside], indexes[:inside], write=write)
     if inside < len(vpns):
         address = int(vpns[inside]) << k.page_shift
         raise BusError(address, f"the file ends before {address:#x}")
+
+
+def _pages_of_file(k: Kernel, mapping: AddressSpace) -> int:
+    """Pages of an object that may be touched: the last one may be in part beyond its end."""
+    return min(len(mapping.i_pages), -(-mapping.i_size >> k.page_shift))
 
 
 def _map_file_pages(
@@ -226,7 +231,7 @@ def do_fault_around(k: Kernel, vma: VmArea, vpns: I8) -> KernelTask[None]:
     around = _around(k, vma, vpns)
     around = around[~np.isin(around, vpns)]
     indexes = linear_page_index(k, vma, around)
-    known = indexes < min(len(vma.vm_file.i_pages), -(-vma.vm_file.i_size >> k.page_shift))
+    known = indexes < _pages_of_file(k, vma.vm_file)
     around, indexes = around[known], indexes[known]
     pfns = resident_pfns(k, vma.vm_file, indexes)
     flats = k.tables.walk(vma.vm_mm.pgd, around)
@@ -255,6 +260,7 @@ def _around(k: Kernel, vma: VmArea, vpns: I8) -> I8:
     elif len(later):
         assert vma.vm_file is not None
         spared = later[np.isin(later, skewed)]
+        spared = spared[linear_page_index(k, vma, spared) < _pages_of_file(k, vma.vm_file)]
         resident = resident_pfns(k, vma.vm_file, linear_page_index(k, vma, spared)) >= 0
         later = later[~np.isin(later, spared[resident])]
     blocks = np.unique(later // width * width)

@@ -212,7 +212,7 @@ def check_locks(k: Kernel, own: int) -> Iterator[str]:
     yield from _some(
         "access slot {}: open, but nobody's", np.flatnonzero((k.c.window & np.uint64(1) != 0) & (k.c.window_mm == 0))
     )
-    yield from _some("mutex {}: needs recovery", np.flatnonzero(k.c.needs_recovery))
+    yield from _some("mutex {}: needs recovery", np.flatnonzero(k.c.needs_recovery != 0))
 
 
 def check_journal(k: Kernel, _own: int) -> Iterator[str]:

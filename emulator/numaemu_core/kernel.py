@@ -8,11 +8,12 @@ from typing import Any, Final
 import numpy as np
 
 from numaemu_core import limits
-from numaemu_core.columns import I8, Columns
+from numaemu_core.columns import I2, I8, Columns
 from numaemu_core.effects import KernelTask
 from numaemu_core.journal import Journal, Truth, truth_of
 from numaemu_core.layout import Layout
 from numaemu_core.locks import HostLocks, LockTable
+from numaemu_core.lru import LruTails
 from numaemu_core.mm_types import AddressSpace, AnonVma, Mm, Task
 from numaemu_core.mmzone import Zone, Zonelist, build_zonelists, make_zones
 from numaemu_core.nodemask import mask_of
@@ -52,7 +53,7 @@ class Kernel:
         self.policy_zonelists: dict[tuple[Mempolicy | None, int, int], tuple[Zonelist, ...]] = {}
         #: Weights of weighted interleaving by node, where they are not 1 (/sys/kernel/mm/mempolicy).
         self.il_weights: dict[int, int] = {}
-        self.nid_of_pfn: I8 = np.empty(layout.frame_count, np.int64)
+        self.nid_of_pfn: I2 = np.empty(layout.frame_count, np.int16)
         for nid, (first, end) in layout.node_pfns.items():
             self.nid_of_pfn[first:end] = nid
         #: pfn of the page that every first read maps.
@@ -64,6 +65,7 @@ class Kernel:
         self.nr_swap_pages = layout.slot_count
         #: The stamp of the next frame at the head of a list, and of the next one at a tail.
         self.lru_clock = self.lru_tail = LRU_CLOCK_START
+        self.lru_tails = LruTails()
         self.quarantine = Quarantine()
         #: Frames that nobody but a pin refers to any more: looked at again when pins are cleared.
         self.left_to_pins: set[int] = set()
@@ -105,7 +107,8 @@ class Kernel:
         """The live state in the form that a replay of the journal gives."""
         tasks = [task for task in self.tasks.values() if not task.mm.told_gone]
         mms = [mm for mm in self.mms.values() if not mm.told_gone]
-        truth = truth_of(tasks, mms, self.address_spaces.values())
+        objects = [mapping for mapping in self.address_spaces.values() if not mapping.dead]
+        truth = truth_of(tasks, mms, objects)
         truth.weights = dict(self.il_weights)
         truth.marks = {
             "pid": self.next_pid,

@@ -7,6 +7,7 @@ compute the same layout from the same topology, so that no offsets cross a wire.
 but its own cell, and two processes setting bits in one cell lose some of them.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,6 +19,8 @@ from numaemu_core.topology import Topology
 CACHE_LINE_BYTES: Final = 64
 #: A robust mutex in shared memory takes one cache line.
 MUTEX_BYTES: Final = 64
+#: How the names of the segments begin that hold frames.
+POOL_PREFIX: Final = "pool."
 #: The host maps memory in pages of at most this size; segments are multiples of it.
 SEGMENT_GRANULE_BYTES: Final = 65536
 
@@ -37,7 +40,7 @@ class Column:
     @property
     def size(self) -> int:
         """Bytes it takes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(slots=True)
@@ -100,7 +103,7 @@ class Layout:
 
 def pool_name(node: int) -> str:
     """Name of the segment that holds a node's frames."""
-    return f"pool.{node}"
+    return f"{POOL_PREFIX}{node}"
 
 
 def layout_of(topology: Topology) -> Layout:
@@ -118,7 +121,7 @@ def layout_of(topology: Topology) -> Layout:
     disk_count = topology.disk_bytes >> page_shift
     layout = Layout(topology, page_shift, pfn, slot_count, disk_count, table_count, node_pfns, {})
     for segment in _segments(layout):
-        if not segment.name.startswith("pool."):  # pools lie back to back: a pfn is an offset
+        if not segment.name.startswith(POOL_PREFIX):  # pools lie back to back: a pfn is an offset
             segment.size = -(-max(segment.size, 1) // SEGMENT_GRANULE_BYTES) * SEGMENT_GRANULE_BYTES
         layout.segments[segment.name] = segment
     return layout

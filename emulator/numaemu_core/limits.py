@@ -54,6 +54,9 @@ SWAPOUT_PASSES: Final = 11
 SWAPOUT_TRYLOCK_PASSES: Final = 3
 #: Pages that one step of swapout_pages handles between two yields.
 SWAPOUT_BATCH_PAGES: Final = 2048
+#: Passes of migrate_pages over its list (6.1), and how many of them only try page locks.
+MIGRATE_PASSES: Final = 10
+MIGRATE_TRYLOCK_PASSES: Final = 3
 #: Reclaim works in batches of this many pages, and is content with as many (SWAP_CLUSTER_MAX of 2.6.15).
 SWAP_CLUSTER_MAX: Final = 32
 #: Reclaim scans 1/2^12 of the lists first, and all of them last (DEF_PRIORITY of 2.6.15).
@@ -64,6 +67,8 @@ VM_SWAPPINESS: Final = 60
 NAP_S: Final = 0.02
 #: Rounds of reclaim that free nothing before somebody is killed (6.x: 16; 2.6.15 gives up after one).
 MAX_RECLAIM_RETRIES: Final = 4
+#: Frames at the end of an LRU list that are remembered in their order.
+LRU_TAIL_PAGES: Final = 4096
 #: A zone smaller than so many batches is scanned in smaller ones.
 SCAN_BATCHES_OF_ZONE: Final = 32
 #: Naps that an allocation takes for pages that others are evicting, before somebody is killed.

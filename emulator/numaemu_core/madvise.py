@@ -136,7 +136,10 @@ def _own_pages(k: Kernel, vma: VmArea, start: int, end: int) -> tuple[np.ndarray
 
 
 def _madvise_pageout(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[None]:
-    """Evict the pages of a range that nobody else maps (5.4 madvise_cold_or_pageout_pte_range: old first)."""
+    """Evict the pages of a range that nobody else maps (5.4 madvise_cold_or_pageout_pte_range: old first).
+
+    Where writes take their time, today's kernels do not wait for them: the pages stay in the swap cache.
+    """
     flats, pfns = _own_pages(k, vma, start, end)
     if not len(pfns):
         return
@@ -145,7 +148,8 @@ def _madvise_pageout(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask
         k.c.accessed[flats[same]] = 0
         pfns = pfns[same]
         isolated = pfns[isolate_lru_page(k, pfns)]
-    left = yield from swapout_pages(k, isolated)
+    passes = limits.SWAPOUT_PASSES if k.profile.swap_synchronous else k.profile.pageout_passes
+    left = yield from swapout_pages(k, isolated, passes)
     yield from putback_lru_pages(k, left)
 
 

@@ -1,205 +1,38 @@
 """mbind: set the policy of a range, and move the pages that do not follow it.
 
-Mirrors: mm/mempolicy.c of 2.6.14-rc4-mm1 with "Swap migration V3: MPOL_MF_MOVE interface" (October 2005). The order of
-the checks is part of the behaviour: it decides which errno a call with several faults gets.
+Mirrors: do_mbind, mm/mempolicy.c of 2.6.14-rc4-mm1 with "Swap migration V3: MPOL_MF_MOVE interface" (October 2005), of
+6.1 and of 6.12. The order of the checks is part of the behaviour: it decides which errno a call with several faults
+gets.
 """
 
 import errno
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 
 from numaemu_core import limits
+from numaemu_core.check_range import MOVE_FLAGS, PageList, check_range
 from numaemu_core.columns import I8, NO_INDEXES, Bool
-from numaemu_core.effects import Breathe, KernelTask
+from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
-from numaemu_core.locks import Rank
-from numaemu_core.lru import isolate_lru_page
-from numaemu_core.mbind_policy import check_holes, mbind_arguments, mbind_range
-from numaemu_core.mm_types import (
-    VM_DENYWRITE,
-    VM_IO,
-    VM_LOCKED,
-    VM_RESERVED,
-    VM_SHM,
-    AddressSpace,
-    Mm,
-    Task,
-    VmArea,
-)
+from numaemu_core.mbind_policy import MbindArguments, mbind_arguments, mbind_range
+from numaemu_core.migrate import migrate_pages
+from numaemu_core.migration_target import NewPages, new_pages_by_address, new_pages_by_index
+from numaemu_core.mm_types import Task
 from numaemu_core.nodemask import nodes_of
-from numaemu_core.page_flags import PAGE_MAPPING_FILE
-from numaemu_core.page_table import flats_of, is_present, pte_lock_keys
-from numaemu_core.shared_policy import Mempolicy
-from numaemu_core.task_locks import down_write, spin_lock
-from numaemu_core.uapi import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT
+from numaemu_core.task_locks import down_write
+from numaemu_core.uapi import MPOL_MF_STRICT
 from numaemu_core.vmscan import putback_lru_pages, swapout_pages
-
-_MOVE: Final = MPOL_MF_MOVE | MPOL_MF_MOVE_ALL
-_PMD_SHIFT: Final = limits.TABLE_SHIFT
-_PUD_SHIFT: Final = 2 * limits.TABLE_SHIFT
-_PGD_SHIFT: Final = 3 * limits.TABLE_SHIFT
-
-
-class PageList:
-    """Isolated pages on their way out, in the order in which they were found."""
-
-    def __init__(self) -> None:
-        """Empty."""
-        self._parts: list[I8] = []
-
-    def add(self, pfns: I8) -> None:
-        """Behind the others."""
-        if len(pfns):
-            self._parts.append(pfns)
-
-    def pages(self, *, lifo: bool) -> I8:
-        """All of them; with `lifo` as a list that was linked at its head runs."""
-        pfns = np.concatenate([NO_INDEXES, *self._parts])
-        return pfns[::-1] if lifo else pfns
-
-
-# -- which pages -------------------------------------------------------------------------------------------------------
-
-
-def single_mm_mapping(mm: Mm, mapping: AddressSpace) -> bool:
-    """Is every VMA that maps any part of this file one of `mm`'s?"""
-    return all(vma.vm_mm is mm for vma in mapping.i_mmap)
-
-
-def mapping_writably_mapped(mapping: AddressSpace) -> bool:
-    """Does anybody map the file shared and writable?"""
-    return mapping.i_mmap_writable > 0
-
-
-def migrate_page_add(k: Kernel, vma: VmArea, pfns: I8, pagelist: PageList, flags: int) -> None:
-    """Isolate the pages that may move and queue them; the lru_locks are held.
-
-    Pages of files that others map, too, and that nobody may write, stay where they are unless MOVE_ALL is given. That a
-    page could not be isolated is no error.
-    """
-    may_move = np.ones(len(pfns), np.bool_)
-    if not flags & MPOL_MF_MOVE_ALL:
-        owners = k.c.mapping[pfns]
-        for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
-            mapping = k.address_spaces[owner]
-            if not mapping_writably_mapped(mapping) and not single_mm_mapping(vma.vm_mm, mapping):
-                may_move &= owners != owner
-    movable = pfns[may_move]
-    pagelist.add(movable[isolate_lru_page(k, movable)])
-
-
-def check_pte_range(
-    k: Kernel,
-    vma: VmArea,
-    ptes: tuple[I8, I8],
-    span: tuple[int, int],
-    nodes: Bool,
-    flags: int,
-    pagelist: PageList | None,
-) -> KernelTask[None]:
-    """Pages of some pte tables (numbers and first virtual pages) that are on none of `nodes`: queue them, or EIO.
-
-    The zero page is nobody's and does not count.
-    """
-    tables, bases = ptes
-    lru_locks = [(Rank.LRU, nid) for nid in sorted(k.zones) if not nodes[nid]] if pagelist is not None else []
-    for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
-        batch = slice(part, part + limits.PTE_LOCK_BATCH)
-        flats, _ = flats_of(tables[batch], bases[batch], *span)
-        if part:
-            yield Breathe()
-        with (yield from spin_lock(k, [*pte_lock_keys(flats), *lru_locks])):
-            entries = k.c.pte[flats]
-            pfns = (entries[is_present(entries)] >> np.uint64(k.page_shift)).astype(np.int64)
-            misplaced = pfns[~nodes[k.nid_of_pfn[pfns]] & (pfns != k.zero_pfn)]
-            if len(misplaced) and pagelist is None:
-                raise MmError(errno.EIO, "a page of the range is on a node outside of the mask")
-            if pagelist is not None:
-                migrate_page_add(k, vma, misplaced, pagelist, flags)
-
-
-def check_pmd_range(
-    k: Kernel,
-    vma: VmArea,
-    pmds: tuple[I8, I8],
-    span: tuple[int, int],
-    nodes: Bool,
-    flags: int,
-    pagelist: PageList | None,
-) -> KernelTask[None]:
-    """The pte tables under some pmd tables."""
-    ptes = k.tables.next_level(*pmds, _PMD_SHIFT, *span)
-    yield from check_pte_range(k, vma, ptes, span, nodes, flags, pagelist)
-
-
-def check_pud_range(
-    k: Kernel,
-    vma: VmArea,
-    puds: tuple[I8, I8],
-    span: tuple[int, int],
-    nodes: Bool,
-    flags: int,
-    pagelist: PageList | None,
-) -> KernelTask[None]:
-    """The pmd tables under some pud tables."""
-    pmds = k.tables.next_level(*puds, _PUD_SHIFT, *span)
-    yield from check_pmd_range(k, vma, pmds, span, nodes, flags, pagelist)
-
-
-def check_pgd_range(
-    k: Kernel, vma: VmArea, span: tuple[int, int], nodes: Bool, flags: int, pagelist: PageList | None
-) -> KernelTask[None]:
-    """The pud tables under a VMA's pgd; `span` is in virtual pages."""
-    puds = k.tables.next_level(np.array([vma.vm_mm.pgd]), np.array([0]), _PGD_SHIFT, *span)
-    yield from check_pud_range(k, vma, puds, span, nodes, flags, pagelist)
-
-
-def vma_migratable(vma: VmArea) -> bool:
-    """May MPOL_MF_MOVE touch the pages of this VMA?"""
-    return not vma.vm_flags & (VM_LOCKED | VM_IO | VM_RESERVED | VM_DENYWRITE | VM_SHM)
-
-
-def check_range(
-    k: Kernel, mm: Mm, start: int, end: int, nodes: Bool, flags: int, pagelist: PageList | None
-) -> KernelTask[VmArea]:
-    """Walk a range: look for holes, and for pages that are on none of `nodes` (a bool a node id); gives the first VMA.
-
-    With STRICT every VMA is scanned, with MOVE those that are migratable.
-
-    Raises:
-        MmError: EFAULT (nothing above start, a hole), EACCES (first VMA reserved), EIO (misplaced page, no list).
-            Pages queued so far stay on the list.
-    """
-    first = mm.vmas.find_vma(start)
-    if first is None or (first.vm_start >= end and not k.profile.holes_between_vmas_only):
-        raise MmError(errno.EFAULT, f"nothing is mapped above {start:#x}")
-    if first.vm_flags & VM_RESERVED:
-        raise MmError(errno.EACCES, "the first mapping is reserved")
-    previous: VmArea | None = None
-    vma: VmArea | None = first
-    while vma is not None and vma.vm_start < end:
-        following = mm.vmas.find_vma(vma.vm_end)
-        check_holes(k, vma, previous, following, (start, end), flags)
-        if flags & MPOL_MF_STRICT or (flags & _MOVE and vma_migratable(vma)):
-            span = (max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift)
-            yield from check_pgd_range(k, vma, span, nodes, flags, pagelist)
-        previous, vma = vma, following
-    return first
-
-
-# -- the system call ---------------------------------------------------------------------------------------------------
 
 
 def sys_mbind(
     k: Kernel, task: Task, start: int, length: int, mode: int, words: Sequence[int] | None, maxnode: int, flags: int
 ) -> KernelTask[int]:
-    """Set the policy of [start, start + length) and, with MOVE, send its misplaced pages to swap.
+    """Set the policy of [start, start + length) and, with MOVE, move its misplaced pages.
 
-    The policy is set before anything is evicted, and stays set when EIO says that a page could not leave. mmap_sem is
-    held for writing all the while, swap I/O included.
+    The policy is set before anything moves, and stays set when EIO says that a page could not. In 2005 misplaced pages
+    are sent to swap, today they are copied to where the policy says.
 
     Raises:
         MmError: see docs/semantics.md for the errors in their order.
@@ -209,33 +42,74 @@ def sys_mbind(
         return 0
     allowed = np.zeros(limits.MAX_NUMNODES, np.bool_)
     allowed[list(nodes_of(asked.mask & k.online))] = True
-    with (yield from down_write(task.mm)):
-        return (yield from _check_set_and_move(k, task.mm, asked.start, asked.end, asked.new, allowed, asked.flags))
+    if k.profile.direct_migration:
+        return (yield from _do_mbind_today(k, task, asked, allowed))
+    return (yield from _do_mbind(k, task, asked, allowed))
 
 
-def _check_set_and_move(
-    k: Kernel, mm: Mm, start: int, end: int, new: Mempolicy | None, allowed: Bool, flags: int
-) -> KernelTask[int]:
-    """What do_mbind does under mmap_sem."""
-    pagelist = PageList() if flags & _MOVE else None
+def _do_mbind(k: Kernel, task: Task, asked: MbindArguments, allowed: Bool) -> KernelTask[int]:
+    """do_mbind of 2005: mmap_sem is held for writing until the last page is out, swap I/O included.
+
+    What was queued is evicted even if the policy could be set on part of the range only.
+    """
+    mm, start, end, flags = task.mm, asked.start, asked.end, asked.flags
+    pagelist = PageList() if flags & MOVE_FLAGS else None
     failure: MmError | None = None
     left = NO_INDEXES
-    try:
-        vma = yield from check_range(k, mm, start, end, allowed, flags, pagelist)
-    except MmError as error:
-        failure = error
-        left = pagelist.pages(lifo=k.profile.pagelist_lifo) if pagelist is not None else left
-    else:
+    with (yield from down_write(mm)):
         try:
-            mbind_range(k, vma, start, end, new)
+            vma = yield from check_range(k, mm, start, end, allowed, flags, pagelist)
         except MmError as error:
             failure = error
-        k.journal.vmas(mm, start, end)
-        if pagelist is not None:
-            left = yield from swapout_pages(k, pagelist.pages(lifo=k.profile.pagelist_lifo))
-    if failure is None and len(left) and flags & MPOL_MF_STRICT:
-        failure = MmError(errno.EIO, f"{len(left)} pages of the range could not leave")
-    yield from putback_lru_pages(k, left)
+            left = _queued(k, pagelist)
+        else:
+            try:
+                mbind_range(k, vma, start, end, asked.new)
+            except MmError as error:
+                failure = error
+            k.journal.vmas(mm, start, end)
+            left = yield from swapout_pages(k, _queued(k, pagelist))
+        if failure is None and len(left) and flags & MPOL_MF_STRICT:
+            failure = MmError(errno.EIO, f"{len(left)} pages of the range could not leave")
+        yield from putback_lru_pages(k, left)
     if failure is not None:
         raise failure
     return 0
+
+
+def _do_mbind_today(k: Kernel, task: Task, asked: MbindArguments, allowed: Bool) -> KernelTask[int]:
+    """do_mbind of 6.x: nothing moves unless the policy could be set on the whole range."""
+    mm, start, end, flags = task.mm, asked.start, asked.end, asked.flags
+    pagelist = PageList() if flags & MOVE_FLAGS else None
+    left = NO_INDEXES
+    with (yield from down_write(mm)):
+        try:
+            vma = yield from check_range(k, mm, start, end, allowed, flags, pagelist)
+            try:
+                mbind_range(k, vma, start, end, asked.new)
+            finally:
+                k.journal.vmas(mm, start, end)
+        except MmError:
+            yield from putback_lru_pages(k, _queued(k, pagelist))
+            raise
+        pfns = _queued(k, pagelist)
+        new_pages = _new_pages(k, task, asked, pfns)
+        if not k.profile.mbind_moves_unlocked:
+            left = (yield from migrate_pages(k, pfns, new_pages)).left
+    if k.profile.mbind_moves_unlocked:
+        left = (yield from migrate_pages(k, pfns, new_pages)).left
+    yield from putback_lru_pages(k, left)
+    if flags & MPOL_MF_STRICT and (len(left) or (pagelist is not None and pagelist.unmovable)):
+        raise MmError(errno.EIO, "some pages of the range could not be moved")
+    return 0
+
+
+def _queued(k: Kernel, pagelist: PageList | None) -> I8:
+    return NO_INDEXES if pagelist is None else pagelist.pages(lifo=k.profile.pagelist_lifo)
+
+
+def _new_pages(k: Kernel, task: Task, asked: MbindArguments, pfns: I8) -> NewPages:
+    """Where misplaced pages get their new frames from."""
+    if k.profile.move_targets_by_index:
+        return new_pages_by_index(k, task, asked.new, (asked.start, asked.end), pfns)
+    return new_pages_by_address(k, task, asked.start)

@@ -247,7 +247,9 @@ def _make_zonelists(k: Kernel, policy: Mempolicy | None, cpu_node: int, mems_all
 # -- allocation --------------------------------------------------------------------------------------------------------
 
 
-def alloc_page_vma(k: Kernel, task: Task, vma: VmArea, vpns: I8, *, zero: bool = True) -> KernelTask[I8]:
+def alloc_page_vma(
+    k: Kernel, task: Task, vma: VmArea, vpns: I8, *, zero: bool = True, may_kill: bool = True
+) -> KernelTask[I8]:
     """A frame for each of these pages of a VMA, in their order, as its policy says; fewer when memory ran out.
 
     Shapes: `vpns` int64[n]; gives int64[m], m <= n: the first m pages have got one.
@@ -256,10 +258,11 @@ def alloc_page_vma(k: Kernel, task: Task, vma: VmArea, vpns: I8, *, zero: bool =
     indexes = vpns - (vma.vm_start >> k.page_shift) + vma.vm_pgoff
     mapping = vma.vm_file
     if mapping is None or not mapping.is_shmem:
-        return (yield from alloc_pages_mpol(k, task, vma.vm_policy or task.policy, indexes, zero=zero))
+        policy = vma.vm_policy or task.policy
+        return (yield from alloc_pages_mpol(k, task, policy, indexes, zero=zero, may_kill=may_kill))
     default = None if k.profile.shmem_hides_task_policy else task.policy
     inode = mapping.i_ino if k.profile.vma_interleave_adds_inode else 0
-    return (yield from _alloc_shared(k, task, mapping, indexes, default, inode, zero=zero))
+    return (yield from _alloc_shared(k, task, mapping, indexes, default, inode, zero=zero, may_kill=may_kill))
 
 
 def alloc_page_object(
@@ -273,7 +276,7 @@ def alloc_page_object(
         return (yield from alloc_page_cache(k, task, len(indexes), zero=zero))
     default = None if task is None else task.policy
     inode = mapping.i_ino if k.profile.shmem_interleave_adds_inode else 0
-    return (yield from _alloc_shared(k, task, mapping, indexes, default, inode, zero=zero))
+    return (yield from _alloc_shared(k, task, mapping, indexes, default, inode, zero=zero, may_kill=True))
 
 
 def _alloc_shared(
@@ -285,6 +288,7 @@ def _alloc_shared(
     inode: int,
     *,
     zero: bool,
+    may_kill: bool,
 ) -> KernelTask[I8]:
     """Frames by the shared policies of an object: runs of pages under one policy, one after the other."""
     if not len(indexes):
@@ -294,7 +298,7 @@ def _alloc_shared(
     taken: list[I8] = []
     for run in np.split(np.arange(len(indexes)), np.flatnonzero(np.diff(place)) + 1):
         policy = segments[int(place[run[0]])][2] or default
-        got = yield from alloc_pages_mpol(k, task, policy, indexes[run] + inode, zero=zero)
+        got = yield from alloc_pages_mpol(k, task, policy, indexes[run] + inode, zero=zero, may_kill=may_kill)
         taken.append(got)
         if len(got) < len(run):
             break
@@ -316,12 +320,16 @@ def alloc_page_cache(k: Kernel, task: Task | None, count: int, *, zero: bool = T
 
 
 def alloc_pages_mpol(
-    k: Kernel, task: Task | None, policy: Mempolicy | None, ilx: I8, *, zero: bool = True
+    k: Kernel, task: Task | None, policy: Mempolicy | None, ilx: I8, *, zero: bool = True, may_kill: bool = True
 ) -> KernelTask[I8]:
-    """Frames by a policy, for the pages of these interleave indexes in their order; fewer when memory ran out."""
+    """Frames by a policy, for the pages of these interleave indexes in their order; fewer when memory ran out.
+
+    Without `may_kill` the OOM killer is not called for them.
+    """
     if policy is not None and policy.mode in INTERLEAVE_MODES:
         counted = policy.mode == MPOL_INTERLEAVE
-        return (yield from _alloc_interleaved(k, task, interleave_nid(k, policy, ilx), counted=counted, zero=zero))
+        nodes = interleave_nid(k, policy, ilx)
+        return (yield from _alloc_interleaved(k, task, nodes, counted=counted, zero=zero, may_kill=may_kill))
     cpu_node = first_node(k.online) if task is None else k.cpu_node[task.cpu]
     left = len(ilx)
     taken: list[I8] = []
@@ -329,7 +337,9 @@ def alloc_pages_mpol(
     for zonelist in zonelists:
         if left:
             last = zonelist is zonelists[-1]  # the nodes of MPOL_PREFERRED_MANY are tried without reclaim
-            got = yield from alloc_pages(k, task, zonelist, left, cpu_node=cpu_node, zero=zero, may_reclaim=last)
+            got = yield from alloc_pages(
+                k, task, zonelist, left, cpu_node=cpu_node, zero=zero, may_reclaim=last, may_kill=may_kill
+            )
             taken.append(got)
             left -= len(got)
     return np.concatenate([NO_INDEXES, *taken]) if len(taken) != 1 else taken[0]
@@ -340,7 +350,9 @@ def room_above_low(k: Kernel, nid: int) -> int:
     return max(k.zones[nid].nr_free - k.zones[nid].pages_low, 0)
 
 
-def _alloc_interleaved(k: Kernel, task: Task | None, nodes: I8, *, counted: bool, zero: bool) -> KernelTask[I8]:
+def _alloc_interleaved(
+    k: Kernel, task: Task | None, nodes: I8, *, counted: bool, zero: bool, may_kill: bool = True
+) -> KernelTask[I8]:
     """A frame for each page, page i from the zonelist of nodes[i]; as if they were taken one after the other.
 
     While every node that the batch really draws from has room for its whole share, the order does not matter; else the
@@ -357,15 +369,15 @@ def _alloc_interleaved(k: Kernel, task: Task | None, nodes: I8, *, counted: bool
     fits = all(room_above_low(k, n) >= count for n, count in demand.items() if n is not None)
     if not fits and None not in source.values() and len(nodes) > 1:
         half = len(nodes) // 2
-        first = yield from _alloc_interleaved(k, task, nodes[:half], counted=counted, zero=zero)
+        first = yield from _alloc_interleaved(k, task, nodes[:half], counted=counted, zero=zero, may_kill=may_kill)
         if len(first) < half:
             return first
-        second = yield from _alloc_interleaved(k, task, nodes[half:], counted=counted, zero=zero)
+        second = yield from _alloc_interleaved(k, task, nodes[half:], counted=counted, zero=zero, may_kill=may_kill)
         return np.concatenate((first, second))
     pfns = np.full(len(nodes), -1)
     for nid, zonelist in zonelists.items():
         hit = counted and (not k.profile.hit_means_first_allowed or zonelist.wanted == nid)
-        kill = not (pfns >= 0).any()
+        kill = may_kill and not (pfns >= 0).any()
         got = yield from alloc_pages(
             k, task, zonelist, shares[nid], cpu_node=cpu_node, interleave=hit, zero=zero, may_kill=kill
         )
@@ -375,5 +387,5 @@ def _alloc_interleaved(k: Kernel, task: Task | None, nodes: I8, *, counted: bool
         spare = pfns[short[0] :]
         yield from free_pages(k, spare[spare >= 0])
         if (spare >= 0).any() and not short[0]:
-            return (yield from _alloc_interleaved(k, task, nodes[:1], counted=counted, zero=zero))
+            return (yield from _alloc_interleaved(k, task, nodes[:1], counted=counted, zero=zero, may_kill=may_kill))
     return pfns[: short[0]] if len(short) else pfns

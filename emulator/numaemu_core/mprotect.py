@@ -10,7 +10,15 @@ from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import VM_ACCESS_FLAGS, Mm, Task, VmArea
 from numaemu_core.mmap import calc_vm_prot_bits, page_align
-from numaemu_core.page_table import PTE_READABLE, PTE_WRITABLE, flats_of, is_present, pte_lock_keys, vm_page_prot
+from numaemu_core.page_table import (
+    PTE_READABLE,
+    PTE_WRITABLE,
+    flats_of,
+    is_migration,
+    is_present,
+    pte_lock_keys,
+    vm_page_prot,
+)
 from numaemu_core.task_locks import down_write, spin_lock
 from numaemu_core.uapi import PROT_EXEC, PROT_READ, PROT_WRITE
 from numaemu_core.vma_flags import change_flags, each_vma
@@ -66,6 +74,8 @@ def change_protection(k: Kernel, mm: Mm, start: int, end: int) -> KernelTask[Non
                 entries = k.c.pte[flats]
                 mapped = is_present(entries)
                 k.c.pte[flats[mapped]] = entries[mapped] & ~np.uint64(PTE_READABLE | PTE_WRITABLE) | rights
+                moving = is_migration(entries)  # gets the other rights from its VMA
+                k.c.pte[flats[moving]] = entries[moving] & ~np.uint64(PTE_WRITABLE)
             taken |= bool(mapped.any())
     if taken:
         yield Shootdown(frozenset([mm.id]))

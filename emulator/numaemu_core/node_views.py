@@ -96,6 +96,9 @@ _VMSTAT_OF_TODAY: Final = (
 #: Events that are there from the start; others appear with their first time.
 _ALWAYS: Final = ("pgfault", "pgmajfault", "pswpin", "pswpout")
 
+#: kB to and from devices, and the pages of swap that are among them (block layer, submit_bio).
+_PAGED: Final = (("pgpgin", "pswpin"), ("pgpgout", "pswpout"))
+
 #: How /proc/vmstat calls the counters of numastat, in their order.
 _NUMA_IN_VMSTAT: Final = ("numa_hit", "numa_miss", "numa_foreign", "numa_interleave", "numa_local", "numa_other")
 
@@ -206,9 +209,10 @@ def vmstat(k: Kernel) -> dict[str, int]:
 def _events(k: Kernel) -> dict[str, int]:
     """What was counted since boot; what reclaim counted by the names that the machine's kernel has for it."""
     sums = {name: sum(k.vmstat[part] for part in parts) for name, parts in k.profile.reclaim_events}
+    sums |= {paged: k.vmstat[paged] + _kb(k, k.vmstat[swapped]) for paged, swapped in _PAGED}
     named = {name: count for name, count in sums.items() if count}
-    summed = {part for _, parts in k.profile.reclaim_events for part in parts}
-    return {name: count for name, count in k.vmstat.items() if name not in summed} | named
+    summed = {part for _, parts in k.profile.reclaim_events for part in parts} | set(sums)
+    return {name: count for name, count in k.vmstat.items() if count and name not in summed} | named
 
 
 def _now(k: Kernel) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from numaemu_core.columns import columns_in_memory
+from numaemu_core.columns import columns_in_memory, zeros
 from numaemu_core.effects import (
     Breathe,
     CopyPages,
@@ -26,7 +26,7 @@ from numaemu_core.effects import (
     WritePages,
 )
 from numaemu_core.errors import BugError, MmError
-from numaemu_core.journal import Journal
+from numaemu_core.journal import Journal, Truth
 from numaemu_core.kernel import Kernel
 from numaemu_core.layout import layout_of
 from numaemu_core.locks import Key, Mode, NoHost
@@ -49,10 +49,10 @@ def open_windows(k: Kernel, mm_ids: frozenset[int]) -> dict[int, int]:
     return {s: int(k.c.window[s]) for s in slots.tolist() if int(k.c.window_mm[s]) - 1 in mm_ids}
 
 
-def machine_in_memory(topology: Topology) -> Kernel:
+def machine_in_memory(topology: Topology, allocate: Callable[[int], Any] = zeros) -> Kernel:
     """A machine just switched on, in memory of this process alone."""
     layout = layout_of(topology)
-    k = Kernel(layout, columns_in_memory(layout), Journal(np.zeros(JOURNAL_BYTES, np.uint8)), NoHost())
+    k = Kernel(layout, columns_in_memory(layout, allocate), Journal(zeros(JOURNAL_BYTES)), NoHost())
     k.journal.snapshot_from(k.truth)
     return k
 
@@ -87,11 +87,20 @@ class SeededHost(NoHost):
 class Performer:
     """A whole machine in one process, its tasks run in a seeded order (seed None: each runs as far as it can)."""
 
-    def __init__(self, topology: Topology, seed: int | None = None, kernel: Kernel | None = None) -> None:
-        """A machine just switched on, or one whose daemon was recovered, which has a `kernel`."""
+    def __init__(
+        self,
+        topology: Topology,
+        seed: int | None = None,
+        allocate: Callable[[int], Any] = zeros,
+        kernel: Kernel | None = None,
+    ) -> None:
+        """A machine just switched on; `allocate` gives its memory: so many bytes, all zero, as a buffer.
+
+        Or one whose daemon was recovered, which has a `kernel`.
+        """
         self._state = (seed or 0) * 2 + 1
         self.seed = seed
-        self.k = kernel or machine_in_memory(topology)
+        self.k = kernel or machine_in_memory(topology, allocate)
         if seed is not None:
             self.k.locks.host = SeededHost(self.draw)
         self.k.spawn = self.start
@@ -102,6 +111,15 @@ class Performer:
         self._writes: list[WritePages] = []
         self._next = 1
         self._steps = 0
+
+    def close(self) -> None:
+        """The machine is over; its memory goes with the last reference to it, not when somebody looks for circles."""
+        for task in self.tasks:
+            task.body.close()
+        self.tasks.clear()
+        self.k.spawn = lambda _name, body: body.close()
+        self.k.wake_kswapd = lambda _nid: None
+        self.k.journal.snapshot_from(Truth)
 
     def draw(self, below: int) -> int:
         """The next number of the seed's sequence, less than `below` (xorshift of 64 bits)."""
@@ -140,9 +158,10 @@ class Performer:
             BugError: nothing can go on (a deadlock), or it goes on for ever.
         """
         idle = 0
+        last_step = self._steps + STEPS_MAX
         while not (until() if until else not self.tasks and not self._writes):
             self._steps += 1
-            if self._steps > STEPS_MAX:
+            if self._steps > last_step:
                 raise BugError(f"seed {self.seed}: no end after {STEPS_MAX} steps: {self._stuck()}")
             idle = 0 if self._step() else idle + 1
             if idle > 64 * (len(self.tasks) + 1) + 4 * WINDOW_BOUND_STEPS:

@@ -1,13 +1,14 @@
 """Semantics are data: one frozen record of named choices a profile, read by one engine.
 
-No code asks for a profile's name. A difference between kernels is a field here, with what it selects and where that
-comes from.
+No code asks for a profile's name. A difference between kernels is a field here; the `#:` comment in front of it says
+what it selects and where that comes from. `make docs` writes these comments, and the values, into docs/semantics.md.
 """
 
 import errno
 from dataclasses import dataclass
 from typing import Final
 
+from numaemu_core import limits
 from numaemu_core.errors import TopologyError
 from numaemu_core.uapi import (
     MPOL_BIND,
@@ -33,7 +34,8 @@ class Profile:
     #: True: the nodes of a tie in distance are examined in rotation from the local one (2.6.15 find_next_best_node);
     #: False: by ascending id, those below the local one at a penalty of one (5.16 and later).
     zonelist_rotates: bool
-    #: True: BIND tries its nodes from the one that is nearest to the CPU (2.6.26); False: by ascending id.
+    #: True: BIND tries its nodes from the one that is nearest to the CPU (2.6.26); False: by ascending id (2.6.15
+    #: bind_zonelist).
     bind_nearest_first: bool
     #: The node that numa_hit is about. True: the first one that mask and cpuset allow (6.x preferred_zoneref), and
     #: interleave_hit asks for the very node; False: the head of the zonelist, allowed or not (2.6.15 zone_statistics).
@@ -43,7 +45,7 @@ class Profile:
 
     # -- modes and masks -----------------------------------------------------------------------------------------------
 
-    #: Highest mode (MPOL_MAX - 1 of today's headers).
+    #: Highest mode (include/linux/mempolicy.h: 2.6.15 MPOL_MAX, 6.x MPOL_MAX - 1).
     mode_max: int
     #: Mode flags that are accepted: STATIC and RELATIVE since 2.6.26, NUMA_BALANCING since 5.12.
     mode_flags: int
@@ -54,9 +56,11 @@ class Profile:
     mask_read_downwards: bool
     #: Modes that may carry MPOL_F_NUMA_BALANCING (6.1: BIND; 6.12: PREFERRED_MANY, too).
     balancing_modes: frozenset[int]
-    #: True: nodes that are not there are dropped from a mask as long as one is left; False: one of them is EINVAL.
+    #: True: nodes that are not there are dropped from a mask as long as one is left (6.x mpol_set_nodemask); False: one
+    #: of them is EINVAL (2.6.15 mpol_check_policy).
     offline_nodes_dropped: bool
-    #: True: get_mempolicy asks for room for the nodes that this machine can have (nr_node_ids), False: MAX_NUMNODES.
+    #: True: get_mempolicy asks for room for the nodes that this machine can have (6.x kernel_get_mempolicy:
+    #: nr_node_ids); False: for MAX_NUMNODES (2.6.15 sys_get_mempolicy).
     get_mempolicy_counts_possible: bool
     #: True: get_mempolicy knows MPOL_F_MEMS_ALLOWED (2.6.24, commit 754af6f5).
     mems_allowed_flag: bool
@@ -81,7 +85,8 @@ class Profile:
 
     #: True: a new cpuset changes the policies of VMAs, too (2.6.16).
     cpuset_rebinds_vmas: bool
-    #: True: PREFERRED follows a new cpuset by position (2.6.15); False: it keeps its node (6.x).
+    #: True: every policy follows a new cpuset by position, PREFERRED too (2.6.15 rebind_policy); False: PREFERRED keeps
+    #: its node, and mode flags decide for the others (6.x mpol_rebind_policy).
     cpuset_remaps_preferred: bool
     #: True: pages move to the new nodes (cgroup v2: always); False: they stay (2.6.15, before memory_migrate).
     cpuset_migrates: bool
@@ -96,6 +101,23 @@ class Profile:
     #: True: misplaced pages are copied to their new node at once (2.6.16 and later); False: they are sent to swap and
     #: come back by their policy when they are touched ("Swap migration V3").
     direct_migration: bool
+    #: True: mmap_sem is dropped before mbind moves pages (6.6, commit 72e315f7a750); False: it is held for writing.
+    mbind_moves_unlocked: bool
+    #: True: MOVE places a page by the policy that was set and the page's index, counted from the first page of the list
+    #: (6.7, commit 88c91dc58582); False: by the first VMA of the range that may map it (6.1 new_page).
+    move_targets_by_index: bool
+    #: True: a page that is being migrated counts as misplaced and immovable (6.7, commit 1cb5d11a370f).
+    migration_entries_fail: bool
+    #: True: migrate_pages pairs old and new nodes by their positions, copies, and with CAP_SYS_NICE takes shared pages,
+    #: too (2.6.16 and later); False: it evicts what is on old nodes, and pages come back anywhere (V3).
+    migrate_pages_pairs_nodes: bool
+    #: True: pages that could not be isolated count in what migrate_pages gives (6.7, commit 1cb5d11a370f).
+    unisolated_pages_count: bool
+    #: True: migrate_pages and move_pages ask whether the caller may trace the other task (ptrace_may_access); False:
+    #: anybody may migrate any task (V3 as mailed).
+    migration_asks_ptrace: bool
+    #: True: there is a move_pages (2.6.18, commit 742755a1).
+    move_pages: bool
     #: True: pages join the migration list at its head, so that it runs against the addresses (V2, V4, V5).
     pagelist_lifo: bool
     #: True: MOVE takes pages that one entry maps (2.6.16, commit fc301289); False: anonymous pages, and pages of files
@@ -118,7 +140,8 @@ class Profile:
 
     #: True: an entry that was accessed stops try_to_unmap, which clears it (2.6.15).
     young_stops_unmap: bool
-    #: log2 of the pages that swap readahead reads around a slot (vm.page-cluster).
+    #: log2 of the pages that swap readahead reads around a slot (vm.page-cluster). Kernels start with 3, the profiles
+    #: with none, so that each page is placed by its own address; a topology may say otherwise.
     page_cluster: int
     #: True: swap readahead places each page by the address so many pages after the fault (2.6.15 swapin_readahead);
     #: False: by the address of the fault (6.1 swap_cluster_readahead).
@@ -145,9 +168,12 @@ class Profile:
     mlock_reports_faults: bool
     #: True: madvise knows FREE, REMOVE, DONTFORK, COLD and POPULATE, mremap DONTUNMAP (what came from 2.6.16 to 5.18).
     madvise_of_today: bool
+    #: Passes that MADV_PAGEOUT makes over its pages where swap is not synchronous: one starts the writes and goes on
+    #: (5.4 reclaim_pages); in 2005, which had no MADV_PAGEOUT, it is given all those of swapout_pages.
+    pageout_passes: int
     #: True: locking and MAP_POPULATE fault shared writable mappings in for writing (2.6.15); False: for reading.
     populate_writes_shared: bool
-    #: Pages that a read fault of a file maps around the one that was asked for (fault_around_bytes), 1: none.
+    #: Pages that a read fault of a file maps around the one that was asked for (fault_around_bytes, 3.15), 1: none.
     fault_around_pages: int
     #: True: attaching to a cpuset resets the CPUs of sched_setaffinity (6.1).
     cpuset_resets_affinity: bool
@@ -163,6 +189,9 @@ class Profile:
     #: activates an inactive page; False: anonymous pages are always deactivated (shrink_active_list since 2.6.28), and
     #: an inactive one is activated at its second reference (folio_check_references).
     referenced_pages_stay_active: bool
+    #: True: anonymous pages are scanned only while there is a slot to send them to (get_scan_count, 6.x); False: they
+    #: are, and come back (2.6.15).
+    anon_scanned_with_swap_only: bool
     #: True: the OOM killer chooses by what is resident, in swap and in page tables (oom_badness, 2.6.36), False: by
     #: the size of the address space and those of the children (badness, 2.6.14).
     oom_badness_by_rss: bool
@@ -174,7 +203,8 @@ class Profile:
 
     # -- views ---------------------------------------------------------------------------------------------------------
 
-    #: True: numa_maps and node meminfo in the format of 2.6.14, False: in today's.
+    #: True: numa_maps, node meminfo and vmstat as 2.6.14 and 2.6.15 print them; False: as 6.x does
+    #: (fs/proc/task_mmu.c, drivers/base/node.c, mm/vmstat.c).
     views_of_2005: bool
     #: True: numa_maps calls a mapping that only touches the heap `heap`, too (6.1); False: one that overlaps it (6.5,
     #: commit d3bb89ea). Nothing where there are no such words.
@@ -235,6 +265,13 @@ SWAP_V3: Final = Profile(
     cpuset_drops_unknown=True,
     move_all_capability="CAP_SYS_RESOURCE",
     direct_migration=False,
+    mbind_moves_unlocked=False,
+    move_targets_by_index=False,
+    migration_entries_fail=False,
+    migrate_pages_pairs_nodes=False,
+    unisolated_pages_count=False,
+    migration_asks_ptrace=False,
+    move_pages=False,
     pagelist_lifo=True,
     move_needs_mapcount_one=False,
     holes_between_vmas_only=True,
@@ -255,12 +292,14 @@ SWAP_V3: Final = Profile(
     mlock_populates_before_hole=True,
     mlock_reports_faults=False,
     madvise_of_today=False,
+    pageout_passes=limits.SWAPOUT_PASSES,
     populate_writes_shared=True,
     fault_around_pages=1,
     cpuset_resets_affinity=False,
     min_free_kbytes_max=65536,
     watermark_scale_factor=0,
     referenced_pages_stay_active=True,
+    anon_scanned_with_swap_only=False,
     oom_badness_by_rss=False,
     oom_knows_policies=False,
     reclaim_events=_RECLAIM_EVENTS_2005,
@@ -295,6 +334,13 @@ LINUX_6_1: Final = Profile(
     cpuset_drops_unknown=False,
     move_all_capability="CAP_SYS_NICE",
     direct_migration=True,
+    mbind_moves_unlocked=False,
+    move_targets_by_index=False,
+    migration_entries_fail=False,
+    migrate_pages_pairs_nodes=True,
+    unisolated_pages_count=False,
+    migration_asks_ptrace=True,
+    move_pages=True,
     pagelist_lifo=False,
     move_needs_mapcount_one=True,
     holes_between_vmas_only=False,
@@ -315,12 +361,14 @@ LINUX_6_1: Final = Profile(
     mlock_populates_before_hole=False,
     mlock_reports_faults=True,
     madvise_of_today=True,
+    pageout_passes=1,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=True,
     min_free_kbytes_max=262144,
     watermark_scale_factor=10,
     referenced_pages_stay_active=False,
+    anon_scanned_with_swap_only=True,
     oom_badness_by_rss=True,
     oom_knows_policies=True,
     reclaim_events=_RECLAIM_EVENTS_TODAY,
@@ -355,6 +403,13 @@ LINUX_6_12: Final = Profile(
     cpuset_drops_unknown=False,
     move_all_capability="CAP_SYS_NICE",
     direct_migration=True,
+    mbind_moves_unlocked=True,
+    move_targets_by_index=True,
+    migration_entries_fail=True,
+    migrate_pages_pairs_nodes=True,
+    unisolated_pages_count=True,
+    migration_asks_ptrace=True,
+    move_pages=True,
     pagelist_lifo=False,
     move_needs_mapcount_one=True,
     holes_between_vmas_only=False,
@@ -375,12 +430,14 @@ LINUX_6_12: Final = Profile(
     mlock_populates_before_hole=False,
     mlock_reports_faults=True,
     madvise_of_today=True,
+    pageout_passes=1,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=False,
     min_free_kbytes_max=262144,
     watermark_scale_factor=10,
     referenced_pages_stay_active=False,
+    anon_scanned_with_swap_only=True,
     oom_badness_by_rss=True,
     oom_knows_policies=True,
     reclaim_events=_RECLAIM_EVENTS_TODAY,

@@ -19,7 +19,7 @@ from numaemu_core.columns import I8, NO_INDEXES, Bool
 from numaemu_core.effects import Breathe, KernelTask, Nap, SpinBusy
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
-from numaemu_core.lru import add_to_list_heads, isolate_lru_page, lru_lock_keys, lru_tail
+from numaemu_core.lru import add_to_list_heads, isolate_lru_page, lru_lock_keys
 from numaemu_core.mm_types import VM_LOCKED
 from numaemu_core.mmzone import Zone
 from numaemu_core.page_flags import (
@@ -63,6 +63,8 @@ def try_to_free_pages(k: Kernel, nodes: Sequence[int]) -> KernelTask[int]:
     for priority in range(limits.DEF_PRIORITY, -1, -1):
         for nid in nodes:
             zone = k.zones[nid]
+            if zone.all_unreclaimable and priority != limits.DEF_PRIORITY:  # left to kswapd
+                continue
             zone.prev_priority = min(zone.prev_priority, priority)
             yield from shrink_zone(k, zone, priority, control)
         if control.nr_reclaimed >= limits.SWAP_CLUSTER_MAX:
@@ -129,6 +131,8 @@ def nr_lru_pages(k: Kernel, zone: Zone) -> int:
 
 def shrink_zone(k: Kernel, zone: Zone, priority: int, control: ScanControl) -> KernelTask[None]:
     """Scan a part of a zone's lists, the larger the lower the priority; stops once 32 pages are freed."""
+    if k.profile.anon_scanned_with_swap_only and not _has_reclaimable_pages(k, zone):
+        return
     states = k.c.lru_state[zone.first : zone.end]
     zone.nr_scan_active += (int(np.count_nonzero(states == LRU_ACTIVE)) >> priority) + 1
     zone.nr_scan_inactive += (int(np.count_nonzero(states == LRU_INACTIVE)) >> priority) + 1
@@ -153,10 +157,16 @@ def shrink_zone(k: Kernel, zone: Zone, priority: int, control: ScanControl) -> K
         yield Breathe()
 
 
+def _has_reclaimable_pages(k: Kernel, zone: Zone) -> bool:
+    """Could a scan free anything: is there a slot to send anonymous pages to, or a page of a file (6.x)?"""
+    pages = slice(zone.first, zone.end)
+    return k.nr_swap_pages > 0 or bool((k.c.mapping[pages] & PAGE_MAPPING_FILE).any())
+
+
 def _isolate_tail(k: Kernel, zone: Zone, state: int, count: int) -> KernelTask[I8]:
     """Take frames off the tail of a list for the caller."""
     with (yield from spin_lock(k, [(Rank.LRU, zone.nid)])):
-        pfns = lru_tail(k, zone.first, zone.end, state, count)
+        pfns = k.lru_tails.take(k, zone, state, count)
         return pfns[isolate_lru_page(k, pfns)]
 
 

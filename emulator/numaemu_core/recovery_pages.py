@@ -41,6 +41,8 @@ from numaemu_core.page_table import (
 )
 from numaemu_core.rmap import pinned_pages, swap_entries
 
+#: An index is a virtual page number, or less.
+_INDEX_BITS = limits.TABLE_LEVELS * limits.TABLE_SHIFT
 _END_VPN = 1 << (limits.TABLE_LEVELS * limits.TABLE_SHIFT)
 
 
@@ -55,8 +57,9 @@ def _numbers(k: Kernel, entries: U8) -> I8:
 def mend_entries(k: Kernel) -> None:
     """Entries become what their VMAs allow: none outside of them, no right that they do not give.
 
-    A page on its way to another frame is where it was.
+    A page on its way to another frame is where it was, unless some entry already names the other one.
     """
+    moved_to = _moved_already(k)
     for mm in k.mms.values():
         flats, vpns, entries = k.tables.used_entries(mm.pgd, 0, _END_VPN)
         mended = np.zeros(len(flats), np.uint64)
@@ -67,13 +70,32 @@ def mend_entries(k: Kernel) -> None:
             rights = np.uint64(vm_page_prot(vma))
             writable = here & np.uint64(PTE_WRITABLE if vma.vm_flags & VM_WRITE else 0)
             moving = is_migration(here)
-            mended[inside] = np.where(is_present(here), named | rights | writable, here)
-            mended[inside][moving] = named[moving] | rights
+            named[moving] = moved_to[_numbers(k, here[moving])].astype(np.uint64) << np.uint64(k.page_shift)
+            mended[inside] = np.where(is_present(here) | moving, named | rights | writable, here)
         lost = flats[(mended == 0) & is_present(entries)]
         written = k.c.pte[lost][(k.c.dirty[lost] != 0) | is_writable(k.c.pte[lost])]  # an open window may write yet
         k.c.pg_flags[_numbers(k, written)] |= PG_DIRTY
         changed = mended != entries
         k.c.pte[flats[changed]] = mended[changed]
+
+
+def _moved_already(k: Kernel) -> I8:
+    """By frame: where its page is now. A migration that was cut short may have moved some of the entries of a page.
+
+    The new frame says that it is the same page, and has its bytes: they were copied before that.
+    """
+    where = np.arange(k.layout.frame_count)
+    used = [k.tables.used_entries(mm.pgd, 0, _END_VPN)[2] for mm in k.mms.values()]
+    moving = np.unique(np.concatenate([NO_INDEXES, *(_numbers(k, part[is_migration(part)]) for part in used)]))
+    if not len(moving):
+        return where
+    mapped = np.unique(np.concatenate([_numbers(k, part[is_present(part)]) for part in used]))
+    frames = np.concatenate((mapped[k.c.mapping[mapped] != 0], moving))
+    _, owners = np.unique(k.c.mapping[frames], return_inverse=True)
+    pages = owners.astype(np.int64) << _INDEX_BITS | k.c.index[frames].astype(np.int64)
+    known, first = np.unique(pages, return_index=True)  # of each page the first: one that is mapped, if there is one
+    where[moving] = frames[first[np.searchsorted(known, pages[len(frames) - len(moving) :])]]
+    return where
 
 
 def finish_move(k: Kernel, mm: Mm, start: int, end: int, target: int) -> None:
@@ -181,10 +203,12 @@ def find_slots_of_objects(k: Kernel, users: Users) -> None:
     users.slots[claims[owned]] += 1
 
 
-def _swap_cache(k: Kernel) -> I8:
-    """The frame of each slot by what frames say, -1: none; of several that say so the last that is mapped or whole."""
+def _swap_cache(k: Kernel, users: Users | None = None) -> I8:
+    """The frame of each slot by what frames say, -1: none; of several that say so one that is mapped."""
     frames = np.full(k.layout.slot_count, -1, np.int64)
     said = np.flatnonzero(_allocated(k) & (k.c.pg_flags & PG_SWAPCACHE != 0) & (k.c.mapping & PAGE_MAPPING_FILE == 0))
+    if users is not None:
+        said = said[np.argsort(users.frames[said] > 0, kind="stable")]
     frames[k.c.private[said].astype(np.int64)] = said
     return frames
 
@@ -192,7 +216,7 @@ def _swap_cache(k: Kernel) -> I8:
 def find_swap_cache(k: Kernel, users: Users) -> Bool:
     """Which frames are in the swap cache; a page that is not whole, or that nobody needs, is not."""
     c = k.c
-    k.slot_frame = _swap_cache(k)
+    k.slot_frame = _swap_cache(k, users)
     said = np.flatnonzero((c.pg_flags & PG_SWAPCACHE != 0) & (c.free_state == ALLOCATED))
     slots = c.private[said].astype(np.int64)
     stays = k.slot_frame[slots] == said

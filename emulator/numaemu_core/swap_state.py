@@ -1,7 +1,7 @@
 """The swap cache: pages that have a slot, and whether slot or frame has the newer bytes.
 
 A frame in the cache has PG_SWAPCACHE, its slot in `private`, and one reference of the slot. Mirrors: mm/swap_state.c
-and mm/page_io.c (2.6.15). Left out: readahead.
+and mm/page_io.c (2.6.15). Pages come back in `swapin`.
 """
 
 import numpy as np

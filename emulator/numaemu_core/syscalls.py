@@ -17,8 +17,10 @@ from numaemu_core import (
     mbind,
     memory,
     mempolicy,
+    migrate_pages,
     mlock,
     mmap,
+    move_pages,
     mprotect,
     mremap,
     numa_maps,
@@ -34,6 +36,11 @@ Handler = Callable[..., KernelTask[Any]]
 
 def _fault(k: Kernel, task: Task, addr: int, length: int, write: bool) -> KernelTask[int]:  # noqa: FBT001 - wire order
     return memory.sys_fault(k, task, addr, length, write=write)
+
+
+def _move_pages(k: Kernel, task: Task, *args: Any) -> KernelTask[tuple[int, bytes | None]]:  # noqa: ANN401 - wire order
+    *others, writable = args
+    return move_pages.sys_move_pages(k, task, *others, writable=writable)
 
 
 def _get_mempolicy(k: Kernel, task: Task, maxnode: int | None, addr: int, flags: int) -> KernelTask[list[Any]]:
@@ -54,10 +61,12 @@ SYSCALLS: Final[dict[str, Handler]] = {
     "madvise": madvise.sys_madvise,
     "maps": task_mmu.sys_maps,
     "mbind": mbind.sys_mbind,
+    "migrate_pages": migrate_pages.sys_migrate_pages,
     "mlock": mlock.sys_mlock,
     "mlock2": mlock.sys_mlock2,
     "mlockall": mlock.sys_mlockall,
     "mmap": mmap.sys_mmap,
+    "move_pages": _move_pages,
     "mprotect": mprotect.sys_mprotect,
     "mremap": mremap.sys_mremap,
     "munlock": mlock.sys_munlock,
@@ -76,4 +85,16 @@ SYSCALLS: Final[dict[str, Handler]] = {
 }
 
 #: Calls without intent and answer in the journal: what they change is told by frames and entries, or nothing changes.
-NOT_JOURNALLED: Final = frozenset({"fault", "file_read", "get_mempolicy", "maps", "numa_maps", "pagemap", "where"})
+NOT_JOURNALLED: Final = frozenset(
+    {
+        "fault",
+        "file_read",
+        "get_mempolicy",
+        "maps",
+        "migrate_pages",
+        "move_pages",
+        "numa_maps",
+        "pagemap",
+        "where",
+    }
+)

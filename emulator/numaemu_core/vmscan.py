@@ -38,13 +38,13 @@ from numaemu_core.swapfile import SWAP_LOCK
 from numaemu_core.task_locks import spin_lock
 
 
-def swapout_pages(k: Kernel, pfns: I8) -> KernelTask[I8]:
-    """Evict isolated pages, in their order, in at most 11 passes; gives those that stayed, still isolated.
+def swapout_pages(k: Kernel, pfns: I8, passes: int = limits.SWAPOUT_PASSES) -> KernelTask[I8]:
+    """Evict isolated pages, in their order, in at most so many passes; gives those that stayed, still isolated.
 
     A pass goes over every page that is left, also over those that had failed; there is another one only if a page
     asked to be tried again.
     """
-    for swap_pass in range(limits.SWAPOUT_PASSES):
+    for swap_pass in range(passes):
         retry = False
         kept: list[I8] = []
         for part in range(0, len(pfns), limits.SWAPOUT_BATCH_PAGES):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
+import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.errors import BusError, MmError, OutOfMemory, PeerError, SegmentationFault
@@ -26,6 +27,9 @@ KIND_OOM: Final = "oom"
 KIND_PROTOCOL: Final = "protocol"
 #: The daemon does not know the connection: it is a new one, or nobody said hello.
 KIND_STRANGER: Final = "stranger"
+
+#: In an answer of move_pages: a status that the kernel did not write.
+STATUS_UNWRITTEN: Final = -(1 << 31)
 
 _WORD: Final = (1 << 64) - 1
 
@@ -66,6 +70,11 @@ def number(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise MmError(errno.EINVAL, f"expected a whole number from 0, got {_short(value)}")
     return value
+
+
+def pid_t(value: object) -> int:
+    """A pid as the kernel takes it: an int, and a negative one is nobody's."""
+    return ((ulong(value) + (1 << 31)) & (1 << 32) - 1) - (1 << 31)
 
 
 def flag(value: object) -> bool:
@@ -110,6 +119,20 @@ def octets(value: object) -> bytes:
     return value
 
 
+def array_of(dtype: str) -> Check:
+    """Numbers of a fixed width: a list of them, or little-endian bytes; as an array."""
+    info = np.iinfo(dtype)
+
+    def check(value: object) -> np.ndarray[Any, Any]:
+        if isinstance(value, bytes) and len(value) % np.dtype(dtype).itemsize == 0:
+            return np.frombuffer(value, dtype)
+        if not isinstance(value, list) or not all(type(one) is int and info.min <= one <= info.max for one in value):
+            raise MmError(errno.EINVAL, f"expected numbers from {info.min} to {info.max}, got {_short(value)}")
+        return np.array(value, dtype)
+
+    return check
+
+
 def optional(check: Check) -> Check:
     """The same, or nil."""
     return lambda value: None if value is None else check(value)
@@ -143,6 +166,9 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "mbind": (number, ulong, ulong, ulong, optional(mask_words), ulong, ulong),
     "set_mempolicy": (number, ulong, optional(mask_words), ulong),
     "set_mempolicy_home_node": (number, ulong, ulong, ulong, ulong),
+    "migrate_pages": (number, pid_t, ulong, optional(mask_words), optional(mask_words)),  # pid, maxnode, old, new
+    # pid, count, addresses, nodes, flags, can statuses be written?
+    "move_pages": (number, pid_t, ulong, array_of("<u8"), optional(array_of("<i4")), ulong, flag),
     "set_cpuset": (number, mask_words),
     "get_mempolicy": (number, optional(ulong), ulong, ulong),
     "where": (number, ulong, ulong),
@@ -164,8 +190,9 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
 }
 
 
-#: Last arguments that may be left out, and what they are then: an mmap of anonymous memory names no file.
-DEFAULTS: Final[dict[str, list[Any]]] = {"hello": [None], "mmap": [None, 0, "r+"]}
+#: Last arguments that may be left out, and what they are then: an mmap of anonymous memory names no file, and who calls
+#: move_pages wants the statuses.
+DEFAULTS: Final[dict[str, list[Any]]] = {"hello": [None], "mmap": [None, 0, "r+"], "move_pages": [True]}
 
 
 def pack_request(boot_id: str, request_id: int, name: str, args: Sequence[Any], window: int | None = None) -> bytes:

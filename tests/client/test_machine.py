@@ -175,11 +175,11 @@ def test_move_pages(machine: Machine, calls: ScriptedCalls) -> None:
     task = machine.attach()
     calls.answers["move_pages"] = [0, np.array([1, -errno.ENOENT], "<i4").tobytes()]
     assert task.move_pages(0, [START, START + PAGE], [1, 1]).tolist() == [1, -errno.ENOENT]
-    first = ("move_pages", 1, 0, [START, START + PAGE], [1, 1], numaemu.MPOL_MF_MOVE)
+    first = ("move_pages", 1, 0, 2, [START, START + PAGE], [1, 1], numaemu.MPOL_MF_MOVE)
     calls.answers["move_pages"] = [3, None]
     assert task.move_pages(5, range(START, START + 3 * PAGE, PAGE)).tolist() == [-errno.EAGAIN] * 3
     pages = [START, START + PAGE, START + 2 * PAGE]
-    assert calls.made[-2:] == [first, ("move_pages", 1, 5, pages, None, numaemu.MPOL_MF_MOVE)]
+    assert calls.made[-2:] == [first, ("move_pages", 1, 5, 3, pages, None, numaemu.MPOL_MF_MOVE)]
     assert task.move_pages(0, []).tolist() == []
     with pytest.raises(ValueError, match="a node for each of 2 pages"):
         task.move_pages(0, [START, START], [1])

@@ -16,7 +16,7 @@ from numaemu_core.errors import MmError
 from numaemu_core.fsck import LISTED_MAX, fsck
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
-from numaemu_core.mm_types import Task
+from numaemu_core.mm_types import VM_MAYEXEC, VM_MAYREAD, VM_MAYWRITE, Task
 from numaemu_core.mmzone import LOCAL_NODE, NUMA_HIT, NUMA_MISS
 from numaemu_core.page_flags import (
     ALLOCATED,
@@ -64,7 +64,8 @@ class Subject:
         """Memory with a frame for each page; a page of another policy behind it keeps it apart from what follows."""
         flags = MAP_PRIVATE | MAP_ANONYMOUS
         addr: int = self.p.call(mmap.sys_mmap(self.k, task, 0, pages * PAGE, PROT_READ | PROT_WRITE, flags))
-        mmap.do_map(self.k, task.mm, addr + pages * PAGE, PAGE, 0, Mempolicy(MPOL_BIND, nodes=1))
+        closed = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC  # PROT_NONE
+        mmap.do_map(self.k, task.mm, addr + pages * PAGE, PAGE, closed, Mempolicy(MPOL_BIND, nodes=1))
         self.p.call(memory.sys_fault(self.k, task, addr, pages * PAGE, write=True))
         return addr
 

@@ -1,5 +1,7 @@
 """hardware, numastat, meminfo and vmstat: figures that add up, under the names and in the order of each kernel."""
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,40 @@ def test_events_appear_when_they_happen(machine: Make) -> None:
     assert names.index("allocstall") < names.index("numa_hit") < names.index("oom_kill")
 
 
+def host_text(path: str) -> str:
+    """What the kernel under the tests shows, if it is as new as our profiles of today."""
+    release = os.uname().release
+    if tuple(int(number) for number in re.findall(r"\d+", release)[:2]) < (6, 1) or not Path(path).exists():
+        pytest.skip(f"Linux {release} of this host is older than 6.1, or has no {path}")
+    return Path(path).read_text(encoding="ascii")
+
+
+def test_meminfo_has_the_columns_of_a_real_kernel() -> None:
+    """The meminfo of the host, taken apart and printed by us, is the same text, with the names in the same order."""
+    text = host_text("/sys/devices/system/node/node0/meminfo")
+    figures = {"node": 0}
+    for line in text.splitlines():
+        _, _, name, number, *_ = line.split()
+        figures[name.removesuffix(":")] = int(number)
+    assert views.meminfo(figures, of_2005=False) == text
+    assert [name for name in NAMES_OF_TODAY if name in figures] == [name for name in figures if name in NAMES_OF_TODAY]
+
+
+def test_vmstat_has_the_order_of_a_real_kernel(machine: Make) -> None:
+    """Names that the kernel of the host shows, too, follow one another as they do there."""
+    theirs = [line.split()[0] for line in host_text("/proc/vmstat").splitlines()]
+    m = busy(machine, "linux-6.12")
+    for _, parts in m.k.profile.reclaim_events:
+        for part in parts:
+            m.k.count(part)
+    m.k.count("pgpgin")
+    m.k.count("pgpgout")
+    ours = list(node_views.vmstat(m.k))
+    both = [name for name in theirs if name in ours]
+    assert both == [name for name in ours if name in theirs]
+    assert {"nr_free_pages", "numa_hit", "nr_swapcached", "pgpgin", "pgalloc_normal", "oom_kill"} <= set(both)
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_foreign_parsers_read_vmstat(
     machine: Make, profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -209,7 +245,8 @@ def test_what_was_evicted(machine: Make) -> None:
     assert [node["Mapped"] for node in node_views.meminfo(m.k)] == [0, 0]
     m.touch(task, addr, 4, write=False)
     assert [node["Mapped"] for node in node_views.meminfo(m.k)] == [0, 16]
-    assert node_views.vmstat(m.k)["pswpin"] == 4
+    figures = node_views.vmstat(m.k)
+    assert (figures["pswpout"], figures["pgpgout"], figures["pswpin"], figures["pgpgin"]) == (6, 24, 4, 16)
     assert page_counts(m.k, 0, m.k.layout.frame_count, mlocked_pfns(m.k)).swapcached == 4
 
 

@@ -1,6 +1,6 @@
 """The examples of docs/views.md are what a machine shows.
 
-Run as a script, this file writes them anew: `PYTHONPATH=emulator python tests/core/test_views_page.py`.
+Run as a script, as `make docs` does, this file writes them anew.
 """
 
 import re

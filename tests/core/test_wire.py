@@ -1,9 +1,11 @@
 """The wire: what is sent is what is received, and whatever else arrives is refused in one of two ways."""
 
 import errno
+import struct
 from typing import Any
 
 import msgpack
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,6 +74,11 @@ VALID: dict[str, tuple[list[Any], list[Any] | None]] = {
     "brk": ([3, 0x600000], None),
     "mbind": ([3, 0, 4096, 2, [1, -1], 65, 2], [3, 0, 4096, 2, [1, WORD], 65, 2]),
     "set_mempolicy": ([3, 0, None, 0], None),
+    "migrate_pages": ([3, WORD, 65, [1], [2]], [3, -1, 65, [1], [2]]),
+    "move_pages": (
+        [3, 0, 2, [4096, WORD], struct.pack("<2i", 1, -1), 2],
+        [3, 0, 2, [4096, WORD], [1, -1], 2, True],
+    ),
     "set_cpuset": ([3, [3]], None),
     "set_mempolicy_home_node": ([3, 0, 4096, 1, 0], None),
     "get_mempolicy": ([3, None, 0, 0], None),
@@ -107,6 +114,7 @@ def test_a_request_survives_the_wire(name: str, window: int | None, as_view: boo
     args, seen = VALID[name]
     body = pack_request(BOOT, 9, name, args, window)
     got = unpack_request(memoryview(body) if as_view else body, BOOT)
+    got.args[:] = [value.tolist() if isinstance(value, np.ndarray) else value for value in got.args]
     assert got == Request(9, name, args if seen is None else seen, window)
 
 

@@ -2,10 +2,14 @@
 
 import functools
 import os
+import select
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -14,6 +18,8 @@ from numaemu_host import pidfd
 
 #: How long a condition may take to come true before its test fails.
 PATIENCE_S = 30.0
+#: How long a client process may be silent. That it has died is noticed at once, so this can be long.
+LISTENING_S = 90.0
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +82,92 @@ def pid_of() -> Callable[..., int]:
         return next(p["pid"] for p in processes(machine) if p["role"] == role and p["node"] in (node, None))
 
     return find
+
+
+class ClientProcess:
+    """A script of this folder as a process of its own: it says lines on stdout, and is told to go on by one on stdin.
+
+    Whoever listens to a client that has died fails at once, with what it said on stderr.
+    """
+
+    def __init__(self, script: str, *arguments: object) -> None:
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        command = [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, bufsize=0
+        )
+        assert self.process.stdout is not None
+        self.stdout = self.process.stdout
+        self._heard = b""
+
+    def hear(self) -> str:
+        """The next line."""
+        return hear_all([self])[0]
+
+    def take(self) -> None:
+        """Take what has come: the pipe must have something."""
+        part = self.stdout.read(4096)
+        assert part, f"{self.process.args!r} has died: {self.complaint()}"
+        self._heard += part
+
+    def line(self) -> str | None:
+        """A line, if a whole one has come."""
+        line, end, rest = self._heard.partition(b"\n")
+        if not end:
+            return None
+        self._heard = rest
+        return line.decode()
+
+    def go_on(self) -> None:
+        """Let it return from its reading of stdin."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+
+    def kill(self) -> None:
+        """SIGKILL it and reap it."""
+        self.process.kill()
+        self.process.wait()
+
+    def complaint(self) -> str:
+        """What it said on stderr."""
+        self.errors.seek(0)
+        return self.errors.read()
+
+    def clean_up(self) -> None:
+        """It ends, and so do its pipes."""
+        self.kill()
+        for pipe in (self.process.stdin, self.stdout, self.errors):
+            assert pipe is not None
+            pipe.close()
+
+
+def hear_all(clients: list[ClientProcess]) -> list[str]:
+    """The next line of each; fails as soon as one of them dies without it."""
+    lines = {client: client.line() for client in clients}
+    deadline = time.monotonic() + LISTENING_S
+    while waiting := [client for client in clients if lines[client] is None]:
+        pipes = {client.stdout: client for client in waiting}
+        ready, _, _ = select.select(list(pipes), [], [], max(0, deadline - time.monotonic()))
+        assert ready, f"no word in time from {len(waiting)} of {len(clients)}"
+        for pipe in ready:
+            pipes[pipe].take()
+            lines[pipes[pipe]] = pipes[pipe].line()
+    return [line for line in lines.values() if line is not None]
+
+
+StartClient: TypeAlias = Callable[..., ClientProcess]
+
+
+@pytest.fixture
+def start_client(boot: object) -> Iterator[StartClient]:
+    """`start_client(script, *arguments)` runs a script of this folder; it is ended before the machines are checked."""
+    del boot
+    clients: list[ClientProcess] = []
+
+    def start(script: str, *arguments: object) -> ClientProcess:
+        clients.append(ClientProcess(script, *arguments))
+        return clients[-1]
+
+    yield start
+    for client in clients:
+        client.clean_up()

@@ -1,10 +1,14 @@
 """The documents name what there is: every file, every call, and links that lead somewhere."""
 
+import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from numaemu_core.profiles import Profile
 from numaemu_core.wire import CALLS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +101,35 @@ def test_lines_of_the_documents_are_wrapped(page: str) -> None:
     """No line is longer than those of the code, but for rows of tables, which cannot be wrapped."""
     lines = enumerate(text_of(page).splitlines(), start=1)
     assert [number for number, line in lines if len(line) > LINE_MAX and not line.startswith("|")] == []
+
+
+def test_every_choice_of_a_profile_is_made_somewhere() -> None:
+    """Each field of a profile is read by the engine: a table of choices that choose nothing would be a lie."""
+    sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.name != "profiles.py"]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    fields = [field.name for field in dataclasses.fields(Profile)]
+    assert [name for name in fields if not re.search(rf"\bprofile\.{name}\b", code)] == []
+
+
+def profile_table(*arguments: str | Path) -> int:
+    """The exit status of the writer of the tables of profiles."""
+    command = [sys.executable, ROOT / "tools" / "profile_table.py", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, timeout=60).returncode
+
+
+def test_the_profiles_are_in_the_semantics() -> None:
+    """The tables of profiles hold what `make docs` would write: each field, what it selects, each profile's value."""
+    assert profile_table("--check") == 0
+
+
+def test_an_outdated_table_of_profiles_is_noticed(tmp_path: Path) -> None:
+    """A value that is not that of the record is found, and what is written then is the page as it was."""
+    page = tmp_path / "semantics.md"
+    wrong = text_of("docs/semantics.md").replace("| 64 | 1024 | 1024 |", "| 64 | 1024 | 512 |")
+    page.write_text(wrong, encoding="utf-8")
+    assert profile_table("--check", page) == 1
+    assert profile_table(page) == 0
+    assert page.read_text(encoding="utf-8") == text_of("docs/semantics.md")
 
 
 def test_the_checks_of_this_file_bite() -> None:

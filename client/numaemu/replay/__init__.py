@@ -6,5 +6,7 @@
 * `operations`: what each line asks for, in system calls, and what it reports.
 * `in_memory`, `in_processes`: the two kinds of machine.
 * `compare`: which answers count, and whether they are the same.
-* `runner`: many programs in several processes, sums.
+* `runner`: many programs, several at a time.
+* `excuses`: programs that are known to answer otherwise.
+* `sums`: what a run came to.
 """

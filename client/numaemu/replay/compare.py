@@ -20,17 +20,14 @@ def skipped(record: Record) -> frozenset[int]:
     return record.volatile
 
 
-def same(recorded: Answer, ours: Answer) -> bool:
-    """Every field that counts is equal."""
-    return _counted(recorded) == _counted(ours)
-
-
-def _counted(answer: Answer) -> Answer:
-    return {name: value for name, value in answer.items() if name not in _VOLATILE_FIELDS}
+def fields(recorded: Answer, ours: Answer) -> list[str]:
+    """The fields that count and are not equal, or stand in one answer only."""
+    names = sorted((recorded.keys() | ours.keys()) - _VOLATILE_FIELDS)
+    return [name for name in names if name not in recorded or name not in ours or recorded[name] != ours[name]]
 
 
 def differences(record: Record, ours: list[Answer]) -> list[int]:
     """The calls whose answers are not those of the recording."""
     left_out = skipped(record)
     pairs = enumerate(zip(record.results, ours, strict=True))
-    return [i for i, (recorded, answer) in pairs if i not in left_out and not same(recorded, answer)]
+    return [call for call, (recorded, answer) in pairs if call not in left_out and fields(recorded, answer)]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+#: RLIMIT_MEMLOCK of every process of a program.
+MEMLOCK_BYTES: Final = 64 << 20
+#: What ends a process that gets no memory.
+SIGKILL: Final = 9
 
 
 class Refused(Exception):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import mmap
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from numaemu.replay.host import Killed, Refused
+from numaemu.ranges import usable_prefix
+from numaemu.replay.host import MEMLOCK_BYTES, SIGKILL, Killed, Refused
 from numaemu_core import files as core_files
-from numaemu_core import fork, memory
+from numaemu_core import fork, limits, memory
 from numaemu_core.errors import BusError, MmError, OutOfMemory, SegmentationFault
 from numaemu_core.fsck import fsck
 from numaemu_core.performer import Performer
@@ -19,11 +22,22 @@ from numaemu_core.uapi import CAPABILITIES
 from numaemu_core.wire import CALLS
 
 if TYPE_CHECKING:
+    from numaemu_core.mm_types import Mm, Task
     from numaemu_core.topology import Topology
 
-_SIGKILL: Final = 9
-#: RLIMIT_MEMLOCK of every process of a program.
-MEMLOCK_BYTES: Final = 64 << 20
+#: Linux's value: the module has no name for it before Python 3.13.
+_MAP_NORESERVE: Final = 0x4000
+
+
+def _untouched(size_bytes: int) -> mmap.mmap:
+    """Memory that takes room page by page, as it is touched, and is given back whole.
+
+    From the heap it would be cleared by hand and kept, and where numpy asks for huge pages 2 MiB would come at a touch.
+    """
+    found = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    with contextlib.suppress(OSError):  # a kernel that has no huge pages
+        found.madvise(mmap.MADV_NOHUGEPAGE)
+    return found
 
 
 class InMemory:
@@ -31,7 +45,7 @@ class InMemory:
 
     def __init__(self, topology: Topology) -> None:
         """Switch it on."""
-        self._performer = Performer(topology)
+        self._performer = Performer(topology, allocate=_untouched)
         self._k = self._performer.k
         self._page_size = topology.page_size
 
@@ -49,18 +63,24 @@ class InMemory:
 
     def call(self, pid: int, name: str, *args: Any) -> Any:  # noqa: ANN401 - as Host
         """A system call, checked as the protocol checks it."""
+        if name not in SYSCALLS:
+            raise Refused(errno.ENOSYS)
         try:
-            task = fork.task_of(self._k, pid)
+            task = self._living_task(pid)
             checked = [check(value) for check, value in zip(CALLS[name][1:], args, strict=True)]
             result = self._performer.call(SYSCALLS[name](self._k, task, *checked))
-        except KeyError:
-            raise Refused(errno.ENOSYS) from None
         except OutOfMemory:
-            raise Killed(_SIGKILL) from None
+            raise Killed(SIGKILL) from None
         except MmError as refusal:
             raise Refused(refusal.errno) from None
         self._performer.run()
         return result
+
+    def _living_task(self, pid: int) -> Task:
+        task = fork.task_of(self._k, pid)
+        if task.killed:
+            raise Killed(SIGKILL)
+        return task
 
     def machine(self, name: str, *args: Any) -> Any:  # noqa: ANN401 - as Host
         """create_file and sysctl."""
@@ -71,44 +91,67 @@ class InMemory:
         except MmError as refusal:
             raise Refused(refusal.errno) from None
 
-    def touch(self, pid: int, addr: int, pages: int, values: list[int] | None) -> tuple[str, list[int]]:
-        """Fault the pages in, run by run, then read or write their ends."""
-        task = fork.task_of(self._k, pid)
-        marks = ["."] * pages
-        done = 0
-        while done < pages:
-            body = memory.sys_fault(
-                self._k,
-                task,
-                addr + done * self._page_size,
-                (pages - done) * self._page_size,
-                write=values is not None,
-            )
-            try:
-                done += self._performer.call(body) // self._page_size
-            except OutOfMemory:
-                raise Killed(_SIGKILL) from None
-            except SegmentationFault as fault:
-                marks[done] = "B" if isinstance(fault, BusError) else "S"
-                done += 1
-        self._performer.run()
-        return "".join(marks), self._ends(task.mm.pgd, addr, np.array([mark == "." for mark in marks]), values)
+    # -- touching ------------------------------------------------------------------------------------------------------
 
-    def _ends(self, pgd: int, addr: int, good: np.ndarray, values: list[int] | None) -> list[int]:
-        """Read the first and last 8 bytes of each page that is there, or write them."""
+    def touch(self, pid: int, addr: int, pages: int, values: list[int] | None) -> tuple[str, list[int]]:
+        """Access what is there, run by run, and fault in what is not."""
+        task = self._living_task(pid)
+        written = None if values is None else np.array(values, np.int64)
+        marks = ""
+        found: list[int] = []
+        # Memory that is short may be gone again before it is accessed: less is asked for, until it stays.
+        ask_pages = limits.FAULT_REQUEST_PAGES
+        while len(marks) < pages:
+            done = len(marks)
+            here = addr + done * self._page_size
+            good = self._access(task.mm, here, None if written is None else written[done:], pages - done, found)
+            if good:
+                marks += "." * good
+                ask_pages = limits.FAULT_REQUEST_PAGES
+                continue
+            try:
+                self._fault(task, here, min(pages - done, ask_pages), write=written is not None)
+                ask_pages = max(ask_pages // 2, 1)
+            except SegmentationFault as fault:
+                bad = self._refused_pages(task.mm, here, pages - done)
+                marks += ("B" if isinstance(fault, BusError) else "S") * bad
+                found += [-2] * bad
+        self._performer.run()
+        return marks, [] if written is not None else found
+
+    def _fault(self, task: Task, addr: int, pages: int, *, write: bool) -> None:
+        try:
+            self._performer.call(memory.sys_fault(self._k, task, addr, pages * self._page_size, write=write))
+        except OutOfMemory:
+            raise Killed(SIGKILL) from None
+
+    def _access(self, mm: Mm, addr: int, values: np.ndarray | None, pages: int, found: list[int]) -> int:
+        """Read the ends of the pages that are there from `addr` on into `found`, or write them; gives how many."""
         k = self._k
         first = addr // self._page_size
-        flats = k.tables.walk(pgd, np.arange(first, first + len(good))[good])
-        pfns = (k.c.pte[flats] >> np.uint64(k.page_shift)).astype(np.int64)
+        flats = k.tables.walk(mm.pgd, np.arange(first, first + min(pages, limits.FAULT_REQUEST_PAGES)))
+        entries = np.where(flats >= 0, k.c.pte[flats], np.uint64(0))
+        good = usable_prefix(entries, write=values is not None)
+        pfns = (entries[:good] >> np.uint64(k.page_shift)).astype(np.int64)
+        k.c.accessed[flats[:good]] = 1
         cells = k.c.frames.view(np.int64)
-        k.c.accessed[flats] = 1
-        if values is not None:
-            k.c.dirty[flats] = 1
-            cells[pfns, 0] = cells[pfns, -1] = np.array(values)[good]
-            return []
-        found = np.full(len(good), -2)
-        found[good] = np.where(cells[pfns, 0] == cells[pfns, -1], cells[pfns, 0], -1)
-        return found.tolist()
+        if values is None:
+            first_words = cells[pfns, 0]
+            found += np.where(first_words == cells[pfns, -1], first_words, -1).tolist()
+        else:
+            k.c.dirty[flats[:good]] = 1
+            cells[pfns, 0] = cells[pfns, -1] = values[:good]
+        return good
+
+    def _refused_pages(self, mm: Mm, addr: int, pages: int) -> int:
+        """How many pages from one that was refused share its fate: up to the next mapping, or to the end of its own."""
+        vma = mm.vmas.find_vma(addr)
+        if vma is None:
+            return pages
+        end = vma.vm_start if vma.vm_start > addr else vma.vm_end
+        return min(pages, (end - addr) // self._page_size)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def fsck(self) -> list[str]:
         """Check it."""
@@ -116,4 +159,6 @@ class InMemory:
         return fsck(self._k)
 
     def close(self) -> None:
-        """Nothing stays behind."""
+        """Give its memory back."""
+        self._performer.close()
+        del self._performer, self._k

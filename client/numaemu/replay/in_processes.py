@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numaemu as nm
 from numaemu.private import boot
-from numaemu.replay.host import Killed, Refused
+from numaemu.replay.host import MEMLOCK_BYTES, SIGKILL, Killed, Refused
 from numaemu_core.uapi import CAPABILITIES, RLIMIT_MEMLOCK
 
 if TYPE_CHECKING:
     from numaemu.task import Task
     from numaemu_core.topology import Topology
-
-_SIGKILL: Final = 9
-MEMLOCK_BYTES: Final = 64 << 20
 
 
 class InProcesses:
@@ -53,7 +50,7 @@ class InProcesses:
                 return 0
             return self._tasks[pid]._call(name, *args)  # noqa: SLF001 - the calls as the protocol has them
         except nm.OutOfMemory:
-            raise Killed(_SIGKILL) from None
+            raise Killed(SIGKILL) from None
         except OSError as refusal:
             raise Refused(refusal.errno or 0) from None
 
@@ -79,7 +76,7 @@ class InProcesses:
                     task.write(at, body)
                     task.write(at + self._page_size - len(body), body)
             except nm.OutOfMemory:
-                raise Killed(_SIGKILL) from None
+                raise Killed(SIGKILL) from None
             except nm.BusError:
                 marks.append("B")
             except nm.SegmentationFault:

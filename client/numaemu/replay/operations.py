@@ -12,6 +12,7 @@ from numaemu.replay import words
 from numaemu.replay.host import Refused
 from numaemu.replay.words import PAGE, address, flags, length
 from numaemu_core import uapi
+from numaemu_core.wire import STATUS_UNWRITTEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,10 @@ _UNWRITTEN: Final = "5a" * 8
 _FILL_CHUNK_PAGES: Final = 4096
 #: The status array of move_pages can be written to.
 _WRITABLE: Final = True
+#: Words of a mask that the interpreter looks at.
+_BUFFER_WORDS: Final = 64
+#: A node that is none.
+_GARBAGE: Final = 0x5A5A5A5A
 
 
 def _number(word: str) -> int:
@@ -252,10 +257,9 @@ def get_mempolicy(program: Program, pid: int, *args: str) -> Answer:
     if mask_to == "bad" or (mask_to == "edge" and mask_bytes > words.WORD_BITS // 8):
         return answer | {"r": -1, "e": errno.EFAULT}
     if mask_to != "null":
-        written = words.hex_mask((body or b"").ljust(mask_bytes, b"\0")[:mask_bytes])
-        answer["mask"] = written
+        answer["mask"] = words.hex_mask((body or b"").ljust(mask_bytes, b"\0")[:mask_bytes])
         if mask_to == "k":
-            answer["mw"] = len(written)
+            answer["mw"] = min(mask_bytes // 8, _BUFFER_WORDS)
     return answer
 
 
@@ -275,12 +279,14 @@ def _page_list(word: str) -> list[int]:
 
 
 def _target(program: Program, pid: int, who: str) -> int:
-    """The process that is meant: self, Pk, or a number that is nobody's."""
+    """The process that is meant: self, Pk, or a number: that of init, who is root's as the runner is, or nobody's."""
     if who == "self":
         return pid
+    if who == "pid:1":
+        return program.runner
     if who.startswith("pid:"):
         return int(who[4:])
-    return program.pids[who]
+    return program.known_pids[who]
 
 
 def move_pages(program: Program, pid: int, who: str, pages: str, nodes: str, how: str, *options: str) -> Answer:
@@ -295,6 +301,9 @@ def move_pages(program: Program, pid: int, who: str, pages: str, nodes: str, how
         targets = [given[i % len(given)] for i in range(len(addresses))]
     if chosen.get("nodes") == "bad":
         targets = []
+    if count > len(addresses) and targets:  # the kernel reads on, in what the interpreter has there
+        addresses.append(0)
+        targets.append(_GARBAGE)
     if "pages" in chosen:
         addresses = []
     writable = chosen.get("status") is None
@@ -303,8 +312,13 @@ def move_pages(program: Program, pid: int, who: str, pages: str, nodes: str, how
     )
     answer: Answer = {"r": result} if result >= 0 else {"r": -1, "e": -result}
     if writable:
-        answer["st"] = list(status)
+        answer["st"] = _written(status)[: len(_page_list(pages))]
     return answer
+
+
+def _written(status: bytes) -> list[int | None]:
+    """The statuses of move_pages, None for those that the kernel did not write."""
+    return [None if value == STATUS_UNWRITTEN else value for value in memoryview(status).cast("i")]
 
 
 def migrate_pages(program: Program, pid: int, who: str, maxnode: str, old: str, new: str) -> Answer:
@@ -327,12 +341,13 @@ def _statuses(program: Program, pid: int, target: int, addresses: list[int]) -> 
     result, status = program.host.call(pid, "move_pages", target, len(addresses), addresses, None, 0, _WRITABLE)
     if result < 0:
         raise Refused(-result)
-    return list(status)
+    return memoryview(status).cast("i").tolist()
 
 
 def _where(program: Program, pid: int, target: int, start: int, count: int) -> str:
     statuses = _statuses(program, pid, target, [start + i * PAGE for i in range(count)])
-    return "".join(str(status) if status >= 0 else _STATUS_MARKS.get(status, "?") for status in statuses)
+    # One character a page: those behind "9" stand for nodes from 10 on.
+    return "".join(chr(ord("0") + status) if status >= 0 else _STATUS_MARKS.get(status, "?") for status in statuses)
 
 
 # -- observing ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from numaemu.replay import operations
@@ -19,18 +21,29 @@ class Program:
         self.host = host
         self.ops = record.ops
         self.node_of_cpu = {cpu: nid for nid, cpus in enumerate(record.machine["cpus"]) for cpu in cpus}
-        self.pids: dict[str, int] = {"P0": host.attach()}
         self.runner = host.attach()
+        #: Processes that are alive.
+        self.pids: dict[str, int] = {"P0": host.attach()}
+        #: All that there ever were: a call may name one that is gone.
+        self.known_pids = dict(self.pids)
         #: Name and inode number in the machine by the program's names.
         self.files: dict[str, tuple[str, int]] = {}
 
     def run(self) -> list[Answer]:
-        """Every line; gives the answers.
+        """Every line; gives an answer each.
 
-        Raises:
-            ValueError: a line is none of the language.
+        Where a line is none of the language, or the machine breaks down, the program comes to a halt: that answer has
+        an `error`, and so have those that are left.
         """
-        return [self._answer(line) for line in self.ops]
+        answers: list[Answer] = []
+        for line in self.ops:
+            try:
+                answers.append(self._answer(line))
+            except Exception as error:  # noqa: BLE001 - whatever broke is told of this program, and the others run
+                answers.append({"error": _told(error)})
+                answers += [{"error": "not run"}] * (len(self.ops) - len(answers))
+                break
+        return answers
 
     def _answer(self, line: str) -> Answer:
         who, word, *args = line.split()
@@ -41,21 +54,19 @@ class Program:
         except Killed as death:
             self.pids.pop(who, None)
             return {"died": death.signal}
-        except (IndexError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{line!r} cannot be run: {error!r}") from error
         return answer if "dead" in answer else {"r": 0, "e": 0, **answer}
 
     def _perform(self, who: str, word: str, args: list[str]) -> Answer:
         if who == "-":
             return self._of_the_runner(word, args)
         if word == "new":
-            self.pids[who] = self.host.attach()
+            self._add(who, self.host.attach())
             return {}
         pid = self.pids.get(who)
         if pid is None:
             return {"dead": 1}
         if word == "fork":
-            self.pids[args[0]] = self.host.fork(pid)
+            self._add(args[0], self.host.fork(pid))
             return {}
         if word == "exit":
             del self.pids[who]
@@ -64,6 +75,9 @@ class Program:
         if word not in operations.OPERATIONS:
             raise ValueError(f"no operation {word!r}")
         return operations.OPERATIONS[word](self, pid, *args)
+
+    def _add(self, who: str, pid: int) -> None:
+        self.pids[who] = self.known_pids[who] = pid
 
     def _of_the_runner(self, word: str, args: list[str]) -> Answer:
         match word:
@@ -75,3 +89,9 @@ class Program:
                 return operations.sysctl(self, *args)
             case _:
                 raise ValueError(f"the runner has no operation {word!r}")
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, and where."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"

@@ -1,26 +1,31 @@
-"""Many programs: each on a machine of its own, several at a time, compared and summed up."""
+"""Many programs: each on a machine of its own, several at a time, in the order in which they were given."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import multiprocessing
+import multiprocessing.connection
 import os
-import tomllib
-from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import multiprocess
+import signal
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
 
 from numaemu.replay.compare import differences, skipped
 from numaemu.replay.in_memory import InMemory
-from numaemu.replay.in_processes import InProcesses
 from numaemu.replay.program import Program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Generator, Iterator
 
     from numaemu.replay.host import Host
     from numaemu.replay.records import Answer, Record
+
+#: Programs that a worker is handed at one time; on machines of real processes one, as each takes long.
+_CHUNK: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Options:
     processes: bool = False
     #: Check every machine when its program is over.
     fsck: bool = False
+    #: Programs at a time.
     jobs: int = 1
 
 
@@ -52,14 +58,22 @@ class Outcome:
         """How many calls count."""
         return len(self.record.results) - len(skipped(self.record)) if self.record.results else 0
 
+    @property
+    def failed(self) -> int | None:
+        """The call in which the program came to a halt: it is none of the language, or the machine broke down."""
+        return next((call for call, answer in enumerate(self.answers) if "error" in answer), None)
+
 
 def run_one(record: Record, options: Options) -> Outcome:
-    """One program on a fresh machine."""
-    topology = record.topology(options.profile)
-    host: Host = InProcesses(topology) if options.processes else InMemory(topology)
+    """One program on a fresh machine.
+
+    Raises:
+        TopologyError: the record describes no machine. PeerError, OSError: it could not be started.
+    """
+    host = _switch_on(record, options)
     try:
         outcome = Outcome(record, Program(record, host).run())
-        if options.fsck:
+        if options.fsck and outcome.failed is None:
             outcome.violations = host.fsck()
     finally:
         host.close()
@@ -68,22 +82,39 @@ def run_one(record: Record, options: Options) -> Outcome:
     return outcome
 
 
-def _run_marked(job: tuple[int, Record, Options]) -> tuple[int, list[Answer], list[int], list[str]]:
-    number, record, options = job
-    outcome = run_one(record, options)
-    return number, outcome.answers, outcome.differing, outcome.violations
+def _switch_on(record: Record, options: Options) -> Host:
+    topology = record.topology(options.profile)
+    if not options.processes:
+        return InMemory(topology)
+    from numaemu.replay.in_processes import InProcesses  # noqa: PLC0415 - ZeroMQ is not needed in memory
+
+    return InProcesses(topology)
 
 
-def run_all(records: list[Record], options: Options) -> Iterator[Outcome]:
-    """Every program, in the order of the list."""
-    if options.jobs <= 1:
+def run_all(records: list[Record], options: Options) -> Generator[Outcome]:
+    """Every program, in the order of the list. Close the iterator to leave the rest undone.
+
+    Raises:
+        ChildProcessError: a worker was killed; what it ran has no outcome.
+    """
+    jobs = min(options.jobs, len(records))
+    if jobs <= 1:
         for record in records:
             yield run_one(record, options)
         return
-    jobs = [(number, record, options) for number, record in enumerate(records)]
-    with multiprocess.get_context("fork").Pool(options.jobs) as pool:
-        for number, answers, differing, violations in pool.imap(_run_marked, jobs, chunksize=8):
-            yield Outcome(records[number], answers, differing, violations)
+    # A program does not need the line that it was read from: it stays here.
+    work = [(replace(record, source={}), options) for record in records]
+    done = 0
+    with _workers(jobs) as executor:
+        try:
+            for outcome in executor.map(_run_apart, work, chunksize=1 if options.processes else _CHUNK):
+                yield Outcome(records[done], *outcome)
+                done += 1
+        except BrokenProcessPool:
+            raise ChildProcessError(
+                f"a worker process was killed after {done} of {len(records)} programs, at {records[done].file} "
+                f"{records[done].id} or soon after it; is memory short? --jobs 1 takes less"
+            ) from None
 
 
 def default_jobs() -> int:
@@ -91,87 +122,40 @@ def default_jobs() -> int:
     return len(os.sched_getaffinity(0))
 
 
-# -- what is excused ---------------------------------------------------------------------------------------------------
-
-Excuses = dict[tuple[str, str], tuple[int, str]]
+# -- workers -----------------------------------------------------------------------------------------------------------
 
 
-def read_excuses(path: str) -> Excuses:
-    """(file, id) → (call, reason) of each program that is excused.
+@contextlib.contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes, gone at the end; work that none has begun is dropped then.
 
-    Raises:
-        ValueError: an entry is incomplete, or stands twice.
+    From a forkserver, because a fork of this process would copy the locks of threads that are not there any more.
     """
-    found: Excuses = {}
-    for entry in tomllib.loads(Path(path).read_text(encoding="utf-8")).get("program", []):
-        missing = {"file", "id", "call", "reason"} - entry.keys()
-        if missing or not str(entry.get("reason", "")).strip():
-            raise ValueError(f"{path}: an entry without {', '.join(sorted(missing)) or 'a reason'}: {entry}")
-        key = (entry["file"], entry["id"])
-        if key in found:
-            raise ValueError(f"{path}: {key[1]} of {key[0]} stands twice")
-        found[key] = (entry["call"], entry["reason"])
-    return found
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    # A machine in memory multiplies no matrices, and a forkserver should have no thread but one.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
-# -- sums --------------------------------------------------------------------------------------------------------------
+def _begin_worker() -> None:
+    """Ctrl-C ends a worker without a word, and so does the end of its parent; a machine of processes ends with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    gc.freeze()
 
 
-@dataclass(slots=True)
-class Sums:
-    """What a run came to."""
-
-    programs: int = 0
-    programs_agreeing: int = 0
-    calls: int = 0
-    calls_agreeing: int = 0
-    violations: int = 0
-    excused: list[tuple[str, str, int, str]] = field(default_factory=list)
-    #: Excuses of programs that agree: they should go.
-    needless: list[tuple[str, str]] = field(default_factory=list)
-    #: Calls that differ, by their word and the fields that differ.
-    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
-    examples: dict[tuple[str, str], str] = field(default_factory=dict)
-
-    def add(self, outcome: Outcome, excuses: Excuses) -> None:
-        """One program more."""
-        record = outcome.record
-        self.violations += len(outcome.violations)
-        if not record.results:
-            return
-        key = (record.file, record.id)
-        if key in excuses:
-            if outcome.differing:
-                self.excused.append((*key, *excuses[key]))
-                return
-            self.needless.append(key)
-        self.programs += 1
-        self.programs_agreeing += not outcome.differing
-        self.calls += outcome.compared
-        self.calls_agreeing += outcome.compared - len(outcome.differing)
-        for call in outcome.differing[:1]:
-            kind = (record.ops[call].split()[1], _fields(record.results[call], outcome.answers[call]))
-            self.kinds[kind] += 1
-            self.examples.setdefault(kind, f"{record.file} {record.id} call {call}: {record.ops[call]}")
-
-    def line(self) -> str:
-        """The last line of a run."""
-        return (
-            f"agree {self.programs_agreeing} of {self.programs} programs, {self.calls_agreeing} of {self.calls} calls"
-        )
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
 
 
-def _fields(recorded: dict[str, Any], ours: dict[str, Any]) -> str:
-    names = sorted({*recorded, *ours})
-    return ",".join(name for name in names if recorded.get(name) != ours.get(name))
-
-
-def collect(
-    outcomes: Iterable[Outcome], excuses: Excuses, each: Callable[[Outcome], None] = lambda _outcome: None
-) -> Sums:
-    """Sum outcomes up; `each` sees every one."""
-    sums = Sums()
-    for outcome in outcomes:
-        each(outcome)
-        sums.add(outcome, excuses)
-    return sums
+def _run_apart(work: tuple[Record, Options]) -> tuple[list[Answer], list[int], list[str]]:
+    outcome = run_one(*work)
+    return outcome.answers, outcome.differing, outcome.violations

@@ -139,5 +139,8 @@ def mask_for(word: str, maxnode: int) -> list[int] | None:
 
 
 def hex_mask(body: bytes) -> list[str]:
-    """Words of a mask that the kernel wrote, as the recordings have them."""
-    return [f"{int.from_bytes(body[i : i + 8], 'little'):x}" for i in range(0, len(body), 8)]
+    """Words of a mask that the kernel wrote, as the recordings have them: one at least, but no zeros at the end."""
+    words = [f"{int.from_bytes(body[i : i + 8], 'little'):x}" for i in range(0, len(body), 8)]
+    while len(words) > 1 and words[-1] == "0":
+        words.pop()
+    return words

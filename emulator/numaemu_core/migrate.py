@@ -1,0 +1,296 @@
+"""Direct migration: isolated pages get new frames, and whoever maps them finds the same bytes there.
+
+Mirrors: migrate_pages, unmap_and_move, try_to_migrate and remove_migration_ptes, mm/migrate.c and mm/rmap.c (6.1).
+
+The life of a page in here: locked; every entry that maps it says "migration", so that whoever touches it waits; the
+windows that could still reach it have closed; its bytes are copied once, by the node that gets them; then, in one step,
+the new frame is what the old one was, and the entries name it. A page that turns out to be in use beside its entries
+gets its entries back and is tried again.
+"""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from numaemu_core import limits
+from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
+from numaemu_core.effects import Breathe, CopyPages, KernelTask, Shootdown, SpinBusy, WaitWriteback
+from numaemu_core.install_page import make_entries
+from numaemu_core.kernel import Kernel
+from numaemu_core.locks import Key
+from numaemu_core.lru import add_to_list_heads, lru_cache_del, lru_lock_keys
+from numaemu_core.migration_target import NewPages
+from numaemu_core.mm_types import FileKind, VmArea
+from numaemu_core.mmzone import free_pages
+from numaemu_core.page_flags import LRU_ON_LIST, LRU_PG_ACTIVE, PAGE_MAPPING_FILE, PG_DIRTY, PG_SWAPCACHE, PG_WRITEBACK
+from numaemu_core.page_lock import lock_some_pages, trylock_pages, unlock_pages
+from numaemu_core.page_table import (
+    PTE_MIGRATION,
+    PTE_PRESENT,
+    PTE_WRITABLE,
+    is_migration,
+    is_present,
+    pte_lock_keys,
+    vm_page_prot,
+)
+from numaemu_core.rmap import Mapper, is_cached, page_count, rmap_walk
+from numaemu_core.swap_state import free_page_and_swap_cache
+from numaemu_core.task_locks import spin_lock
+
+#: What becomes of a page in one attempt.
+_AGAIN: Final = 0
+_MOVED: Final = 1
+_FREED: Final = 2
+_FAILED: Final = 3
+
+
+class Migrated(NamedTuple):
+    """What came of a migration."""
+
+    #: Pages that stayed, still isolated.
+    left: I8
+    #: No frame was to be had for some of them.
+    out_of_memory: bool
+
+
+def migrate_pages(k: Kernel, pfns: I8, new_pages: NewPages) -> KernelTask[Migrated]:
+    """Move isolated pages to the frames that `new_pages` gives; when no frame is left, the pages without one stay."""
+    left = [NO_INDEXES]
+    out_of_memory = False
+    for part in range(0, len(pfns), limits.SWAPOUT_BATCH_PAGES):
+        batch = pfns[part : part + limits.SWAPOUT_BATCH_PAGES]
+        targets = yield from new_pages(batch)
+        left.append((yield from _migrate_batch(k, batch[: len(targets)], targets)))
+        if len(targets) < len(batch):
+            out_of_memory = True
+            left.append(pfns[part + len(targets) :])
+            break
+        yield Breathe()
+    stayed = np.concatenate(left)
+    k.count("pgmigrate_fail", len(stayed))
+    return Migrated(stayed, out_of_memory)
+
+
+def _migrate_batch(k: Kernel, pfns: I8, targets: I8) -> KernelTask[I8]:
+    """Pages with their new frames, in at most ten passes; gives those that stayed. Frames without use are freed."""
+    state = np.full(len(pfns), _AGAIN)
+    for migrate_pass in range(limits.MIGRATE_PASSES):
+        todo = np.flatnonzero(state == _AGAIN)
+        if not len(todo):
+            break
+        if migrate_pass < limits.MIGRATE_TRYLOCK_PASSES:
+            mine = todo[(yield from trylock_pages(k, pfns[todo]))]
+            state[mine] = yield from _unmap_and_move(k, pfns[mine], targets[mine])
+        else:
+            while len(todo):
+                got = yield from lock_some_pages(k, pfns[todo])
+                mine, todo = todo[got], todo[~got]
+                state[mine] = yield from _unmap_and_move(k, pfns[mine], targets[mine])
+        yield Breathe()
+    moved = state == _MOVED
+    k.count("pgmigrate_success", int(np.count_nonzero(moved)))
+    yield from free_pages(k, targets[~moved])
+    return pfns[(state == _AGAIN) | (state == _FAILED)]
+
+
+def _unmap_and_move(k: Kernel, pfns: I8, targets: I8) -> KernelTask[I8]:
+    """One attempt on locked pages, which are unlocked; gives what became of each."""
+    state = np.full(len(pfns), _AGAIN)
+    if (k.c.pg_flags[pfns] & PG_WRITEBACK).any():
+        yield WaitWriteback(pfns)
+    state[page_count(k, pfns) == 1] = _FREED  # whoever used it is gone: the isolation alone has it
+    state[~can_be_moved(k, pfns)] = _FAILED
+    here = np.flatnonzero(state == _AGAIN)
+    late = yield from try_to_migrate(k, pfns[here])
+    state[here[late]] = _FAILED
+    here = here[~late]
+    here = here[_is_nobody_elses(k, pfns[here])]
+    for nid in np.unique(k.nid_of_pfn[targets[here]]).tolist():
+        there = here[k.nid_of_pfn[targets[here]] == nid]
+        yield CopyPages(nid, pfns[there], targets[there])
+    state[here[(yield from _move_to_new_pages(k, pfns[here], targets[here]))]] = _MOVED
+    stay = pfns[state != _MOVED]
+    yield from remove_migration_ptes(k, stay)
+    yield from unlock_pages(k, stay)
+    freed = pfns[state == _FREED]
+    if len(freed):
+        with (yield from spin_lock(k, lru_lock_keys(k, freed))):
+            add_to_list_heads(k, freed, (k.c.lru_state[freed] & LRU_PG_ACTIVE | LRU_ON_LIST).astype(np.int64))
+        yield from free_page_and_swap_cache(k, freed)
+    return state
+
+
+def can_be_moved(k: Kernel, pfns: I8) -> Bool:
+    """Pages of ramfs that were written to cannot: there is no way to write them out (fallback_migrate_folio)."""
+    can = np.ones(len(pfns), np.bool_)
+    owners = k.c.mapping[pfns].astype(np.int64)
+    for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
+        if k.address_spaces[owner].kind is FileKind.RAMFS:
+            can &= (owners != owner) | (k.c.pg_flags[pfns] & PG_DIRTY == 0)
+    return can
+
+
+def _is_nobody_elses(k: Kernel, pfns: I8) -> Bool:
+    """Which pages are known to their entries, their cache and the isolation only: nobody has them pinned."""
+    return np.asarray(page_count(k, pfns) == k.c.mapcount[pfns].astype(np.int64) + is_cached(k, pfns) + 1)
+
+
+# -- entries -----------------------------------------------------------------------------------------------------------
+
+
+def try_to_migrate(k: Kernel, pfns: I8) -> KernelTask[Bool]:
+    """Every entry that maps one of these locked pages says "migration", and no window reaches it any more.
+
+    Rights and the accessed and dirty bytes stay with the entry. True for pages that a straggler may still reach.
+    """
+    touched: dict[int, list[I8]] = {}
+    for mapper in rmap_walk(k, pfns):
+        positions = yield from _mark_in_vma(k, mapper, pfns)
+        if len(positions):
+            touched.setdefault(mapper.vma.vm_mm.id, []).append(positions)
+    late = np.zeros(len(pfns), np.bool_)
+    if touched:
+        stragglers: dict[int, int] = yield Shootdown(frozenset(touched))
+        for mm_id in {int(k.c.window_mm[slot]) - 1 for slot in stragglers} & touched.keys():
+            late[np.concatenate(touched[mm_id])] = True
+    return late
+
+
+def _mark_in_vma(k: Kernel, mapper: Mapper, all_pfns: I8) -> KernelTask[I8]:
+    """try_to_migrate_one for many pages and one VMA; gives the positions of those that it maps."""
+    pfns = all_pfns[mapper.positions]
+    while True:
+        if not mapper.still_there(k):
+            return NO_INDEXES
+        flats = k.tables.walk(mapper.vma.vm_mm.pgd, mapper.vpns)
+        keys = [mapper.lock, *pte_lock_keys(flats[flats >= 0])]
+        guard = k.locks.try_spin(keys)
+        if guard is not None:
+            break
+        yield SpinBusy(tuple(keys))
+    with guard:
+        entries = k.c.pte[flats]
+        here = (flats >= 0) & is_present(entries) & (_numbers(k, entries) == pfns)
+        k.c.pte[flats[here]] = entries[here] & ~np.uint64(PTE_PRESENT) | np.uint64(PTE_MIGRATION)
+    return mapper.positions[here]
+
+
+@dataclass(slots=True)
+class _Found:
+    """The migration entries of some pages: which page each names, and the bits of a present entry of its VMA."""
+
+    keys: list[Key]
+    positions: I8
+    flats: I8
+    entries: U8
+    rights: U8
+
+
+def _migration_entries(k: Kernel, pfns: I8) -> _Found:
+    """Look all of them up; their locks are to be taken before another task runs."""
+    keys: set[Key] = set()
+    positions, flats, entries, rights = [NO_INDEXES], [NO_INDEXES], [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+    for mapper in rmap_walk(k, pfns):
+        at = k.tables.walk(mapper.vma.vm_mm.pgd, mapper.vpns)
+        found = k.c.pte[at]
+        here = (at >= 0) & is_migration(found) & (_numbers(k, found) == pfns[mapper.positions])
+        if here.any():
+            keys.update((mapper.lock, *pte_lock_keys(at[here])))
+            positions.append(mapper.positions[here])
+            flats.append(at[here])
+            entries.append(found[here])
+            rights.append(_rights(mapper.vma, found[here]))
+    return _Found(
+        sorted(keys), np.concatenate(positions), np.concatenate(flats), np.concatenate(entries), np.concatenate(rights)
+    )
+
+
+def _rights(vma: VmArea, entries: U8) -> U8:
+    """The bits of entries once they are present again: what the VMA allows, writing if that was not lost meanwhile."""
+    return entries & np.uint64(PTE_WRITABLE) | np.uint64(vm_page_prot(vma))
+
+
+def _move_to_new_pages(k: Kernel, pfns: I8, targets: I8) -> KernelTask[Bool]:
+    """New frames become what the locked, copied ones were, entries included; True for those that did.
+
+    All of it is one step under the locks of all entries, or two halves where those are too many. A page whose entries
+    are fewer than its map count (one is being unmapped just now), or that others use, stays.
+    Mirrors: move_to_new_folio, folio_migrate_mapping and remove_migration_ptes (6.1).
+    """
+    if not len(pfns):
+        return np.zeros(0, np.bool_)
+    while True:
+        found = _migration_entries(k, pfns)
+        if len(found.keys) > limits.PTE_LOCK_BATCH and len(pfns) > 1:
+            half = len(pfns) // 2
+            first = yield from _move_to_new_pages(k, pfns[:half], targets[:half])
+            return np.concatenate((first, (yield from _move_to_new_pages(k, pfns[half:], targets[half:]))))
+        if len(found.keys) > limits.ROBUST_LIST_MAX // 2:
+            return np.zeros(1, np.bool_)
+        guard = k.locks.try_spin(found.keys)
+        if guard is not None:
+            break
+        yield SpinBusy(tuple(found.keys))
+    with guard:
+        counts = np.bincount(found.positions, minlength=len(pfns))
+        moves = (counts == k.c.mapcount[pfns]) & _is_nobody_elses(k, pfns)
+        _copy_identity(k, pfns[moves], targets[moves])
+        mine = moves[found.positions]
+        new = targets[found.positions[mine]]
+        k.c.pte[found.flats[mine]] = make_entries(k, new, 0) | found.rights[mine]
+        k.c.mapcount[pfns[moves]] = 0
+    old, new = pfns[moves], targets[moves]
+    states = k.c.lru_state[old] & LRU_PG_ACTIVE | LRU_ON_LIST
+    yield from lru_cache_del(k, old)
+    yield from unlock_pages(k, old)
+    yield from free_pages(k, old)
+    with (yield from spin_lock(k, lru_lock_keys(k, new))):
+        add_to_list_heads(k, new, states.astype(np.int64))
+    yield from free_page_and_swap_cache(k, new)
+    return np.asarray(moves)
+
+
+def _copy_identity(k: Kernel, pfns: I8, targets: I8) -> None:
+    """Whose pages they are, and what their caches say (folio_migrate_mapping, folio_migrate_flags)."""
+    c = k.c
+    for column in (c.mapping, c.index, c.private, c.mapcount, c.pg_flags):
+        column[targets] = column[pfns]
+    swapped = c.pg_flags[pfns] & PG_SWAPCACHE != 0
+    k.slot_frame[c.private[pfns[swapped]]] = targets[swapped]
+    owners = np.where(swapped, 0, c.mapping[pfns]).astype(np.int64)
+    for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
+        new = targets[owners == owner]
+        k.address_spaces[owner].i_pages[c.index[new].astype(np.int64)] = make_entries(k, new, PTE_PRESENT)
+
+
+def remove_migration_ptes(k: Kernel, pfns: I8) -> KernelTask[None]:
+    """Pages that stay where they are: entries that say "migration" map them again (remove_migration_ptes).
+
+    Entries that change their VMA meanwhile (mremap) are found in another round.
+    """
+    while len(pfns) and len(_migration_entries(k, pfns).flats):
+        for mapper in rmap_walk(k, pfns):
+            yield from _restore_in_vma(k, mapper, pfns)
+
+
+def _restore_in_vma(k: Kernel, mapper: Mapper, all_pfns: I8) -> KernelTask[None]:
+    pfns = all_pfns[mapper.positions]
+    while True:
+        if not mapper.still_there(k):
+            return
+        flats = k.tables.walk(mapper.vma.vm_mm.pgd, mapper.vpns)
+        keys = [mapper.lock, *pte_lock_keys(flats[flats >= 0])]
+        guard = k.locks.try_spin(keys)
+        if guard is not None:
+            break
+        yield SpinBusy(tuple(keys))
+    with guard:
+        entries = k.c.pte[flats]
+        here = (flats >= 0) & is_migration(entries) & (_numbers(k, entries) == pfns)
+        k.c.pte[flats[here]] = make_entries(k, pfns[here], 0) | _rights(mapper.vma, entries[here])
+
+
+def _numbers(k: Kernel, entries: U8) -> I8:
+    """The frames that entries name."""
+    return (entries >> np.uint64(k.page_shift)).astype(np.int64)
