@@ -206,7 +206,7 @@ def test_a_recovered_machine_goes_on() -> None:
     p = machine_after(5, 40, "linux-6.1")
     for seed in range(20):
         before = p.k.next_pid
-        p = Performer(p.k.topology, None, reborn(p.k))
+        p = Performer(p.k.topology, kernel=reborn(p.k))
         assert p.k.next_pid == before
         p._state = 2 * seed + 1  # noqa: SLF001 - as above
         for _ in range(10):

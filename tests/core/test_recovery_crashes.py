@@ -147,7 +147,7 @@ class World:
             self.book = self.book.view(Fragile)
         k = Kernel(layout, self.columns, Journal(self.book), NoHost())
         k.journal.snapshot_from(k.truth)
-        self.p = Performer(topology, seed, k)
+        self.p = Performer(topology, seed, kernel=k)
         self.clients: list[Client] = []
         self.steps = 0
         self.lives = 1
@@ -264,7 +264,7 @@ class World:
             Fragile.left, Fragile.dead = None, False
         k, truth = self._recover(straggle=straggle)
         state = self.p._state or state  # noqa: SLF001 - as above
-        self.p = Performer(topology, self.seed, k)
+        self.p = Performer(topology, self.seed, kernel=k)
         self.p._state = state  # noqa: SLF001 - as above
         self.p._steps = self.steps  # noqa: SLF001 - as above
         resume(k)
