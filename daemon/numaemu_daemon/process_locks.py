@@ -17,6 +17,9 @@ from numaemu_core.locks import Key, Mode, Rank
 from numaemu_host.ofdlock import OfdLock
 from numaemu_host.robust import MutexState, MutexTable
 
+#: A lock of a node or of the swap map is held for microseconds by whoever lives.
+_REPAIR_WAIT_S = 0.05
+
 
 class ProcessLocks:
     """HostLocks over the mutex table and the semaphore file."""
@@ -93,6 +96,29 @@ class ProcessLocks:
     def drop_sem(self, mm_id: int) -> None:
         """Drop it for this process."""
         self._semaphores.unlock(mm_id)
+
+    def repair_all(self) -> None:
+        """Repair every lock that is marked, and those of nodes and swap if their holder died: after a recovery, say."""
+        shared = self._first[Rank.PTE]
+        marked = np.flatnonzero(self._columns.needs_recovery).tolist()
+        for mutex in sorted({*range(shared), *marked}):
+            state = self._mutexes.lock(mutex, _REPAIR_WAIT_S)
+            if state is MutexState.BUSY:
+                continue
+            if state is MutexState.OWNER_DIED or self._columns.needs_recovery[mutex]:
+                self._repair(mutex, owner_died=state is MutexState.OWNER_DIED)
+            self._mutexes.unlock(mutex)
+
+    def fence_tables(self, tables: int) -> None:
+        """Without membarrier: everybody who was in an access of one of these tables has left it now."""
+        for table in range(1, tables):
+            mutex = self._first[Rank.PTE] + table
+            state = self._mutexes.lock(mutex, limits.WINDOW_BOUND_RUNNING_S)
+            if state is MutexState.BUSY:
+                continue
+            if state is MutexState.OWNER_DIED:
+                self._repair(mutex, owner_died=True)
+            self._mutexes.unlock(mutex)
 
     def _overdue(self, key: Key) -> bool:
         since = self._busy_since.setdefault(key, self._clock())
