@@ -129,12 +129,13 @@ def layout_of(topology: Topology) -> Layout:
 
 def _segments(layout: Layout) -> list[SegmentLayout]:
     page_size = layout.topology.page_size
+    lazy = not layout.topology.preallocate
     pools = []
     for node, (first, end) in layout.node_pfns.items():
-        pool = SegmentLayout(pool_name(node), f"node.{node}")
+        pool = SegmentLayout(pool_name(node), f"node.{node}", lazy)
         pool.add("bytes", "u1", end - first, page_size)
         pools.append(pool)
-    swap = SegmentLayout("swap", "swap")
+    swap = SegmentLayout("swap", "swap", lazy)
     swap.add("bytes", "u1", layout.slot_count, page_size)
     disk = SegmentLayout("disk", "swap", sparse=True)
     disk.add("bytes", "u1", layout.disk_count, page_size)

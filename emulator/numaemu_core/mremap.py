@@ -59,14 +59,12 @@ def sys_mremap(
             case ["move", _, start, old_end, target, new_end]:
                 return (yield from _finish_move(k, task, wish, (start, old_end), (target, new_end)))
         vma = task.mm.vmas.find_vma(addr)
-        if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
-            if vma is None or vma.vm_start > addr:
-                raise MmError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
-            return (yield from _mremap_to(k, task, wish))
-        if vma is None or vma.vm_start > addr:
+        if k.profile.mremap_looks_first and (vma is None or vma.vm_start > addr):
             raise MmError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
+        if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+            return (yield from _mremap_to(k, task, wish))
         if wish.old_len >= wish.new_len:
-            yield from do_munmap(k, task.mm, addr + wish.new_len, addr + wish.old_len)
+            yield from _cut_off(k, task.mm, addr + wish.new_len, addr + wish.old_len)
             return addr
         vma = _vma_to_resize(k, task, wish)
         if addr + wish.old_len == vma.vm_end and not task.mm.vmas.overlapping(vma.vm_end, addr + wish.new_len):
@@ -84,6 +82,17 @@ def _check(k: Kernel, wish: _Wish, old_len: int, new_len: int) -> None:
         bad = bad or not wish.flags & MREMAP_MAYMOVE or old_len != new_len
     if bad or wish.addr & (k.page_size - 1) or not wish.new_len:
         raise MmError(errno.EINVAL, f"flags {wish.flags:#x}, address {wish.addr:#x} or length {new_len} is not valid")
+
+
+def _cut_off(k: Kernel, mm: Mm, start: int, end: int) -> KernelTask[None]:
+    """The end of a mapping that shrinks.
+
+    Raises:
+        MmError: EINVAL: it lies beyond the address space.
+    """
+    if start < end > limits.TASK_SIZE_BYTES:
+        raise MmError(errno.EINVAL, f"{end:#x} lies beyond the address space")
+    yield from do_munmap(k, mm, start, end)
 
 
 def _vma_to_resize(k: Kernel, task: Task, wish: _Wish) -> VmArea:
@@ -134,7 +143,7 @@ def _mremap_to(k: Kernel, task: Task, wish: _Wish) -> KernelTask[int]:
     if wish.flags & MREMAP_FIXED:
         yield from do_munmap(k, task.mm, new_addr, new_addr + wish.new_len)
     if old_len > wish.new_len:
-        yield from do_munmap(k, task.mm, wish.addr + wish.new_len, wish.addr + old_len)
+        yield from _cut_off(k, task.mm, wish.addr + wish.new_len, wish.addr + old_len)
         wish = replace(wish, old_len=wish.new_len)
     vma = _vma_to_resize(k, task, wish)
     if not wish.flags & MREMAP_FIXED and (not new_addr or task.mm.vmas.overlapping(new_addr, new_addr + wish.new_len)):
