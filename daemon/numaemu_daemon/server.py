@@ -17,6 +17,7 @@ from typing import Any
 
 import zmq
 
+from numaemu_core import limits
 from numaemu_core.errors import MmError
 from numaemu_core.fsck import fsck
 from numaemu_core.journal import Truth
@@ -235,8 +236,24 @@ class Server:
             self._next_connection += 1
             client.connections.append(connection)
             self._k.journal.append(["connection", connection.number, client.number])
+            connection.last_reply = pack_reply(self._boot_id, request.request_id, connection.number)
+            self._forget_idle(client)
         self._connections[identity] = connection
         self._send(connection, pack_reply(self._boot_id, request.request_id, connection.number))
+
+    def _forget_idle(self, client: Client) -> None:
+        """Threads end without a word: of too many connections the oldest whose call is over goes.
+
+        A thread that still has it is told that it is a stranger, and says hello once more.
+        """
+        if len(client.connections) <= limits.MAX_CONNECTIONS_PER_CLIENT:
+            return
+        oldest = next((one for one in client.connections if one.last_reply is not None), None)
+        if oldest is not None:
+            client.connections.remove(oldest)
+            self._connections.pop(oldest.identity, None)
+            self._returning.pop(oldest.number, None)
+            self._k.journal.append(["hung_up", oldest.number])
 
     def _send(self, connection: Connection, body: bytes) -> None:
         if connection.identity:  # else it has not come back yet, and will ask

@@ -38,6 +38,8 @@ MAX_FILES: Final = 65536
 FILE_PAGES_MAX: Final = 1 << 28
 #: Characters of the name of a file.
 FILE_NAME_MAX: Final = 255
+#: Connections of one client whose last answers are kept: one a thread.
+MAX_CONNECTIONS_PER_CLIENT: Final = 1024
 #: Access slots: one a thread and task that touches memory.
 MAX_ACCESS_SLOTS: Final = 4096
 #: Pin records of one client thread's task: frames it may hold pinned at one time.

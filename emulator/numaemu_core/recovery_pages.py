@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from numaemu_core import limits
-from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
+from numaemu_core.columns import I8, NO_INDEXES, U4, U8, Bool
 from numaemu_core.install_page import make_entries
 from numaemu_core.kernel import LRU_CLOCK_START, Kernel
-from numaemu_core.mm_types import VM_WRITE, Mm
+from numaemu_core.mm_types import VM_WRITE, AddressSpace, Mm
 from numaemu_core.mmzone import LOCAL_NODE, NUMA_FOREIGN, NUMA_HIT, NUMA_MISS, OTHER_NODE
 from numaemu_core.page_flags import (
     ALLOCATED,
@@ -168,6 +168,11 @@ def _allocated(k: Kernel) -> Bool:
     return np.asarray(k.c.free_state == ALLOCATED)
 
 
+def _known_objects(k: Kernel, owners: U4) -> list[AddressSpace]:
+    """The objects among these numbers that there still are."""
+    return [k.address_spaces[owner] for owner in np.unique(owners).tolist() if owner in k.address_spaces]
+
+
 def find_page_cache(k: Kernel, users: Users) -> Bool:
     """Which frames are pages of files; their objects know them again. What was not read in is none."""
     c = k.c
@@ -177,7 +182,7 @@ def find_page_cache(k: Kernel, users: Users) -> Bool:
     # Of two copies of a page that was being moved, the one that is mapped counts.
     claims = claims[whole]
     claims = claims[np.argsort(users.frames[claims] > 0, kind="stable")]
-    for mapping in k.address_spaces.values():
+    for mapping in _known_objects(k, c.mapping[claims]):
         mine = claims[c.mapping[claims] == mapping.id]
         indexes = c.index[mine].astype(np.int64)
         mine, indexes = mine[indexes < len(mapping.i_pages)], indexes[indexes < len(mapping.i_pages)]
@@ -192,7 +197,7 @@ def find_slots_of_objects(k: Kernel, users: Users) -> None:
     c = k.c
     claims = np.flatnonzero(c.slot_mapping)
     owned = np.zeros(len(claims), np.bool_)
-    for mapping in k.address_spaces.values():
+    for mapping in _known_objects(k, c.slot_mapping[claims]):
         mine = np.flatnonzero(c.slot_mapping[claims] == mapping.id)
         indexes = c.slot_index[claims[mine]].astype(np.int64)
         mine, indexes = mine[indexes < len(mapping.i_pages)], indexes[indexes < len(mapping.i_pages)]

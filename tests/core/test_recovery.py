@@ -15,6 +15,8 @@ from numaemu_core.journal import Journal
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import NoHost
 from numaemu_core.mm_types import Task
+from numaemu_core.page_flags import ALLOCATED, FREE_UNCLEAN
+from numaemu_core.page_table import PTE_MIGRATION, PTE_PRESENT, PTE_READABLE
 from numaemu_core.performer import JOURNAL_BYTES, Performer
 from numaemu_core.recovery import recover
 from numaemu_core.topology import Topology, from_dict
@@ -198,6 +200,42 @@ def test_what_is_derived_is_not_believed(spoil: Spoil) -> None:
     spoil(k)
     assert fsck(k)
     again = reborn(k)
+    assert fsck(again) == []
+
+
+def test_a_migration_that_had_moved_some_entries_moves_the_others() -> None:
+    """Of a page that two tasks map, one entry names the new frame, the other still waits: both get the new one."""
+    p = Performer(a_machine("linux-6.1"))
+    k = p.k
+    parent = fork.attach(k, 0, [], None)
+    p.call(mmap.sys_mmap(k, parent, BASE, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS))
+    p.call(memory.sys_fault(k, parent, BASE, PAGE, write=True))
+    child: Task = p.call(fork.sys_fork(k, parent))
+    first, second = (k.tables.pte_offset(task.mm.pgd, BASE // PAGE) for task in (parent, child))
+    old, new = int(k.c.pte[first]) // PAGE, 70
+    assert k.c.free_state[new] <= FREE_UNCLEAN
+    k.c.free_state[new] = ALLOCATED
+    for column in (k.c.mapping, k.c.index, k.c.pg_flags, k.c.frames):
+        column[new] = column[old]
+    k.c.pte[first] = new * PAGE | PTE_PRESENT | PTE_READABLE
+    k.c.pte[second] = old * PAGE | PTE_MIGRATION | PTE_READABLE
+    again = reborn(k)
+    assert [int(entry) // PAGE for entry in again.c.pte[[first, second]]] == [new, new]
+    assert again.c.mapcount[[old, new]].tolist() == [0, 2]
+    assert fsck(again) == []
+
+
+def test_a_migration_that_had_moved_nothing_is_undone() -> None:
+    """An entry that waits for a copy maps the page again where it is, with the right to write that it had."""
+    p = Performer(a_machine("linux-6.1"))
+    task = fork.attach(p.k, 0, [], None)
+    p.call(mmap.sys_mmap(p.k, task, BASE, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS))
+    p.call(memory.sys_fault(p.k, task, BASE, PAGE, write=True))
+    flat = p.k.tables.pte_offset(task.mm.pgd, BASE // PAGE)
+    before = int(p.k.c.pte[flat])
+    p.k.c.pte[flat] = before & ~PTE_PRESENT | PTE_MIGRATION
+    again = reborn(p.k)
+    assert int(again.c.pte[flat]) == before
     assert fsck(again) == []
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 import numaemu as nm
 from numaemu import control, places
+from numaemu_core import limits, wire
 from numaemu_host import pidfd
 
 Boot = Callable[..., nm.Machine]
@@ -262,3 +264,29 @@ def test_somebody_who_comes_while_the_daemon_is_dead_waits_for_the_next(boot: Bo
     with nm.connect(machine.name) as other, other.attach() as task:
         task.mmap(PAGE).write(0, b"new")
     assert len(log_lines(machine, "kernel_recovered")) == 1
+
+
+def test_a_connection_that_was_forgotten_comes_back(boot: Boot) -> None:
+    """After more short threads than a client has connections, the next call of the first thread is answered."""
+    machine = boot()
+    with machine.attach() as task:
+        buf = task.mmap(PAGE)
+        buf.write(0, b"still")
+        say_hello(machine, limits.MAX_CONNECTIONS_PER_CLIENT + 1)
+        assert machine.status()["connections"] <= limits.MAX_CONNECTIONS_PER_CLIENT
+        task.mprotect(buf.start, PAGE, nm.PROT_READ)
+        assert buf[:5] == b"still"
+        assert kernel_row(machine)["restarts"] == 0
+
+
+def say_hello(machine: nm.Machine, times: int) -> None:
+    """As so many threads that end at once."""
+    peer = machine._attachment.peer  # noqa: SLF001 - the threads of this process have its token
+    with zmq.Context() as context:
+        for _ in range(times):
+            with context.socket(zmq.DEALER) as dealer:
+                dealer.linger = 0
+                dealer.connect(peer.endpoint)
+                dealer.send(wire.pack_request(peer.boot_id, 1, "hello", [peer.token]))
+                assert dealer.poll(30_000)
+                wire.unpack_reply(dealer.recv())
