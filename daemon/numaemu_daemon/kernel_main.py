@@ -12,6 +12,7 @@ from numaemu_core import limits
 from numaemu_core.journal import Journal
 from numaemu_core.kernel import Kernel
 from numaemu_core.layout import pool_name
+from numaemu_core.lock_stats import LockStats
 from numaemu_core.swap_state import end_swap_write
 from numaemu_core.wire import VERSION
 from numaemu_daemon import zap
@@ -39,9 +40,11 @@ def main(child: Child) -> None:
     machine = MappedMachine(child.layout, child.fds)
     columns = machine.columns
     journal_segment = Segment(child.fds["journal"], os.fstat(child.fds["journal"]).st_size)
-    locks = ProcessLocks(child.layout, columns, machine.mutexes, OfdLock(child.fds["mmap_sem"]), time.monotonic)
+    stats = LockStats(time.monotonic)
+    locks = ProcessLocks(child.layout, columns, machine.mutexes, OfdLock(child.fds["mmap_sem"]), stats)
     journal = Journal(np.frombuffer(journal_segment.view, np.uint8))
     kernel = Kernel(child.layout, columns, journal, locks)
+    kernel.locks.stats = stats
     kernel.journal.snapshot_from(kernel.truth)
     kernel.tables.prepare = lambda table: machine.mutexes.initialise(child.layout.pte_mutex + table)
     columns.generation[0] = 1

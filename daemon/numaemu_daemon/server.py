@@ -101,6 +101,7 @@ class Server:
             "calls": self._calls.served,
             "refused": self.refused,
             "lock_recoveries": self._recoveries(),
+            "locks": self._k.locks.stats.as_dict(),
             "sleeping": self._scheduler.sleeping(),
             "shootdowns": self._scheduler.shootdowns,
             "stragglers": self._scheduler.stragglers,

@@ -200,7 +200,7 @@ STATUS = {
             "state": "starting",
             "restarts": 3,
             "memory_kb": 65536,
-            "done": {"pages_cleaned": 5, "batches": 1},
+            "done": {"pages_cleaned": 5, "batches": 1, "pages_copied": 0},
         },
     ],
 }
@@ -238,13 +238,35 @@ def box(runtime: Path) -> Callable[[], contextlib.AbstractContextManager[None]]:
 
 
 def test_status(box: Callable[[], contextlib.AbstractContextManager[None]], capsys: pytest.CaptureFixture[str]) -> None:
-    """A line a process, numbers to the right; or the same as JSON."""
+    """A line a process, numbers to the right, counts of 0 left out; or the same as JSON, whole."""
     with box():
         assert cli.main(["status", "-m", "box"]) == 0
     assert capsys.readouterr().out == STATUS_TEXT
     with box():
         assert cli.main(["status", "-m", "box", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == STATUS
+
+
+LOCKS = {
+    "mmap_sem.write": {
+        "taken": 12,
+        "contended": 3,
+        "recoveries": 0,
+        "wait_s": 0.25,
+        "wait_max_s": 0.125,
+        "hold_s": 1.5,
+        "hold_max_s": 1.0,
+    }
+}
+LOCK_TEXT = """\
+LOCK            TAKEN  CONTENDED  RECOVERIES  WAITED ms  AT MOST   HELD ms   AT MOST
+mmap_sem.write     12          3           0    250.000  125.000  1500.000  1000.000
+"""
+
+
+def test_lock_table() -> None:
+    """A line a class of locks, times in milliseconds."""
+    assert status.lock_table(LOCKS) == LOCK_TEXT
 
 
 def test_ls(
