@@ -222,10 +222,14 @@ def truncate_range(k: Kernel, mapping: AddressSpace, first: int, end: int) -> Ke
 
 
 def drop_unmapped_objects(k: Kernel, objects: Iterable[AddressSpace | None]) -> KernelTask[None]:
-    """Shared anonymous memory that nobody maps any more is gone (shmem_delete_inode)."""
+    """Shared anonymous memory that nobody maps any more is gone (shmem_delete_inode).
+
+    Whoever has a page of it locked still finds the object: it leaves the table behind its last page.
+    """
     for mapping in objects:
-        if mapping is None or mapping.kind is not FileKind.ANON_SHARED or mapping.i_mmap:
+        if mapping is None or mapping.kind is not FileKind.ANON_SHARED or mapping.i_mmap or mapping.dead:
             continue
-        if k.address_spaces.pop(mapping.id, None) is not None:
-            k.journal.append(["file_gone", mapping.id])
-            yield from truncate_range(k, mapping, 0, len(mapping.i_pages))
+        mapping.dead = True
+        k.journal.append(["file_gone", mapping.id])
+        yield from truncate_range(k, mapping, 0, len(mapping.i_pages))
+        del k.address_spaces[mapping.id]

@@ -98,7 +98,8 @@ class Kernel:
 
     def truth(self) -> Truth:
         """The live state in the form that a replay of the journal gives."""
-        return truth_of(self.tasks.values(), self.mms.values(), self.address_spaces.values())
+        objects = (mapping for mapping in self.address_spaces.values() if not mapping.dead)
+        return truth_of(self.tasks.values(), self.mms.values(), objects)
 
     def count(self, event: str, times: int = 1) -> None:
         """Count an event for vmstat."""

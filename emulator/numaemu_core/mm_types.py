@@ -71,6 +71,8 @@ class AddressSpace:
     i_mmap_writable: int = 0
     #: Policies by file page (tmpfs and shared anonymous memory); they survive unmapping.
     policy: SharedPolicy = field(default_factory=SharedPolicy)
+    #: The last mapping of shared anonymous memory is gone, and its pages are going: nobody can map it again.
+    dead: bool = False
 
     @property
     def is_shmem(self) -> bool:

@@ -37,11 +37,16 @@ def pinned_pages(k: Kernel) -> I8:
     return pins[pins > 0] - 1
 
 
+def is_cached(k: Kernel, pfns: I8) -> Bool:
+    """Which pages are in the swap cache or the page cache: one reference each."""
+    return np.asarray((k.c.pg_flags[pfns] & PG_SWAPCACHE != 0) | (k.c.mapping[pfns] & PAGE_MAPPING_FILE != 0))
+
+
 def page_count(k: Kernel, pfns: I8) -> I8:
     """References of frames: page_count of the kernel, computed."""
     c = k.c
     count = c.mapcount[pfns].astype(np.int64)
-    count += (c.pg_flags[pfns] & PG_SWAPCACHE != 0) | (c.mapping[pfns] & PAGE_MAPPING_FILE != 0)
+    count += is_cached(k, pfns)
     count += c.lru_state[pfns] & LRU_ISOLATED != 0
     pins = pinned_pages(k)
     if len(pins):
@@ -156,7 +161,8 @@ def rmap_walk(k: Kernel, pfns: I8) -> Iterator[Mapper]:
 
 def _mappers(k: Kernel, owner: int) -> list[VmArea]:
     if owner & PAGE_MAPPING_FILE:
-        return list(k.address_spaces[owner].i_mmap)
+        mapping = k.address_spaces.get(owner)  # none: it went with its last mapping, while the walk was on its way
+        return list(mapping.i_mmap) if mapping is not None else []
     anon_vma = k.anon_vmas.get(owner)
     return list(anon_vma.vmas) if anon_vma is not None else []
 

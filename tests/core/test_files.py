@@ -6,17 +6,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from numaemu_core import files, fork, madvise, mbind, memory, mmap
+from numaemu_core import files, fork, madvise, memory, mmap
 from numaemu_core.errors import BusError, MmError, OutOfMemory, SegmentationFault
 from numaemu_core.mm_types import AddressSpace, Task
-from numaemu_core.page_flags import PG_DIRTY, PG_SWAPCACHE
+from numaemu_core.page_flags import PG_DIRTY
 from numaemu_core.uapi import (
     MADV_PAGEOUT,
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_PRIVATE,
     MAP_SHARED,
-    MPOL_INTERLEAVE,
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
@@ -250,23 +249,6 @@ def test_a_write_through_a_mapping_that_is_gone_is_not_lost(machine: Make) -> No
     assert m.k.c.disk[file.disk_start, 0] == 9
 
 
-def test_a_tmpfs_page_caught_in_the_swap_cache_returns_where_it_was(machine: Make) -> None:
-    """A pin keeps a page that is on its way out: a touch moves it back into the file, on its old node."""
-    m = machine()
-    file = create(m)
-    task, far = m.attach(0), m.attach(1)
-    addr, there = map_file(m, task), map_file(m, far)
-    write(m, task, addr, 3)
-    frame = int(file.i_pages[0]) // PAGE
-    m.clear_young()
-    m.k.c.pin_count[0], m.k.c.window_mm[0], m.k.c.pins[0, 0] = 1, 1, frame + 1
-    pageout(m, task, addr, 1)
-    m.k.c.pin_count[0] = m.k.c.window_mm[0] = 0
-    assert not m.k.c.pg_flags[frame] & PG_SWAPCACHE
-    assert read(m, far, there) == 3
-    assert int(file.i_pages[0]) // PAGE == frame
-
-
 def test_reading_one_page_maps_its_neighbours_that_are_in_memory(machine: Make) -> None:
     """Fault-around of today's kernels: a read maps up to 16 resident neighbours, a write none, 2.6.15 none."""
     for profile, expected in (("linux-6.1", [1] * 8), ("swap-v3", [0, 0, 0, 1, 0, 0, 0, 0])):
@@ -307,28 +289,3 @@ def test_memory_that_is_full_is_out_of_memory(machine: Make) -> None:
     with pytest.raises(OutOfMemory):
         m.touch(task, addr, 64)
     assert len(m.k.files["/data"].i_pages.nonzero()[0]) == 15
-
-
-@pytest.mark.parametrize(("cluster", "right"), [(0, 256), (3, 8)])
-def test_readahead_loses_the_interleaving(machine: Make, cluster: int, right: int) -> None:
-    """Interleaved pages that were evicted in reverse order come back by the addresses of their slots' neighbours.
-
-    256 pages on 2 nodes, slots handed out from 1 on: with page_cluster 3 no more than 8 return to their node, the
-    totals stay balanced; without readahead all do (derived from 2.6.15 swapin_readahead).
-    """
-    nodes = [{"memory": "2M", "cpus": [0]}, {"memory": "2M", "cpus": [1]}]
-    m = machine(swap="2M", node=nodes, page_cluster=cluster)
-    task = m.attach(0, "CAP_SYS_RESOURCE")
-    addr = m.mmap(task, 256)
-    m.mbind(task, addr, 256, MPOL_INTERLEAVE, {0, 1})
-    m.touch(task, addr, 256)
-    before = m.where(task, addr, 256)
-    m.clear_young()
-    m.call(mbind.sys_mbind(m.k, task, addr, 256 * PAGE, 0, None, 0, 2))
-    assert set(m.where(task, addr, 256)) == {-errno.ENOENT}
-    m.mbind(task, addr, 256, MPOL_INTERLEAVE, {0, 1})
-    for page in range(256):
-        m.touch(task, addr + page * PAGE, write=False)
-    after = m.where(task, addr, 256)
-    assert sum(a == b for a, b in zip(before, after, strict=True)) == right
-    assert after.count(0) == 128

@@ -1,7 +1,6 @@
 """Which errno mbind, set_mempolicy, get_mempolicy and set_mempolicy_home_node give in 6.1 and 6.12, and in which order.
 
-The rows are answers of real kernels, or follow mm/mempolicy.c. The tables of the kernel of 2005 are in
-test_mbind_errors.
+The rows are answers of real kernels, or follow mm/mempolicy.c. Those of the kernel of 2005 are among the facts.
 """
 
 from __future__ import annotations

@@ -334,21 +334,6 @@ def test_a_cpuset_rebinds_policies(machine: Make, profile: str, mode: int, mask:
     assert found == expected
 
 
-def test_the_kernel_of_2005_rebinds_the_task_alone(machine: Make) -> None:
-    """2.6.15: task policies follow by position, PREFERRED and the next node too; mappings keep theirs."""
-    m = machine(**QUAD)
-    task, other = m.attach(), m.attach()
-    m.mmap(task, 4, BASE)
-    bind(m, task, 0, 4, MPOL_BIND, 3)
-    set_policy(m, task, MPOL_INTERLEAVE, 3)
-    set_policy(m, other, MPOL_PREFERRED, 2)
-    for one in (task, other):
-        assert m.call(cpuset.sys_set_cpuset(m.k, one, [12])) == 1
-    assert (in_force(task.policy), task.il_next) == (12, 2)
-    assert in_force(other.policy) == 8
-    assert spans(task)[0][2] == Mempolicy(MPOL_BIND, 3)
-
-
 #: name → policy of the mapping; nodes of four pages in the cpuset {2, 3}, CPU 0.
 CONFINED: dict[str, tuple[int, int, str]] = {
     "local": (MPOL_LOCAL, 0, "2222"),

@@ -42,8 +42,8 @@ class Changing(npt.NDArray[Any]):
         return found if np.may_share_memory(found, self) else np.asarray(found)
 
 
-def changing_columns(layout: Layout) -> Columns:
-    columns = columns_in_memory(layout)
+def changing_columns(layout: Layout, allocate: Callable[[int], Any]) -> Columns:
+    columns = columns_in_memory(layout, allocate)
     for name in OTHERS:
         setattr(columns, name, getattr(columns, name).view(Changing))
     return columns

@@ -9,15 +9,12 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 from numaemu_core import fork, madvise, memory, mlock, mmap, mprotect
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError, SegmentationFault
 from numaemu_core.mm_types import Task
-from numaemu_core.page_flags import PG_DIRTY, PG_SWAPCACHE
-from numaemu_core.rmap import page_count
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.uapi import (
     MADV_DONTNEED,
@@ -27,7 +24,6 @@ from numaemu_core.uapi import (
     MAP_FIXED,
     MPOL_BIND,
     MPOL_DEFAULT,
-    MPOL_MF_MOVE,
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
@@ -98,54 +94,6 @@ def frames_used(m: Machine) -> list[int]:
 # -- how long a slot lives ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("pages", "kept"), [(4, 4), (8, 8), (9, 8), (12, 8), (16, 8)], ids=["quarter", "half", "over", "more", "full"]
-)
-@pytest.mark.parametrize("step", [1, 16], ids=["one by one", "in one go"])
-def test_slots_stay_until_swap_is_half_full(machine: Make, pages: int, kept: int, step: int) -> None:
-    """A page that comes back keeps its slot, unless more than half of all slots are in use at that moment."""
-    m = machine(nodes=2, swap="64K")
-    task = m.attach()
-    base = written(m, task, pages)
-    assert advise(m, task, base, pages) == 0
-    assert slots_used(m) == pages
-    for first in range(0, pages, step):
-        m.touch(task, base + first * PAGE, min(step, pages - first), write=False)
-    assert slots_used(m) == kept
-    assert contents(m, task, base, pages) == list(range(1, pages + 1))
-
-
-def test_references_of_a_page_on_its_way(machine: Make) -> None:
-    """Out, the entry alone holds the slot and the frame is free; back, the swap cache alone holds it, page clean."""
-    m = machine(nodes=2)
-    task = m.attach()
-    base = written(m, task, 1)
-    m.mbind(task, base, 1, MPOL_BIND, {1}, MPOL_MF_MOVE)
-    slot = m.entry(task, base) // PAGE
-    assert (int(m.k.c.swap_count[slot]), int(m.k.slot_frame[slot]), frames_used(m)) == (1, -1, [0, 0])
-    m.touch(task, base)
-    pfn = pfn_at(m, task, base)
-    assert (int(m.k.c.swap_count[slot]), int(m.k.slot_frame[slot]), frames_used(m)) == (1, pfn, [0, 1])
-    assert int(m.k.c.pg_flags[pfn]) & (PG_SWAPCACHE | PG_DIRTY) == PG_SWAPCACHE
-    assert page_count(m.k, np.array([pfn])).tolist() == [2]
-
-
-def test_a_page_that_lost_its_slot_is_written_again(machine: Make) -> None:
-    """Without a slot the frame alone has the bytes: evicting it anew takes a slot and a write."""
-    m = machine(nodes=2, swap="16K")
-    task = m.attach()
-    base = written(m, task, 3)
-    assert advise(m, task, base, 3) == 0
-    m.touch(task, base, write=False)
-    assert slots_used(m) == 2
-    assert not m.k.c.pg_flags[pfn_at(m, task, base)] & PG_SWAPCACHE
-    assert m.k.vmstat["pswpout"] == 3
-    assert advise(m, task, base, 1) == 0
-    assert (slots_used(m), m.k.vmstat["pswpout"]) == (3, 4)
-    m.touch(task, base, 3)
-    assert contents(m, task, base, 3) == [1, 2, 3]
-
-
 @pytest.mark.parametrize(("swapped", "back"), [(6, 0), (6, 3), (6, 6)], ids=["in swap", "half back", "all back"])
 def test_munmap_frees_slots(machine: Make, swapped: int, back: int) -> None:
     """Slots go with the pages, whether these are in the swap area only or in memory, too."""
@@ -198,106 +146,7 @@ def test_a_page_comes_back_where_its_policy_now_says(machine: Make) -> None:
     assert contents(m, task, base, 3) == [1, 2, 3]
 
 
-# -- slots and fork ----------------------------------------------------------------------------------------------------
-
-
-def test_fork_shares_slots(machine: Make) -> None:
-    """Each copy of a swapped entry is one more reference of its slot, and no page comes back for it."""
-    m = machine(nodes=2)
-    task = m.attach()
-    base = written(m, task, 3)
-    assert advise(m, task, base, 3) == 0
-    child_of(m, task)
-    child_of(m, task)
-    slots = [m.entry(task, base + i * PAGE) // PAGE for i in range(3)]
-    assert m.k.c.swap_count[slots].tolist() == [3, 3, 3]
-    assert (slots_used(m), frames_used(m)) == (3, [0, 0])
-
-
-@pytest.mark.parametrize("child_first", [False, True], ids=["parent first", "child first"])
-def test_who_touches_a_shared_slot_first_decides_the_node(machine: Make, *, child_first: bool) -> None:
-    """The first reader's policy places the page; the other one maps that page, without I/O."""
-    m = machine(nodes=3)
-    task = m.attach()
-    base = written(m, task, 3)
-    assert advise(m, task, base, 3) == 0
-    child = child_of(m, task)
-    m.mbind(task, base, 3, MPOL_BIND, {1})
-    m.mbind(child, base, 3, MPOL_BIND, {2})
-    order = [child, task] if child_first else [task, child]
-    for one in order:
-        m.touch(one, base, 3, write=False)
-        assert m.where(one, base, 3) == [2 if child_first else 1] * 3
-        assert contents(m, one, base, 3) == [1, 2, 3]
-    assert m.k.vmstat["pswpin"] == 3
-    assert [pfn_at(m, task, base + i * PAGE) for i in range(3)] == [pfn_at(m, child, base + i * PAGE) for i in range(3)]
-
-
-def test_a_writer_to_a_shared_slot_gets_a_copy(machine: Make) -> None:
-    """A write to a slot that another process has reads the page for both, and copies it for the writer."""
-    m = machine(nodes=3)
-    task = m.attach()
-    base = written(m, task, 2)
-    assert advise(m, task, base, 2) == 0
-    child = child_of(m, task)
-    m.mbind(task, base, 2, MPOL_BIND, {1})
-    m.mbind(child, base, 2, MPOL_BIND, {2})
-    m.touch(task, base, 2)
-    assert frames_used(m) == [0, 4, 0]
-    m.poke(task, base, 77)
-    m.touch(child, base, 2)
-    assert m.k.vmstat["pswpin"] == 2
-    assert m.where(task, base, 2) == [1, 1]
-    assert m.where(child, base, 2) == [1, 1]
-    assert frames_used(m) == [0, 4, 0]
-    assert contents(m, task, base, 2) == [77, 2]
-    assert contents(m, child, base, 2) == [1, 2]
-
-
 # -- copy on write -----------------------------------------------------------------------------------------------------
-
-
-def test_a_copy_goes_where_its_writer_says(machine: Make) -> None:
-    """The first writer after a fork copies to the node of its policy; the original stays for the other."""
-    m = machine(nodes=3)
-    task = m.attach()
-    base = written(m, task, 3)
-    child = child_of(m, task)
-    assert frames_used(m) == [3, 0, 0]
-    m.mbind(task, base, 1, MPOL_BIND, {1})
-    m.mbind(child, base + PAGE, 1, MPOL_BIND, {2})
-    m.touch(task, base)
-    m.touch(child, base + PAGE)
-    m.call(fork.sys_set_cpu(m.k, child, 1))
-    m.touch(child, base + 2 * PAGE)
-    assert m.where(task, base, 3) == [1, 0, 0]
-    assert m.where(child, base, 3) == [0, 2, 1]
-    assert contents(m, task, base, 3) == contents(m, child, base, 3) == [1, 2, 3]
-    m.poke(task, base, 50)
-    m.poke(child, base + PAGE, 60)
-    assert contents(m, task, base, 3) == [50, 2, 3]
-    assert contents(m, child, base, 3) == [1, 60, 3]
-
-
-@pytest.mark.parametrize("leaves", ["copies", "exits", "unmaps"])
-def test_the_last_sharer_takes_the_page_over(machine: Make, leaves: str) -> None:
-    """Who is left alone with a page writes to it in place, whatever its policy says."""
-    m = machine(nodes=2)
-    task = m.attach()
-    base = written(m, task, 2)
-    child = child_of(m, task)
-    before = [pfn_at(m, child, base + i * PAGE) for i in range(2)]
-    m.mbind(child, base, 2, MPOL_BIND, {1})
-    if leaves == "copies":
-        m.touch(task, base, 2)
-    elif leaves == "exits":
-        m.call(fork.sys_exit(m.k, task))
-    else:
-        assert outcome(m, mmap.sys_munmap(m.k, task, base, 2 * PAGE)) == 0
-    m.touch(child, base, 2)
-    assert [pfn_at(m, child, base + i * PAGE) for i in range(2)] == before
-    assert m.where(child, base, 2) == [0, 0]
-    assert contents(m, child, base, 2) == [1, 2]
 
 
 def test_a_copy_without_memory_costs_another_its_life(machine: Make) -> None:
@@ -312,19 +161,6 @@ def test_a_copy_without_memory_costs_another_its_life(machine: Make) -> None:
     m.touch(child, base)
     assert (other.killed, m.where(child, base, 2), m.where(task, base, 2)) == (True, [1, 0], [0, 0])
     assert contents(m, child, base, 2) == [1, 2]
-
-
-def test_the_page_of_zeros_is_copied_at_the_first_write(machine: Make) -> None:
-    """Read pages take no memory; each gets a frame of zeros where the policy says when it is written."""
-    m = machine(nodes=2)
-    task = m.attach()
-    base = m.mmap(task, 4)
-    m.touch(task, base, 4, write=False)
-    assert frames_used(m) == [0, 0]
-    m.mbind(task, base, 4, MPOL_BIND, {1})
-    m.touch(task, base + PAGE, 2)
-    assert m.where(task, base, 4) == [GONE, 1, 1, GONE]
-    assert contents(m, task, base, 4) == [0] * 4
 
 
 # -- madvise -----------------------------------------------------------------------------------------------------------
