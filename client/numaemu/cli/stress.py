@@ -10,6 +10,7 @@ from typing import Any, Final
 from numaemu.cli.options import examples
 
 _CLIENTS_MAX: Final = 200
+_SECONDS_MAX: Final = 7 * 24 * 3600.0
 _BAR: Final = 40
 
 
@@ -36,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
     if not 1 <= args.clients <= _CLIENTS_MAX:
         raise ValueError(f"--clients: expected 1 to {_CLIENTS_MAX}, got {args.clients}")
-    if not args.seconds > 0:
-        raise ValueError(f"--seconds: expected more than 0, got {args.seconds}")
+    if not 0 < args.seconds <= _SECONDS_MAX:
+        raise ValueError(f"--seconds: expected more than 0 and at most {_SECONDS_MAX:.0f}, got {args.seconds}")
     report = stress.run(args.clients, args.seconds, args.seed, progress if sys.stderr.isatty() else lambda _part: None)
     if args.json:
         print(json.dumps(report.as_dict(), indent=2))
