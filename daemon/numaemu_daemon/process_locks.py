@@ -18,6 +18,9 @@ from numaemu_core.locks import Key, Mode, Rank
 from numaemu_host.ofdlock import OfdLock
 from numaemu_host.robust import MutexState, MutexTable
 
+#: A lock of a node or of the swap map is held for microseconds by whoever lives.
+_REPAIR_WAIT_S = 0.05
+
 
 class ProcessLocks:
     """HostLocks over the mutex table and the semaphore file."""
@@ -63,7 +66,7 @@ class ProcessLocks:
                 self.spin_unlock(taken)
                 return False
             if state is MutexState.OWNER_DIED or self._columns.needs_recovery[base + key[1]]:
-                self._repair(key, base + key[1], owner_died=state is MutexState.OWNER_DIED)
+                self._repair(base + key[1], owner_died=state is MutexState.OWNER_DIED)
             taken.append(key)
         self._without |= without
         if self._busy_since:
@@ -104,6 +107,29 @@ class ProcessLocks:
         """Drop it for this process."""
         self._semaphores.unlock(mm_id)
 
+    def repair_all(self) -> None:
+        """Repair every lock that is marked, and those of nodes and swap if their holder died: after a recovery, say."""
+        shared = self._first[Rank.PTE]
+        marked = np.flatnonzero(self._columns.needs_recovery).tolist()
+        for mutex in sorted({*range(shared), *marked}):
+            state = self._mutexes.lock(mutex, _REPAIR_WAIT_S)
+            if state is MutexState.BUSY:
+                continue
+            if state is MutexState.OWNER_DIED or self._columns.needs_recovery[mutex]:
+                self._repair(mutex, owner_died=state is MutexState.OWNER_DIED)
+            self._mutexes.unlock(mutex)
+
+    def fence_tables(self, tables: int) -> None:
+        """Without membarrier: everybody who was in an access of one of these tables has left it now."""
+        for table in range(1, tables):
+            mutex = self._first[Rank.PTE] + table
+            state = self._mutexes.lock(mutex, limits.WINDOW_BOUND_RUNNING_S)
+            if state is MutexState.BUSY:
+                continue
+            if state is MutexState.OWNER_DIED:
+                self._repair(mutex, owner_died=True)
+            self._mutexes.unlock(mutex)
+
     def _overdue(self, key: Key) -> bool:
         now = self._clock()
         since = self._busy_since.get(key)
@@ -113,7 +139,7 @@ class ProcessLocks:
                 self._stats.classes[key[0]].contended += 1
         return now - since > limits.WINDOW_BOUND_RUNNING_S
 
-    def _repair(self, key: Key, mutex: int, *, owner_died: bool) -> None:
+    def _repair(self, mutex: int, *, owner_died: bool) -> None:
         """The holder died inside. Whatever it guards is whole after each single store of its other takers.
 
         A node process turns a frame clean only when its bytes are; a client's pins are void with it.
@@ -121,4 +147,5 @@ class ProcessLocks:
         if owner_died:
             self._mutexes.make_consistent(mutex)
         self._columns.needs_recovery[mutex] = 0
-        self._stats.classes[key[0]].recoveries += 1
+        _, rank = max((base, rank) for rank, base in self._first.items() if base <= mutex)
+        self._stats.classes[rank].recoveries += 1

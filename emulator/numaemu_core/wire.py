@@ -26,6 +26,8 @@ KIND_SEGV: Final = "segv"
 KIND_BUS: Final = "bus"
 KIND_OOM: Final = "oom"
 KIND_PROTOCOL: Final = "protocol"
+#: The daemon does not know the connection: it is a new one, or nobody said hello.
+KIND_STRANGER: Final = "stranger"
 
 #: In an answer of move_pages: a status that the kernel did not write.
 STATUS_UNWRITTEN: Final = -(1 << 31)
@@ -35,6 +37,13 @@ _WORD: Final = (1 << 64) - 1
 
 class WireError(PeerError):
     """A message that is not what the protocol allows."""
+
+
+class StrangerError(MmError):
+    """The daemon does not know the connection: hello has to be said first, or again to a daemon that is new."""
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(errno.EACCES, detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +141,7 @@ def optional(check: Check) -> Check:
 
 #: Every call: its arguments in order.
 CALLS: Final[dict[str, tuple[Check, ...]]] = {
-    "hello": (token,),
+    "hello": (token, optional(number)),  # …, the connection that it goes on
     "attach": (number, names, optional(number)),  # cpu, capabilities, share_mm
     "adopt": (number,),
     "window": (number,),
@@ -184,7 +193,7 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
 
 #: Last arguments that may be left out, and what they are then: an mmap of anonymous memory names no file, and who calls
 #: move_pages wants the statuses.
-DEFAULTS: Final[dict[str, list[Any]]] = {"mmap": [None, 0, "r+"], "move_pages": [True]}
+DEFAULTS: Final[dict[str, list[Any]]] = {"hello": [None], "mmap": [None, 0, "r+"], "move_pages": [True]}
 
 
 def pack_request(boot_id: str, request_id: int, name: str, args: Sequence[Any], window: int | None = None) -> bytes:
@@ -256,6 +265,8 @@ def pack_refusal(boot_id: str, request_id: int, error: Exception) -> bytes:
             refusal = [error.errno, [KIND_BUS, error.detail, error.address]]
         case SegmentationFault():
             refusal = [error.errno, [KIND_SEGV, error.detail, error.address]]
+        case StrangerError():
+            refusal = [error.errno, [KIND_STRANGER, error.detail, 0]]
         case OutOfMemory():
             refusal = [error.errno, [KIND_OOM, error.detail, 0]]
         case MmError():
@@ -289,6 +300,8 @@ def unpack_reply(body: bytes | memoryview) -> tuple[str, int, Any]:
             raise SegmentationFault(address, detail)
         case "oom":
             raise OutOfMemory(detail)
+        case "stranger":
+            raise StrangerError(detail)
         case "protocol":
             raise WireError(detail)
         case _:

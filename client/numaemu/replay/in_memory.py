@@ -140,7 +140,10 @@ class InMemory:
             found += np.where(first_words == cells[pfns, -1], first_words, -1).tolist()
         else:
             k.c.dirty[flats[:good]] = 1
-            cells[pfns, 0] = cells[pfns, -1] = values[:good]
+            values = values[:good]
+            # What is there already is not written: a page of zeros takes no memory of the host.
+            other = (cells[pfns, 0] != values) | (cells[pfns, -1] != values)
+            cells[pfns[other], 0] = cells[pfns[other], -1] = values[other]
         return good
 
     def _refused_pages(self, mm: Mm, addr: int, pages: int) -> int:
