@@ -17,7 +17,7 @@ import pytest
 import numaemu
 import numaemu_core
 from numaemu.bench.figures import FIGURES
-from numaemu.cli import bench, migratepages, reports, status, up
+from numaemu.cli import bench, migratepages, options, reports, status, up
 from numaemu.cli import main as cli
 from numaemu.cli.options import machine_name
 from numaemu_core.profiles import PROFILES
@@ -98,6 +98,7 @@ def test_version() -> None:
         (["up", "--nodes", "0"], "nodes: expected a whole number from 1 to 64"),
         (["up", "--page-size", "3000"], "page_size: expected a power of two"),
         (["stress", "--seconds", "inf"], "--seconds: expected more than 0 and at most 604800, got inf"),
+        (["stress", "--profile", "vms"], "profile: 'vms' is not known; known: "),
         (["up", "--profile", "vms"], "profile: 'vms' is not known"),
         (["up", "--topology", "/nonexistent.toml"], "/nonexistent.toml: No such file or directory"),
     ],
@@ -137,7 +138,7 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -
 
 def test_what_help_says_without_looking_is_true() -> None:
     """Names of profiles and of figures stand in --help as they are where they are defined."""
-    assert sorted(up.PROFILES) == sorted(PROFILES)
+    assert sorted(options.PROFILES) == sorted(PROFILES)
     assert tuple(FIGURES) == bench.NAMES
 
 

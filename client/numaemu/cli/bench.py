@@ -40,9 +40,10 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise ValueError(f"no figure is called {unknown[0]!r}; there are: {', '.join(FIGURES)}")
     found: list[Figure] = []
-    for name in args.names or FIGURES:
+    names = args.names or list(FIGURES)
+    for number, name in enumerate(names, 1):
         if sys.stderr.isatty():
-            print(f"\rmeasuring {name} …\x1b[K", end="", file=sys.stderr, flush=True)
+            print(f"\rmeasuring {name}, {number} of {len(names)} …\x1b[K", end="", file=sys.stderr, flush=True)
         found.append(FIGURES[name]())
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)

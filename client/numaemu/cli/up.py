@@ -7,7 +7,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from numaemu.cli.options import add_machine, examples, machine_name
+from numaemu.cli.options import PROFILES, add_machine, examples, machine_name
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 _NODES: Final = 2
 _MEMORY: Final = "64M"
 _SWAP: Final = "128M"
-_PROFILE: Final = "swap-v3"
+_PROFILE: Final = PROFILES[0]
 _PAGE_SIZE: Final = "4096"
-#: As in numaemu_core.profiles, which --help does without.
-PROFILES: Final = ("swap-v3", "linux-6.1", "linux-6.12")
 
 
 def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not name its type
