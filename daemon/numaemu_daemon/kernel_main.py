@@ -11,6 +11,7 @@ import zmq
 from numaemu_core import limits
 from numaemu_core.journal import Journal
 from numaemu_core.layout import pool_name
+from numaemu_core.lock_stats import LockStats
 from numaemu_core.recovery import resume
 from numaemu_core.swap_state import end_swap_write
 from numaemu_core.wire import VERSION
@@ -38,12 +39,13 @@ _HANDSHAKE_MS = 2000
 def main(child: Child) -> None:
     """Serve the machine that `child` describes; returns when it ends."""
     machine = MappedMachine(child.layout, child.fds)
-    columns = machine.columns
     journal_segment = Segment(child.fds["journal"], os.fstat(child.fds["journal"]).st_size)
-    locks = ProcessLocks(child.layout, columns, machine.mutexes, OfdLock(child.fds["mmap_sem"]), time.monotonic)
+    stats = LockStats(time.monotonic)
+    locks = ProcessLocks(child.layout, machine.columns, machine.mutexes, OfdLock(child.fds["mmap_sem"]), stats)
     journal = Journal(np.frombuffer(journal_segment.view, np.uint8))
     fenced = membarrier.register()
     found = machine_for(child, machine, locks, journal, fenced=fenced)
+    found.kernel.locks.stats = stats
     context = zmq.Context()
     try:
         _serve(child, context, found, locks, fenced=fenced)

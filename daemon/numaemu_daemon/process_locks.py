@@ -6,13 +6,14 @@ waited for: the call goes on without its lock, after the mm's epoch has moved, s
 doing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import Columns
 from numaemu_core.layout import Layout
+from numaemu_core.lock_stats import LockStats
 from numaemu_core.locks import Key, Mode, Rank
 from numaemu_host.ofdlock import OfdLock
 from numaemu_host.robust import MutexState, MutexTable
@@ -25,9 +26,9 @@ class ProcessLocks:
     """HostLocks over the mutex table and the semaphore file."""
 
     def __init__(
-        self, layout: Layout, columns: Columns, mutexes: MutexTable, semaphores: OfdLock, clock: Callable[[], float]
+        self, layout: Layout, columns: Columns, mutexes: MutexTable, semaphores: OfdLock, stats: LockStats
     ) -> None:
-        """`clock` gives seconds that only grow."""
+        """Waits for spin locks and dead holders are counted in `stats`, which has the clock."""
         self._first = {
             Rank.PTE: layout.pte_mutex,
             Rank.LRU: layout.lru_mutex,
@@ -37,13 +38,17 @@ class ProcessLocks:
         self._columns = columns
         self._mutexes = mutexes
         self._semaphores = semaphores
-        self._clock = clock
+        self._clock = stats.clock
+        self._stats = stats
         #: When a lock was first found busy, while it stays so.
         self._busy_since: dict[Key, float] = {}
         #: Locks that the current holder goes on without.
         self._without: set[Key] = set()
-        #: Locks whose holder had died, since boot.
-        self.recoveries = 0
+
+    @property
+    def recoveries(self) -> int:
+        """Locks whose holder had died, since boot."""
+        return sum(stat.recoveries for stat in self._stats.classes)
 
     def try_spin(self, keys: Sequence[Key]) -> bool:
         """Take all of them or none."""
@@ -65,9 +70,14 @@ class ProcessLocks:
             taken.append(key)
         self._without |= without
         if self._busy_since:
-            for key in keys:
-                self._busy_since.pop(key, None)
+            self._no_longer_busy(keys)
         return True
+
+    def _no_longer_busy(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            since = self._busy_since.pop(key, None)
+            if since is not None:
+                self._stats.classes[key[0]].waited(self._clock() - since)
 
     def spin_unlock(self, keys: Sequence[Key]) -> None:
         """Drop them."""
@@ -121,8 +131,13 @@ class ProcessLocks:
             self._mutexes.unlock(mutex)
 
     def _overdue(self, key: Key) -> bool:
-        since = self._busy_since.setdefault(key, self._clock())
-        return self._clock() - since > limits.WINDOW_BOUND_RUNNING_S
+        now = self._clock()
+        since = self._busy_since.get(key)
+        if since is None:
+            self._busy_since[key] = since = now
+            if key[0] is not Rank.MMAP_SEM:  # whose waits the lock table counts, task by task
+                self._stats.classes[key[0]].contended += 1
+        return now - since > limits.WINDOW_BOUND_RUNNING_S
 
     def _repair(self, mutex: int, *, owner_died: bool) -> None:
         """The holder died inside. Whatever it guards is whole after each single store of its other takers.
@@ -132,4 +147,5 @@ class ProcessLocks:
         if owner_died:
             self._mutexes.make_consistent(mutex)
         self._columns.needs_recovery[mutex] = 0
-        self.recoveries += 1
+        _, rank = max((base, rank) for rank, base in self._first.items() if base <= mutex)
+        self._stats.classes[rank].recoveries += 1

@@ -134,7 +134,9 @@ class Server:
             "calls": self._calls.served,
             "refused": self.refused,
             "lock_recoveries": self._recoveries(),
+            "locks": self._k.locks.stats.as_dict(),
             "sleeping": self._scheduler.sleeping(),
+            "copies": self._bus.copies,
             "shootdowns": self._scheduler.shootdowns,
             "stragglers": self._scheduler.stragglers,
             "quarantined": sum(len(held.pfns) for held in self._k.quarantine.entries),
@@ -274,7 +276,7 @@ class Server:
 
     def _check_at_rest(self) -> None:
         """Once nothing is on its way any more, check, answer, and let the others go on."""
-        if self._scheduler.active or not self._bus.idle:
+        if self._scheduler.active or self._bus.copies:
             return
         if self._finishing:
             self._finishing = False

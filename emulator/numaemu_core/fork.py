@@ -39,6 +39,8 @@ from numaemu_core.task_locks import down_write, spin_lock
 from numaemu_core.uapi import CAPABILITIES
 
 #: Tables of the parent, and as many of the child, whose locks one step of a fork takes.
+#: So many pids are named where one is not there.
+_PIDS_SHOWN = 10
 _TABLES_PER_STEP = limits.PTE_LOCK_BATCH // 2
 
 
@@ -101,7 +103,9 @@ def task_of(k: Kernel, pid: int) -> Task:
     """
     task = k.tasks.get(pid)
     if task is None or task.exiting:
-        raise MmError(errno.ESRCH, f"no task {pid}")
+        living = [other for other, task in k.tasks.items() if not task.exiting]
+        shown = ", ".join(map(str, sorted(living)[:_PIDS_SHOWN])) + (", ..." if len(living) > _PIDS_SHOWN else "")
+        raise MmError(errno.ESRCH, f"no task {pid}; tasks: {shown or 'none'}")
     return task
 
 

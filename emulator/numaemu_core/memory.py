@@ -12,7 +12,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8
-from numaemu_core.effects import Breathe, KernelTask, Shootdown, WaitPageLocks
+from numaemu_core.effects import Breathe, KernelTask, Shootdown
 from numaemu_core.errors import BusError, MmError, OutOfMemory, SegmentationFault
 from numaemu_core.filemap import do_no_page
 from numaemu_core.harvest import begin_harvest, end_harvest
@@ -33,7 +33,7 @@ from numaemu_core.mm_types import (
     VmArea,
 )
 from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_DIRTY
-from numaemu_core.page_lock import trylock_pages, unlock_pages
+from numaemu_core.page_lock import trylock_pages, unlock_pages, wait_on_pages_locked
 from numaemu_core.page_table import (
     PTE_PRESENT,
     PTE_READABLE,
@@ -157,7 +157,7 @@ def _migration_entry_wait(k: Kernel, flats: I8) -> KernelTask[None]:
         moving = entries[is_migration(entries)]
         if not len(moving):
             return
-        yield WaitPageLocks((moving[:1] >> np.uint64(k.page_shift)).astype(np.int64))
+        yield from wait_on_pages_locked(k, (moving[:1] >> np.uint64(k.page_shift)).astype(np.int64))
 
 
 # -- anonymous pages ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ here, size, types and counts, before anything acts on it; docs/protocol.md is th
 """
 
 import errno
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -202,12 +203,20 @@ def pack_request(boot_id: str, request_id: int, name: str, args: Sequence[Any], 
         MmError: EINVAL: an argument does not fit 64 bits, or the message is too long.
     """
     try:
-        body: bytes = msgpack.packb([VERSION, boot_id, request_id, name, list(args), window])
+        body: bytes = msgpack.packb([VERSION, boot_id, request_id, name, list(args), window], default=_whole_number)
     except (OverflowError, TypeError, ValueError) as error:
         raise MmError(errno.EINVAL, f"{name}: an argument cannot be sent: {error}") from None
     if len(body) > limits.MESSAGE_BYTES_MAX:
         raise MmError(errno.EINVAL, f"{name}: a message of {len(body)} bytes is too long")
     return body
+
+
+def _whole_number(value: object) -> int:
+    """A number of another kind, such as numpy's, as Python's. TypeError: it is none."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # whether it is one is the question
+    except TypeError:
+        raise TypeError(f"expected numbers, text or bytes, got a {type(value).__name__}") from None
 
 
 def unpack_request(body: bytes | memoryview, boot_id: str) -> Request:

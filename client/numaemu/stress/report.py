@@ -14,6 +14,8 @@ import numaemu as nm
 #: How long a worker may take beyond its time before it counts as stuck and is ended.
 _GRACE_S: Final = 60.0
 _PROGRESS_S: Final = 0.5
+#: Counters of vmstat that are part of the report.
+_EVENTS: Final = ("pgfault", "pgmajfault", "pswpin", "pswpout", "pgmigrate_success")
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Report:
     clients: int
     seconds: float
     seed: int
+    profile: str = "swap-v3"
     counts: dict[str, int] = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     lost: int = 0
@@ -39,11 +42,12 @@ class Report:
         return asdict(self) | {"sound": self.sound}
 
 
-def run(clients: int, seconds: float, seed: int, progress: Callable[[float], None]) -> Report:
+def run(clients: int, seconds: float, seed: int, profile: str, progress: Callable[[float], None]) -> Report:
     """Run `clients` processes for `seconds` on a machine of their own; `progress` is told the part that is over."""
-    report = Report(clients, seconds, seed)
+    report = Report(clients, seconds, seed, profile)
     # Memory for everybody and for the copies of their forks; swap for half of the pages, so that it runs full at times.
-    with nm.boot(nodes=4, memory=f"{max(4, clients)}M", swap=f"{192 * clients}K") as machine:
+    size = f"{max(4, clients)}M"
+    with nm.boot(nodes=4, memory=size, swap=f"{192 * clients}K", profile=profile) as machine:
         workers = [_start(machine.name, number, seed, seconds) for number in range(clients)]
         began = time.monotonic()
         while (over := time.monotonic() - began) < seconds and any(worker.poll() is None for worker in workers):
@@ -54,7 +58,8 @@ def run(clients: int, seconds: float, seed: int, progress: Callable[[float], Non
             totals.update(_finish(worker, number, report))
         progress(1.0)
         report.fsck = machine.fsck()
-        moved = {name: machine.figures("vmstat")[name] for name in ("pgfault", "pgmajfault", "pswpin", "pswpout")}
+        events = machine.figures("vmstat")
+        moved = {name: events.get(name, 0) for name in _EVENTS}
         report.lost, report.wrong = totals.pop("lost", 0), totals.pop("wrong", 0)
         report.counts = {**dict(sorted(totals.items())), **moved}
     return report

@@ -32,7 +32,7 @@ class Worker:
         self.page_size = machine.topology.page_size
         self.nodes = [node.id for node in machine.topology.nodes]
         cpus = [cpu for node in machine.topology.nodes for cpu in node.cpus]
-        self.task = machine.attach(cpu=cpus[number % len(cpus)], capabilities={"CAP_SYS_RESOURCE"})
+        self.task = machine.attach(cpu=cpus[number % len(cpus)], capabilities={"CAP_SYS_RESOURCE", "CAP_SYS_NICE"})
         self.base = self.task.mmap(PAGES * self.page_size).start
         #: How often each page was written; 0 reads as zeros.
         self.versions = [0] * PAGES
