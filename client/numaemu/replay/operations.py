@@ -27,6 +27,8 @@ _UNWRITTEN: Final = "5a" * 8
 _FILL_CHUNK_PAGES: Final = 4096
 #: Words of a mask that the interpreter looks at.
 _BUFFER_WORDS: Final = 64
+#: Addresses that its buffer for move_pages holds; those that no program gave are 0.
+_BUFFER_PAGES: Final = 4096
 #: A node that is none.
 _GARBAGE: Final = 0x5A5A5A5A
 
@@ -177,6 +179,8 @@ def file_read(program: Program, pid: int, name: str, page: str, count: str) -> A
     values = []
     for number in range(int(page), int(page) + int(count)):
         body = program.host.call(pid, "file_read", full, number * PAGE, PAGE)
+        if len(body) < PAGE:  # the file ends here
+            break
         first, last = struct.unpack_from("<q", body)[0], struct.unpack_from("<q", body, PAGE - 8)[0]
         values.append(first if first == last else -1)
     return {"r": len(values), "v": values}
@@ -237,7 +241,7 @@ def get_mempolicy(program: Program, pid: int, *args: str) -> Answer:
         answer |= {"mw": 0, "mask": []}
     elif mask_to == "edge":
         answer["mask"] = [_UNWRITTEN]
-    mask_bytes = -(-(maxnode - 1) // words.WORD_BITS) * 8 if maxnode else 0
+    mask_bytes = words.mask_bytes(maxnode)
     too_long = mask_to != "null" and mask_bytes > PAGE
     asked = None if mask_to == "null" else min(maxnode, _MASK_BITS_MAX)
     try:
@@ -250,7 +254,7 @@ def get_mempolicy(program: Program, pid: int, *args: str) -> Answer:
         answer["mode"] = mode
     if too_long:
         return answer | {"r": -1, "e": errno.EINVAL}
-    if mask_to == "bad" or (mask_to == "edge" and mask_bytes > words.WORD_BITS // 8):
+    if mask_bytes > {"bad": 0, "edge": words.WORD_BITS // 8}.get(mask_to, mask_bytes):
         return answer | {"r": -1, "e": errno.EFAULT}
     if mask_to != "null":
         answer["mask"] = words.hex_mask((body or b"").ljust(mask_bytes, b"\0")[:mask_bytes])
@@ -297,9 +301,11 @@ def move_pages(program: Program, pid: int, who: str, pages: str, nodes: str, how
         targets = [given[i % len(given)] for i in range(len(addresses))]
     if chosen.get("nodes") == "bad":
         targets = []
-    if count > len(addresses) and targets:  # the kernel reads on, in what the interpreter has there
-        addresses.append(0)
-        targets.append(_GARBAGE)
+    asked = len(addresses)
+    if count > asked:  # the kernel reads on, in what the interpreter has there
+        addresses += [0] * (min(count, _BUFFER_PAGES) - asked)
+        if targets:
+            targets.append(_GARBAGE)
     if "pages" in chosen:
         addresses = []
     writable = chosen.get("status") is None
@@ -308,7 +314,7 @@ def move_pages(program: Program, pid: int, who: str, pages: str, nodes: str, how
     )
     answer: Answer = {"r": result} if result >= 0 else {"r": -1, "e": -result}
     if writable:
-        answer["st"] = _written(status)[: len(_page_list(pages))]
+        answer["st"] = (_written(status) + [None] * asked)[:asked]
     return answer
 
 

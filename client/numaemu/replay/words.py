@@ -138,6 +138,11 @@ def mask_for(word: str, maxnode: int) -> list[int] | None:
     return words
 
 
+def mask_bytes(maxnode: int) -> int:
+    """Bytes of a mask that get_mempolicy writes, in the arithmetic of an unsigned long: whole words."""
+    return (maxnode - 1 + WORD_BITS - 1) % _ULONG // WORD_BITS * 8
+
+
 def hex_mask(body: bytes) -> list[str]:
     """Words of a mask that the kernel wrote, as the recordings have them: one at least, but no zeros at the end."""
     words = [f"{int.from_bytes(body[i : i + 8], 'little'):x}" for i in range(0, len(body), 8)]
