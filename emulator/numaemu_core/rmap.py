@@ -265,8 +265,15 @@ def _finish_unmap(k: Kernel, cleared: list[_Cleared]) -> KernelTask[None]:
         if part.mm.id in late:
             yield from _restore(k, part, stragglers)
         else:
-            end_harvest(k, part.pfns[part.maybe_dirty], k.c.dirty[part.flats[part.maybe_dirty]] != 0)
+            end_harvest(k, part.pfns[part.maybe_dirty], _was_written(k, part)[part.maybe_dirty])
             k.c.mapcount[part.pfns] -= 1
+
+
+def _was_written(k: Kernel, part: _Cleared) -> Bool:
+    """Which pages were written to through their entries, or may have been: their table has gone meanwhile."""
+    if part.mm.dead:
+        return np.ones(len(part.pfns), np.bool_)
+    return np.asarray((k.c.dirty[part.flats] != 0) | (k.tables.walk(part.mm.pgd, part.vpns) != part.flats))
 
 
 def _restore(k: Kernel, part: _Cleared, stragglers: dict[int, int]) -> KernelTask[None]:
