@@ -18,6 +18,7 @@ from numaemu.replay.program import Program
 from numaemu.replay.records import Record
 from numaemu.replay.runner import Options, Outcome, run_all, run_one
 from numaemu_core import uapi
+from numaemu_core.syscalls import SYSCALLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,7 +169,7 @@ def test_a_machine_that_breaks_down_is_told_with_its_place(
     records: Records, monkeypatch: pytest.MonkeyPatch, row: Row
 ) -> None:
     """An exception of the core is the answer of the call that met it, with file and line."""
-    monkeypatch.setattr(InMemory, "call", lambda *_args: min(()))
+    monkeypatch.setitem(SYSCALLS, "mmap", lambda *_args: min(()))
     outcome = run_one(records(row())[0], Options())
     assert outcome.answers[0]["error"].startswith("ValueError: min() ")
 

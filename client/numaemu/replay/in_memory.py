@@ -19,7 +19,7 @@ from numaemu_core.fsck import fsck
 from numaemu_core.performer import Performer
 from numaemu_core.syscalls import SYSCALLS
 from numaemu_core.sysctl import write_sysctl
-from numaemu_core.uapi import CAPABILITIES
+from numaemu_core.uapi import CAPABILITIES, RLIMIT_MEMLOCK
 from numaemu_core.wire import CALLS
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class InMemory:
         """A process on the first CPU with every capability."""
         first_cpu = min(self._k.cpu_node)
         task = fork.attach(self._k, first_cpu, sorted(CAPABILITIES), None)
-        task.rlimit_memlock = MEMLOCK_BYTES
+        self.call(task.pid, "setrlimit", RLIMIT_MEMLOCK, MEMLOCK_BYTES)
         return task.pid
 
     def fork(self, pid: int) -> int:
