@@ -176,7 +176,7 @@ class _Cleared:
     entries: U8
     #: What stands there now: slots, or nothing for pages of files.
     replaced: U8
-    #: Pages that count as dirty only because they might be: taken back when the harvest finds no dirty byte.
+    #: Pages that count as dirty only because they might be: taken back when the harvest finds no dirty byte at all.
     maybe_dirty: Bool
 
 
@@ -254,13 +254,22 @@ def _finish_unmap(k: Kernel, cleared: list[_Cleared]) -> KernelTask[None]:
     """Wait for the windows, then harvest; where a straggler stays, the entries come back."""
     stragglers: dict[int, int] = yield Shootdown(frozenset(part.mm.id for part in cleared))
     late = {int(k.c.window_mm[slot]) - 1 for slot in stragglers}
+    # A page is as dirty as the dirtiest of its entries: only what no mm has written to is clean.
+    maybe = np.concatenate([part.pfns[part.maybe_dirty] for part in cleared])
+    written = np.concatenate([part.pfns[_may_be_written(k, part, late)] for part in cleared])
+    k.c.pg_flags[maybe[~np.isin(maybe, written)]] &= ~np.uint16(PG_DIRTY)
     for part in cleared:
         if part.mm.id in late:
             yield from _restore(k, part, stragglers)
         else:
-            clean = part.pfns[part.maybe_dirty & (k.c.dirty[part.flats] == 0)]
-            k.c.pg_flags[clean] &= ~np.uint16(PG_DIRTY)
             k.c.mapcount[part.pfns] -= 1
+
+
+def _may_be_written(k: Kernel, part: _Cleared, late: set[int]) -> Bool:
+    """Which pages were written to through their entries, or may be: a window is open, or their table has gone."""
+    if part.mm.id in late or part.mm.dead:
+        return np.ones(len(part.pfns), np.bool_)
+    return np.asarray((k.c.dirty[part.flats] != 0) | (k.tables.walk(part.mm.pgd, part.vpns) != part.flats))
 
 
 def _restore(k: Kernel, part: _Cleared, stragglers: dict[int, int]) -> KernelTask[None]:
