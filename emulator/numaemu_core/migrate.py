@@ -241,6 +241,9 @@ def _move_to_new_pages(k: Kernel, pfns: I8, targets: I8) -> KernelTask[Bool]:
         new = targets[found.positions[mine]]
         k.c.pte[found.flats[mine]] = make_entries(k, new, 0) | found.rights[mine]
         k.c.mapcount[pfns[moves]] = 0
+        # From now on nobody who waited for the lock of an old frame takes it for the page (folio->mapping = NULL).
+        for column in (k.c.mapping, k.c.index, k.c.pg_flags):
+            column[pfns[moves]] = 0
     old, new = pfns[moves], targets[moves]
     states = k.c.lru_state[old] & LRU_PG_ACTIVE | LRU_ON_LIST
     yield from lru_cache_del(k, old)

@@ -441,3 +441,22 @@ def test_in_2005_pages_leave_for_swap_and_come_back_anywhere(machine: Make) -> N
     m.call(fork.sys_set_cpu(m.k, task, 2))
     assert bytes_of(m, task, base, 3) == [1, 2, 3]
     assert m.where(task, base, 3) == [0, 2, 2]
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "disk"])
+@pytest.mark.parametrize("first", range(0, 160, 40))
+def test_a_write_that_waited_for_a_page_finds_where_it_went(machine: Make, kind: str, first: int) -> None:
+    """Calls that write to a file while its pages migrate write to the pages that it has then, and readers find that."""
+    pages = 6
+    for seed in range(first, first + 40):
+        m = today(machine, seed=seed)
+        files.create_file(m.k, "/data", kind, pages * PAGE)
+        task, other = m.attach(0, NICE), m.attach(1)
+        base = m.call(mmap.sys_mmap(m.k, task, 0, pages * PAGE, RW, MAP_SHARED, "/data", 0, "r+"))
+        m.touch(task, base, pages)
+        data = bytes([7]) * (pages * PAGE)
+        m.performer.start("migrate", migrate_pages.sys_migrate_pages(m.k, task, 0, 65, [1], [2]))
+        m.performer.start("write", files.sys_file_write(m.k, other, "/data", 0, data))
+        m.performer.run()
+        assert m.call(files.sys_file_read(m.k, other, "/data", 0, pages * PAGE)) == data, f"seed {seed}"
+        assert bytes_of(m, task, base, pages) == [7] * pages, f"seed {seed}"
