@@ -166,8 +166,7 @@ def test_what_is_lost_or_wrong_is_counted_and_told() -> None:
     assert reader.check(still=False) == {"reads_verified": 2, "lost": 1, "wrong": 1}
     assert reader.complaints == [
         "lost: page 1 of private: expected version 1 by 0x7, found zeros",
-        "wrong: page 2 of private: expected version 1 by 0x7, "
-        "found version 1 of page 0 of area 3, written by 0x7",
+        "wrong: page 2 of private: expected version 1 by 0x7, found version 1 of page 0 of area 3, written by 0x7",
     ]
 
 
