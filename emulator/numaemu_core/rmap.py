@@ -262,6 +262,8 @@ def _finish_unmap(k: Kernel, cleared: list[_Cleared]) -> KernelTask[None]:
         if part.mm.id in late:
             yield from _restore(k, part, stragglers)
         else:
+            # Also where the right to write was taken away just before, from under an open window.
+            k.c.pg_flags[part.pfns[k.c.dirty[part.flats] != 0]] |= PG_DIRTY
             k.c.mapcount[part.pfns] -= 1
 
 
