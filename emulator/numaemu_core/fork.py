@@ -24,6 +24,7 @@ from numaemu_core.mmzone import free_pages
 from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_REFERENCED, PG_UPTODATE
 from numaemu_core.page_table import (
     PTE_WRITABLE,
+    PTE_WRITE_RIGHTS,
     flats_of,
     is_migration,
     is_present,
@@ -210,8 +211,8 @@ def _write_protect(k: Kernel, mm: Mm) -> KernelTask[None]:
             if part:
                 yield Breathe()
             with (yield from spin_lock(k, pte_lock_keys(flats))):
-                writable = is_writable(k.c.pte[flats])
-                k.c.pte[flats[writable]] &= ~np.uint64(PTE_WRITABLE)
+                writable = k.c.pte[flats] & np.uint64(PTE_WRITE_RIGHTS) != 0
+                k.c.pte[flats[writable]] &= ~np.uint64(PTE_WRITE_RIGHTS)
 
 
 def copy_page_range(k: Kernel, task: Task, vma: VmArea, *, eagerly: bool) -> KernelTask[None]:
@@ -256,7 +257,7 @@ def _copy_entries(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, eager
         c.mapcount[pfns[pfns != k.zero_pfn]] += 1
         c.accessed[ours[stay]] = 0
         c.dirty[ours[stay]] = c.dirty[flats[stay]]
-        c.pte[ours[stay]] = entries[stay] & ~np.uint64(PTE_WRITABLE)
+        c.pte[ours[stay]] = entries[stay] & ~np.uint64(PTE_WRITE_RIGHTS)
         mine = copied & is_present(entries)
         kept = mine[copied]
         copy_rows(c.frames, spare[kept], c.frames, _numbers(k, entries[mine]))

@@ -23,7 +23,7 @@ from numaemu_core.mmap import (
     split_vma,
     vma_merge,
 )
-from numaemu_core.page_table import is_writable, pte_lock_keys
+from numaemu_core.page_table import PTE_WRITE_RIGHTS, pte_lock_keys
 from numaemu_core.rlimit import check_address_space, may_lock
 from numaemu_core.task_locks import down_write, spin_lock
 from numaemu_core.uapi import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE
@@ -230,7 +230,7 @@ def _move_page_tables(k: Kernel, mm: Mm, start: int, end: int, target: int) -> K
         return
     stragglers: dict[int, int] = yield Shootdown(frozenset([mm.id]))
     for old, new in moved:
-        written = (k.c.dirty[old] != 0) | (bool(stragglers) & is_writable(k.c.pte[new]))
+        written = (k.c.dirty[old] != 0) | (bool(stragglers) & (k.c.pte[new] & np.uint64(PTE_WRITE_RIGHTS) != 0))
         k.c.dirty[new[written]] = 1
         k.c.accessed[new] |= k.c.accessed[old]
 

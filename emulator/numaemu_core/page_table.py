@@ -6,7 +6,7 @@ entry without its low bits is the byte offset of the frame among all frames:
     0                                   none
     PRESENT [READABLE] [WRITABLE] pfn   mapped; without READABLE it is PROT_NONE
     SWAPPED slot                        in the swap area, or on its way there
-    MIGRATION pfn                       being copied to another frame; its map count stays; a fault waits
+    MIGRATION [MIGRATION_WRITE] pfn     being copied to another frame; its map count stays; a fault waits
     PRESENT table                       in the three upper levels
 
 The daemon alone writes entries, a pte under the lock of its table. `accessed` and `dirty` are bytes beside the entry,
@@ -30,6 +30,10 @@ PTE_READABLE: Final = 2
 PTE_WRITABLE: Final = 4
 PTE_SWAPPED: Final = 16
 PTE_MIGRATION: Final = 32
+#: The entry was WRITABLE before, and will be again: clients look at that bit alone, so it must not stay.
+PTE_MIGRATION_WRITE: Final = 64
+#: What takes the right to write away from an entry, whether it is on its way or not.
+PTE_WRITE_RIGHTS: Final = PTE_WRITABLE | PTE_MIGRATION_WRITE
 
 _INDEX = limits.PTRS_PER_TABLE - 1
 _SHIFT = limits.TABLE_SHIFT

@@ -33,6 +33,7 @@ from numaemu_core.page_flags import (
 from numaemu_core.page_table import (
     PTE_PRESENT,
     PTE_WRITABLE,
+    PTE_WRITE_RIGHTS,
     is_migration,
     is_present,
     is_swapped,
@@ -68,7 +69,8 @@ def mend_entries(k: Kernel) -> None:
             here = entries[inside]
             named = here >> np.uint64(k.page_shift) << np.uint64(k.page_shift)
             rights = np.uint64(vm_page_prot(vma))
-            writable = here & np.uint64(PTE_WRITABLE if vma.vm_flags & VM_WRITE else 0)
+            may_write = (here & np.uint64(PTE_WRITE_RIGHTS) != 0) & bool(vma.vm_flags & VM_WRITE)
+            writable = np.where(may_write, np.uint64(PTE_WRITABLE), np.uint64(0))
             moving = is_migration(here)
             named[moving] = moved_to[_numbers(k, here[moving])].astype(np.uint64) << np.uint64(k.page_shift)
             mended[inside] = np.where(is_present(here) | moving, named | rights | writable, here)

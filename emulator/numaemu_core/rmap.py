@@ -265,7 +265,10 @@ def _finish_unmap(k: Kernel, cleared: list[_Cleared]) -> KernelTask[None]:
         if part.mm.id in late:
             yield from _restore(k, part, stragglers)
         else:
-            end_harvest(k, part.pfns[part.maybe_dirty], _was_written(k, part)[part.maybe_dirty])
+            written = _was_written(k, part)
+            # Also where the right to write was taken away just before, from under an open window.
+            k.c.pg_flags[part.pfns[written]] |= PG_DIRTY
+            end_harvest(k, part.pfns[part.maybe_dirty], written[part.maybe_dirty])
             k.c.mapcount[part.pfns] -= 1
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from numaemu_core import files, fork, madvise, memory, mmap
+from numaemu_core import files, fork, madvise, memory, mmap, mprotect
 from numaemu_core.errors import BusError, MmError, OutOfMemory, SegmentationFault
 from numaemu_core.lru import isolate_lru_page
 from numaemu_core.mm_types import AddressSpace, Task
 from numaemu_core.page_flags import PG_DIRTY
+from numaemu_core.page_table import PTE_WRITABLE
 from numaemu_core.uapi import (
     MADV_PAGEOUT,
     MAP_ANONYMOUS,
@@ -278,15 +279,16 @@ def test_one_of_several_mappers_wrote(machine: Make, profile: str, kind: str, wr
     assert [read(m, task, addr) for task, addr in zip(tasks, addrs, strict=True)] == [42] * 3
 
 
-@pytest.mark.parametrize("ending", ["stays", "exits"])
+@pytest.mark.parametrize("ending", ["stays", "exits", "loses the right"])
 @pytest.mark.parametrize("writer", [0, 1])
 def test_one_of_several_mappers_writes_in_a_window_that_is_still_open(machine: Make, writer: int, ending: str) -> None:
-    """A write whose window was open when the entries were taken away is not lost, not even if its task exits then."""
+    """A write whose window was open when the entries were taken away is not lost, whatever becomes of its task."""
     m = machine()
     k = m.k
     file = create(m, "disk")
     tasks = [m.attach() for _ in range(2)]
-    addrs = [map_file(m, task) for task in tasks]
+    others = PROT_READ if ending == "loses the right" else RW
+    addrs = [map_file(m, task, prot=RW if i == writer else others) for i, task in enumerate(tasks)]
     for task, addr in zip(tasks, addrs, strict=True):
         m.touch(task, addr, write=False)
     m.clear_young()
@@ -295,6 +297,10 @@ def test_one_of_several_mappers_writes_in_a_window_that_is_still_open(machine: M
     for slot, task in enumerate(tasks):
         k.c.window_mm[slot], k.c.window[slot] = task.mm.id + 1, 1
     flat = k.tables.pte_offset(tasks[writer].mm.pgd, addrs[writer] // PAGE)
+    if ending == "loses the right":
+        span = addrs[writer], PAGE
+        m.performer.start("protect", mprotect.sys_mprotect(k, tasks[writer], *span, PROT_READ))
+        m.performer.run(until=lambda: not m.entry(tasks[writer], addrs[writer]) & PTE_WRITABLE)
     eviction = m.performer.start("evict", swapout_pages(k, np.array([frame])))
     m.performer.run(until=lambda: not any(m.entry(t, a) for t, a in zip(tasks, addrs, strict=True)))
     k.c.dirty[flat] = 1
