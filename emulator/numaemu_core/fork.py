@@ -167,6 +167,8 @@ def sys_fork(k: Kernel, task: Task) -> KernelTask[Task]:
         raise MmError(error.errno, error.detail) from None
     twin = Task(k.next_pid, child, task.cpu, task.capabilities, task.policy, task.il_next, task.mems_allowed)
     twin.cpuset, twin.il_prev, twin.il_weight = task.cpuset, task.il_prev, task.il_weight
+    twin.uid, twin.dumpable = task.uid, task.dumpable
+    twin.rlimit_memlock, twin.rlimit_as = task.rlimit_memlock, task.rlimit_as
     twin.parent, twin.owner = task.pid, task.owner
     with k.journal.together():
         note(k, ["fork", twin.pid])

@@ -86,6 +86,8 @@ class Kernel:
         self.next_pid = 1
         self.next_mm = 0
         self.next_anon_vma = 1
+        #: Files that were opened for an mmap.
+        self.openings = 0
         #: Copies of anon_vmas that forks made.
         self.anon_clones = 0
         #: Events since boot by their name in /proc/vmstat.

@@ -314,7 +314,7 @@ def populate_vma_range(k: Kernel, task: Task, vma: VmArea, start: int, end: int)
         tries = 0
         while True:
             try:
-                yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
+                yield from populate_pages(k, task, vma, vpn, stop, write=write)
                 break
             except (OutOfMemory, BusError) as error:
                 if not _is_worth_a_retry(task, error, tries):
@@ -322,6 +322,25 @@ def populate_vma_range(k: Kernel, task: Task, vma: VmArea, start: int, end: int)
                 tries += 1
                 yield Breathe()
         yield Breathe()
+
+
+def populate_pages(
+    k: Kernel, task: Task, vma: VmArea, first_vpn: int, end_vpn: int, *, write: bool
+) -> KernelTask[None]:
+    """handle_mm_fault for a caller that takes the pages as touched: with `write` they become dirty in any case.
+
+    Mirrors: __get_user_pages and follow_page with FOLL_TOUCH (2.6.15, 6.1).
+
+    Raises:
+        OutOfMemory, BusError: as handle_mm_fault.
+    """
+    yield from handle_mm_fault(k, task, vma, first_vpn, end_vpn, write=write)
+    if write:
+        flats = k.tables.walk(vma.vm_mm.pgd, np.arange(first_vpn, end_vpn))
+        flats = flats[flats >= 0]
+        entries = k.c.pte[flats]
+        clean = is_present(entries) & is_writable(entries) & (k.c.dirty[flats] == 0)
+        k.c.pg_flags[(entries[clean] >> np.uint64(k.page_shift)).astype(np.int64)] |= PG_DIRTY
 
 
 def unmap_vmas(

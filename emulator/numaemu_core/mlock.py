@@ -68,7 +68,9 @@ def _lock_span(k: Kernel, start: int, length: int) -> tuple[int, int]:
 def _do_mlock(k: Kernel, task: Task, start: int, length: int, bits: int) -> KernelTask[int]:
     if not can_do_mlock(task):
         raise MmError(errno.EPERM, "RLIMIT_MEMLOCK is 0")
-    start, end = _lock_span(k, start, length)
+    size = page_align(k, length + (start & (k.page_size - 1)))
+    start &= -k.page_size
+    end = start + size
     mm = task.mm
     with (yield from down_write(mm)):
         if (locked := noted(k)) is not None:
@@ -77,6 +79,8 @@ def _do_mlock(k: Kernel, task: Task, start: int, length: int, bits: int) -> Kern
             already = 0 if k.profile.mlock_counts_twice else locked_bytes(mm, start, min(end, limits.TASK_SIZE_BYTES))
             if not may_lock(k, task, end - start - already):
                 raise MmError(errno.ENOMEM, f"RLIMIT_MEMLOCK is {task.rlimit_memlock} bytes")
+            if end >= 1 << 64:
+                raise MmError(errno.EINVAL, "the range wraps around")
             with k.journal.together():
                 whole = _apply_lock_flags(k, mm, start, end, bits)
                 note(k, ["locked", whole])

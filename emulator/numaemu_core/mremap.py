@@ -20,7 +20,6 @@ from numaemu_core.mmap import (
     insert_vm_struct,
     leave_anon_vma,
     page_align,
-    split_vma,
     vma_merge,
 )
 from numaemu_core.page_table import PTE_WRITE_RIGHTS, pte_lock_keys
@@ -64,7 +63,8 @@ def sys_mremap(
         if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
             return (yield from _mremap_to(k, task, wish))
         if wish.old_len >= wish.new_len:
-            yield from _cut_off(k, task.mm, addr + wish.new_len, addr + wish.old_len)
+            if wish.old_len > wish.new_len:  # of nothing not even the edges are cut
+                yield from _cut_off(k, task.mm, addr + wish.new_len, addr + wish.old_len)
             return addr
         vma = _vma_to_resize(k, task, wish)
         if addr + wish.old_len == vma.vm_end and not task.mm.vmas.overlapping(vma.vm_end, addr + wish.new_len):
@@ -146,6 +146,8 @@ def _mremap_to(k: Kernel, task: Task, wish: _Wish) -> KernelTask[int]:
         yield from _cut_off(k, task.mm, wish.addr + wish.new_len, wish.addr + old_len)
         wish = replace(wish, old_len=wish.new_len)
     vma = _vma_to_resize(k, task, wish)
+    if wish.flags & MREMAP_DONTUNMAP:
+        check_address_space(task, wish.old_len)
     if not wish.flags & MREMAP_FIXED and (not new_addr or task.mm.vmas.overlapping(new_addr, new_addr + wish.new_len)):
         new_addr = get_unmapped_area(task.mm, wish.new_len)
     return (yield from _move_vma(k, task, vma, wish, new_addr))
@@ -186,21 +188,16 @@ def _finish_move(k: Kernel, task: Task, wish: _Wish, old: tuple[int, int], new: 
         k.journal.vmas(mm, *new)
     locked = vma is not None and vma.vm_flags & VM_LOCKED
     if wish.flags & MREMAP_DONTUNMAP:
-        yield from _leave_empty(k, task, *old)
-    else:
-        yield from do_munmap(k, mm, *old)
+        _leave_empty(k, task, *old)
+        return new[0]
+    yield from do_munmap(k, mm, *old)
     if locked:
-        yield from make_pages_present(k, task, *new)
+        yield from make_pages_present(k, task, new[0] + old[1] - old[0], new[1])
     return new[0]
 
 
-def _leave_empty(k: Kernel, task: Task, start: int, end: int) -> KernelTask[None]:
-    """The old mapping stays, without pages and without its lock (MREMAP_DONTUNMAP)."""
-    yield from ()
-    for edge, below in ((start, False), (end, True)):
-        vma = task.mm.vmas.find_vma(edge)
-        if vma is not None and vma.vm_start < edge < vma.vm_end:
-            split_vma(k, vma, edge, new_below=below)
+def _leave_empty(k: Kernel, task: Task, start: int, end: int) -> None:
+    """The range stays mapped, without pages (MREMAP_DONTUNMAP). The whole VMA loses its lock; it is not split."""
     vma = task.mm.vmas.find_vma(start)
     if vma is None or vma.vm_start > start:  # another call took it away between two runs of this one
         return
@@ -208,7 +205,7 @@ def _leave_empty(k: Kernel, task: Task, start: int, end: int) -> KernelTask[None
     if vma.vm_start == start and vma.vm_end == end:
         leave_anon_vma(k, vma)
         vma.anon_vma, vma.anon_clone = None, 0
-    k.journal.vmas(task.mm, start, end)
+    k.journal.vmas(task.mm, vma.vm_start, vma.vm_end)
 
 
 def _move_page_tables(k: Kernel, mm: Mm, start: int, end: int, target: int) -> KernelTask[None]:

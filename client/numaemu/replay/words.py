@@ -69,6 +69,11 @@ RIGHTS: Final = {
 }
 
 
+def integer(word: str) -> int:
+    """A number as C writes it."""
+    return int(word, 0)
+
+
 def _pages_and_bytes(word: str) -> int:
     parts = re.fullmatch(r"(-?\d+)([+-]\d+)?", word)
     if parts is None:
