@@ -75,6 +75,8 @@ OPERATIONS: Final = (
     "lock",
     "read_common",
     "write_common",
+    "write_own",
+    "check_area",
     "verify_own",
     "verify_all",
     "end",

@@ -11,7 +11,6 @@ import resource
 import selectors
 import signal
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -22,6 +21,7 @@ from numaemu.stress.process import DONE, KILLED_FOR_MEMORY, LEFT, SIGNAL_WHERE, 
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+    from types import TracebackType
 
     from numaemu.stress.plan import Plan
 
@@ -76,7 +76,6 @@ class Crew:
         #: Numbers of workers that have nobody.
         self._vacant = list(range(plan.workers - 1, -1, -1))
         self._serial = 0
-        self.endings: Counter[str] = Counter()
         #: What went wrong, in words.
         self.failed: list[str] = []
         #: What was lost or wrong, in words.
@@ -89,7 +88,9 @@ class Crew:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for member in self.members:
             member.process.kill()
         for member in self.members:
@@ -204,13 +205,9 @@ class Crew:
             self._vacant.append(member.post.worker)
         if all(one.post.family != member.post.family for one in self.members):
             self._free_families.append(member.post.family)
-        if member.asked_at:
+        if member.asked_at or (member.killed and status == -signal.SIGKILL):
             return
-        if member.killed and status == -signal.SIGKILL:
-            self.endings["killed"] += 1
-        elif status == KILLED_FOR_MEMORY:
-            self.endings["killed for memory"] += 1
-        elif status not in {DONE, LEFT}:
+        if status not in {DONE, LEFT, KILLED_FOR_MEMORY}:
             why = member.failure or [f"exit status {status}", *member.stacks[-_STACK_LINES:]]
             self.failed.append(f"{member.kind} {member.post.serial} failed: " + "\n    ".join(why))
 
@@ -221,7 +218,7 @@ class Crew:
             for operation, seconds, steps in self.board.doing(member.post.process)
             if seconds > STUCK_S
         ]
-        if not stuck:
+        if not stuck or member.process.exitcode is not None:
             return
         now = time.monotonic()
         if not member.asked_at:

@@ -131,7 +131,7 @@ class Member:
         Raises:
             TaskKilled: the task is no more. Others: what must not happen.
         """
-        name = getattr(operation, "__name__", "verify_all")
+        name: str = getattr(operation, "func", operation).__name__
         self.row.begin(name)
         try:
             operation()
