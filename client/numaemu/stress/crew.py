@@ -30,6 +30,8 @@ STUCK_S: Final = 90.0
 #: How long stacks of a stuck process are waited for.
 _STACKS_S: Final = 3.0
 _TURN_S: Final = 0.05
+#: How long a process is stopped: what waits for its window does so for the shorter ones, and gives up in the longest.
+_PAUSES_S: Final = (0.02, 0.05, 0.1, 0.5)
 _READ_BYTES: Final = 1 << 16
 _STACK_LINES: Final = 40
 _BODIES: Final = {"worker": worker.run, "companion": relatives.run_companion, "child": relatives.run_child}
@@ -51,6 +53,8 @@ class Member:
     #: It was told to say where it hangs, and has said so in these lines.
     asked_at: float = 0.0
     stacks: list[str] = field(default_factory=list)
+    #: It is stopped until then.
+    stopped_until: float = 0.0
     failure: list[str] = field(default_factory=list)
 
 
@@ -76,6 +80,7 @@ class Crew:
         #: Numbers of workers that have nobody.
         self._vacant = list(range(plan.workers - 1, -1, -1))
         self._serial = 0
+        self.pauses = 0
         #: What went wrong, in words.
         self.failed: list[str] = []
         #: What was lost or wrong, in words.
@@ -231,6 +236,23 @@ class Crew:
             member.process.join()
 
     # -- going ---------------------------------------------------------------------------------------------------------
+
+    def pause_one(self) -> None:
+        """Stop some process for a moment, wherever it is: it may be in the middle of a page."""
+        victims = [one for one in self.members if not one.killed and not one.stopped_until]
+        if victims:
+            victim = self._random.choice(victims)
+            victim.stopped_until = time.monotonic() + self._random.choice(_PAUSES_S)
+            self.pauses += 1
+            os.kill(victim.process.pid, signal.SIGSTOP)
+
+    def let_go_on(self, *, everybody: bool = False) -> None:
+        """Whoever was stopped for long enough goes on."""
+        now = time.monotonic()
+        for member in self.members:
+            if member.stopped_until and (everybody or now >= member.stopped_until):
+                member.stopped_until = 0.0
+                os.kill(member.process.pid, signal.SIGCONT)
 
     def kill_one(self) -> bool:
         """SIGKILL some process that has begun; whether there was one."""

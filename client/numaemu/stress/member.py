@@ -11,7 +11,7 @@ import numpy as np
 
 import numaemu as nm
 from numaemu.stress.area import Area, check
-from numaemu.stress.plan import COMMON, COMMON_PAGES, FILES, PAGE_BYTES, SPAN_PAGES
+from numaemu.stress.plan import COMMON, COMMON_PAGES, FILES, LONG_SPAN_PAGES, PAGE_BYTES, SPAN_PAGES
 from numaemu.stress.process import TaskKilled
 from numaemu_core.profiles import profile_named
 
@@ -74,10 +74,17 @@ class Member:
         self.areas += [private, Area(COMMON, bases[COMMON], words, who)]
 
     def span(self, count_all: int) -> tuple[int, int]:
-        """Some pages of so many: the first, and how many; single pages as often as many at once."""
+        """Some pages of so many: the first, and how many: one, or some."""
         first = self.random.randrange(count_all)
         most = min(SPAN_PAGES, count_all - first)
         return first, self.random.choice((1, self.random.randint(1, most)))
+
+    def long_span(self, count_all: int) -> tuple[int, int]:
+        """The same, and now and then very many."""
+        if self.random.random() > 1 / 6:
+            return self.span(count_all)
+        first = self.random.randrange(max(1, count_all - LONG_SPAN_PAGES // 2))
+        return first, min(LONG_SPAN_PAGES, count_all - first)
 
     def some(self) -> tuple[Area, int, int]:
         """Some pages of some area, mostly of the private one."""

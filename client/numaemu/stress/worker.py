@@ -115,11 +115,11 @@ class Worker(Member):
 
     def write(self) -> None:
         """New versions of some private pages."""
-        self.write_area(self.private, *self.span(len(self.private)))
+        self.write_area(self.private, *self.long_span(len(self.private)))
 
     def read(self) -> None:
         """Verify some private pages."""
-        self.check_area(self.private, *self.span(len(self.private)), still=True)
+        self.check_area(self.private, *self.long_span(len(self.private)), still=True)
 
     def write_files(self) -> None:
         """New versions of its pages of a file."""
