@@ -53,7 +53,7 @@ COUNTERS: Final = (
 )
 #: What a thread can be doing.
 OPERATIONS: Final = (
-    "begin",
+    "fsck",
     "fill",
     "write",
     "read",

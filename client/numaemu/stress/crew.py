@@ -83,6 +83,8 @@ class Crew:
         self.pauses = 0
         #: What went wrong, in words.
         self.failed: list[str] = []
+        #: Invariants that did not hold in the middle of it.
+        self.fsck: list[str] = []
         #: What was lost or wrong, in words.
         self.found: list[str] = []
 
@@ -189,6 +191,8 @@ class Crew:
             self._start("child", member.post.family, member.post.worker, inherited)
         elif "found" in words:
             self.found.append(f"{member.kind} {member.post.serial}: {words['found']}")
+        elif "fsck" in words:
+            self.fsck += words["fsck"]
         elif "failed" in words:
             member.failure = words["failed"]
 

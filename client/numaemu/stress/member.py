@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -116,7 +116,10 @@ class Member:
             self.check_area(area, first, count, still=False)
             return
         name = FILES[number].name
-        read: Any = lambda page, n: self.task.file_read(name, page * PAGE_BYTES, n * PAGE_BYTES)  # noqa: E731
+
+        def read(start: int, n: int) -> bytes:
+            return self.task.file_read(name, start * PAGE_BYTES, n * PAGE_BYTES)
+
         check(area, first, count, read, self.row, self.voice.complain, still=False)
         self.row.count("file_reads")
 

@@ -51,7 +51,7 @@ def run(plan: Plan, tell: Tell) -> Report:
                 _work(plan, machine.name, crew, killer, tell)
                 _end(plan, crew, report)
                 _verify_files(plan, machine, crew, report)
-                report.fsck = machine.fsck()
+                report.fsck = [*crew.fsck, *machine.fsck()]
                 figures = machine.figures("vmstat")
                 report.machine = {name: figures[name] for name in _MACHINE if name in figures}
             except nm.MachineGone as gone:
