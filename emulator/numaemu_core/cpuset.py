@@ -107,7 +107,11 @@ def sys_set_cpuset(k: Kernel, task: Task, words: Sequence[int]) -> KernelTask[in
         _change_task_nodemask(k, member, nodes)
     if k.profile.cpuset_rebinds_vmas:
         for mm in dict.fromkeys(member.mm for member in members if not member.mm.dead):
-            yield from mpol_rebind_mm(k, mm, old, nodes)
+            try:
+                yield from mpol_rebind_mm(k, mm, old, nodes)
+            except MmError:
+                if not mm.dead:
+                    raise
             if k.profile.cpuset_migrates and old != nodes and not mm.dead:
                 yield from _cpuset_migrate_mm(k, mm, old, nodes)
     return len(k.cpu_node) if attached and k.profile.cpuset_resets_affinity else 1

@@ -74,7 +74,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise ValueError(f"--clients: expected 1 to {_CLIENTS_MAX}, got {args.clients}")
     if not args.seconds > 0:
         raise ValueError(f"--seconds: expected more than 0, got {args.seconds}")
-    kill = tuple(word for word in args.kill.split(",") if word)
+    kill = tuple(dict.fromkeys(word for word in args.kill.split(",") if word))
     for word in kill:
         if word not in KILLABLE:
             raise ValueError(f"--kill: expected some of {', '.join(KILLABLE)}, got {word!r}")

@@ -35,9 +35,9 @@ class Area:
     def __len__(self) -> int:
         return len(self.words)
 
-    def address(self, page: int) -> int:
+    def address(self, page_index: int) -> int:
         """Where a page is."""
-        return self.base + page * PAGE_BYTES
+        return self.base + page_index * PAGE_BYTES
 
     def begin_write(self, first: int, count: int) -> bytes:
         """Pages are about to be written; gives their bytes, to be written before `end_write`."""

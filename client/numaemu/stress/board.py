@@ -53,7 +53,7 @@ COUNTERS: Final = (
 )
 #: What a thread can be doing.
 OPERATIONS: Final = (
-    "begin",
+    "fsck",
     "fill",
     "write",
     "read",
@@ -75,6 +75,8 @@ OPERATIONS: Final = (
     "lock",
     "read_common",
     "write_common",
+    "write_own",
+    "check_area",
     "verify_own",
     "verify_all",
     "end",

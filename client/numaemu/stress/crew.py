@@ -11,7 +11,6 @@ import resource
 import selectors
 import signal
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -22,6 +21,7 @@ from numaemu.stress.process import DONE, KILLED_FOR_MEMORY, LEFT, SIGNAL_WHERE, 
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+    from types import TracebackType
 
     from numaemu.stress.plan import Plan
 
@@ -30,6 +30,8 @@ STUCK_S: Final = 90.0
 #: How long stacks of a stuck process are waited for.
 _STACKS_S: Final = 3.0
 _TURN_S: Final = 0.05
+#: How long a process is stopped: what waits for its window does so for the shorter ones, and gives up in the longest.
+_PAUSES_S: Final = (0.02, 0.05, 0.1, 0.5)
 _READ_BYTES: Final = 1 << 16
 _STACK_LINES: Final = 40
 _BODIES: Final = {"worker": worker.run, "companion": relatives.run_companion, "child": relatives.run_child}
@@ -51,6 +53,8 @@ class Member:
     #: It was told to say where it hangs, and has said so in these lines.
     asked_at: float = 0.0
     stacks: list[str] = field(default_factory=list)
+    #: It is stopped until then.
+    stopped_until: float = 0.0
     failure: list[str] = field(default_factory=list)
 
 
@@ -76,9 +80,11 @@ class Crew:
         #: Numbers of workers that have nobody.
         self._vacant = list(range(plan.workers - 1, -1, -1))
         self._serial = 0
-        self.endings: Counter[str] = Counter()
+        self.pauses = 0
         #: What went wrong, in words.
         self.failed: list[str] = []
+        #: Invariants that did not hold in the middle of it.
+        self.fsck: list[str] = []
         #: What was lost or wrong, in words.
         self.found: list[str] = []
 
@@ -89,7 +95,9 @@ class Crew:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for member in self.members:
             member.process.kill()
         for member in self.members:
@@ -183,6 +191,8 @@ class Crew:
             self._start("child", member.post.family, member.post.worker, inherited)
         elif "found" in words:
             self.found.append(f"{member.kind} {member.post.serial}: {words['found']}")
+        elif "fsck" in words:
+            self.fsck += words["fsck"]
         elif "failed" in words:
             member.failure = words["failed"]
 
@@ -204,13 +214,9 @@ class Crew:
             self._vacant.append(member.post.worker)
         if all(one.post.family != member.post.family for one in self.members):
             self._free_families.append(member.post.family)
-        if member.asked_at:
+        if member.asked_at or (member.killed and status == -signal.SIGKILL):
             return
-        if member.killed and status == -signal.SIGKILL:
-            self.endings["killed"] += 1
-        elif status == KILLED_FOR_MEMORY:
-            self.endings["killed for memory"] += 1
-        elif status not in {DONE, LEFT}:
+        if status not in {DONE, LEFT, KILLED_FOR_MEMORY}:
             why = member.failure or [f"exit status {status}", *member.stacks[-_STACK_LINES:]]
             self.failed.append(f"{member.kind} {member.post.serial} failed: " + "\n    ".join(why))
 
@@ -221,7 +227,7 @@ class Crew:
             for operation, seconds, steps in self.board.doing(member.post.process)
             if seconds > STUCK_S
         ]
-        if not stuck:
+        if not stuck or member.process.exitcode is not None:
             return
         now = time.monotonic()
         if not member.asked_at:
@@ -234,6 +240,23 @@ class Crew:
             member.process.join()
 
     # -- going ---------------------------------------------------------------------------------------------------------
+
+    def pause_one(self) -> None:
+        """Stop some process for a moment, wherever it is: it may be in the middle of a page."""
+        victims = [one for one in self.members if not one.killed and not one.stopped_until]
+        if victims:
+            victim = self._random.choice(victims)
+            victim.stopped_until = time.monotonic() + self._random.choice(_PAUSES_S)
+            self.pauses += 1
+            os.kill(victim.process.pid, signal.SIGSTOP)
+
+    def let_go_on(self, *, everybody: bool = False) -> None:
+        """Whoever was stopped for long enough goes on."""
+        now = time.monotonic()
+        for member in self.members:
+            if member.stopped_until and (everybody or now >= member.stopped_until):
+                member.stopped_until = 0.0
+                os.kill(member.process.pid, signal.SIGCONT)
 
     def kill_one(self) -> bool:
         """SIGKILL some process that has begun; whether there was one."""

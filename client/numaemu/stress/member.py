@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import random
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 import numaemu as nm
 from numaemu.stress.area import Area, check
-from numaemu.stress.plan import COMMON, COMMON_PAGES, FILES, PAGE_BYTES, SPAN_PAGES
+from numaemu.stress.plan import COMMON, COMMON_PAGES, FILES, LONG_SPAN_PAGES, PAGE_BYTES, SPAN_PAGES
 from numaemu.stress.process import TaskKilled
 from numaemu_core.profiles import profile_named
 
@@ -74,10 +74,17 @@ class Member:
         self.areas += [private, Area(COMMON, bases[COMMON], words, who)]
 
     def span(self, count_all: int) -> tuple[int, int]:
-        """Some pages of so many: the first, and how many; single pages as often as many at once."""
+        """Some pages of so many: the first, and how many: one, or some."""
         first = self.random.randrange(count_all)
         most = min(SPAN_PAGES, count_all - first)
         return first, self.random.choice((1, self.random.randint(1, most)))
+
+    def long_span(self, count_all: int) -> tuple[int, int]:
+        """The same, and now and then very many."""
+        if self.random.random() > 1 / 6:
+            return self.span(count_all)
+        first = self.random.randrange(max(1, count_all - LONG_SPAN_PAGES // 2))
+        return first, min(LONG_SPAN_PAGES, count_all - first)
 
     def some(self) -> tuple[Area, int, int]:
         """Some pages of some area, mostly of the private one."""
@@ -109,7 +116,10 @@ class Member:
             self.check_area(area, first, count, still=False)
             return
         name = FILES[number].name
-        read: Any = lambda page, n: self.task.file_read(name, page * PAGE_BYTES, n * PAGE_BYTES)  # noqa: E731
+
+        def read(start: int, n: int) -> bytes:
+            return self.task.file_read(name, start * PAGE_BYTES, n * PAGE_BYTES)
+
         check(area, first, count, read, self.row, self.voice.complain, still=False)
         self.row.count("file_reads")
 
@@ -131,7 +141,7 @@ class Member:
         Raises:
             TaskKilled: the task is no more. Others: what must not happen.
         """
-        name = getattr(operation, "__name__", "verify_all")
+        name: str = getattr(operation, "func", operation).__name__
         self.row.begin(name)
         try:
             operation()

@@ -13,8 +13,9 @@ KILLABLE: Final = ("client", "node", "swap", "daemon")
 #: Private pages of all workers together at least: so many, that the nodes of a small run are not too small to work.
 _PAGES_LEAST: Final = 1536
 _PRIVATE_PAGES_LEAST: Final = 96
-#: Pages that one operation covers at most.
+#: Pages that one operation covers at most, as a rule; and now and then, so that windows stay open for long.
 SPAN_PAGES: Final = 24
+LONG_SPAN_PAGES: Final = 256
 #: Pages that a worker, its companion and its children map shared.
 COMMON_PAGES: Final = 16
 

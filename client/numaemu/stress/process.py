@@ -97,10 +97,12 @@ def run_member(post: Post, pipe: Connection, body: Callable[[Post, Board, nm.Mac
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     faulthandler.register(SIGNAL_WHERE, file=pipe.fileno(), all_threads=True)
     voice = Voice(pipe)
+    board = Board(post.plan, post.memory)
     try:
         with connected(post.machine) as machine:
-            status = body(post, Board(post.plan, post.memory), machine, voice)
+            status = body(post, board, machine, voice)
     except TaskKilled:
+        board.row(post.process, 0).count("killed_for_memory")
         status = KILLED_FOR_MEMORY
     except BaseException:  # noqa: BLE001 - whatever it is, it is told
         voice.say(failed=traceback.format_exc().splitlines()[-_LINES_OF_FAILURE:])

@@ -39,7 +39,7 @@ class Companion(Mover):
     def read(self) -> None:
         """Verify pages that the worker may be writing, or throwing away."""
         area = self.areas[PRIVATE]
-        self.check_area(area, *self.span(len(area)), still=False)
+        self.check_area(area, *self.long_span(len(area)), still=False)
 
     def write_common(self) -> None:
         """New versions of the second half of the common pages."""

@@ -57,5 +57,6 @@ class Report:
             told += [f"  {line}" for line in kind[:_LINES_MAX]]
             if len(kind) > _LINES_MAX:
                 told.append(f"  and {len(kind) - _LINES_MAX} more")
-        more = f", failed {len(self.failed)}" if self.failed else ""
-        return [*told, f"lost {self.lost}, wrong {self.wrong}, fsck {len(self.fsck)}{more}"]
+        if self.failed:
+            told.append(f"failed {len(self.failed)}")
+        return [*told, f"lost {self.lost}, wrong {self.wrong}, fsck {len(self.fsck)}"]

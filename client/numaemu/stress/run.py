@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 import numaemu as nm
+from numaemu import control, places
 from numaemu.stress.area import Area, check
 from numaemu.stress.board import THREADS, new_memory
 from numaemu.stress.crew import Crew
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _ENDING_S: Final = 120.0
 _ENDING_EACH_S: Final = 1.0
 _TELL_S: Final = 0.5
+_LAST_LINES: Final = 12
 #: Counts of the machine that say how much happened.
 _MACHINE: Final = ("pgfault", "pgmajfault", "pswpin", "pswpout", "pageoutrun", "pgmigrate_success", "oom_kill")
 _VERDICTS: Final = ("lost", "wrong", "torn")
@@ -46,17 +48,19 @@ def run(plan: Plan, tell: Tell) -> Report:
         with Crew(plan, machine.name, memory, until) as crew:
             killer = Killer(plan, machine.name, crew)
             try:
-                _work(plan, crew, killer, tell)
+                _work(plan, machine.name, crew, killer, tell)
                 _end(plan, crew, report)
                 _verify_files(plan, machine, crew, report)
-                report.fsck = machine.fsck()
+                report.fsck = [*crew.fsck, *machine.fsck()]
                 figures = machine.figures("vmstat")
                 report.machine = {name: figures[name] for name in _MACHINE if name in figures}
             except nm.MachineGone as gone:
-                report.failed.append(str(gone))
+                # What clients say of it is left out: it is the same, over and over.
+                report.failed = [str(gone), *_last_words(machine.name)]
+                crew.failed.clear()
             counts = crew.board.totals()
             report.lost, report.wrong, report.torn = (counts.pop(name) for name in _VERDICTS)
-            report.counts = counts
+            report.counts = {**counts, "clients_stopped": crew.pauses}
             report.kills = dict(killer.kills)
             report.found += crew.found
             report.failed += crew.failed
@@ -66,20 +70,38 @@ def run(plan: Plan, tell: Tell) -> Report:
     return report
 
 
-def _work(plan: Plan, crew: Crew, killer: Killer, tell: Tell) -> None:
-    """Until the time is over, or all of them fail."""
+def _work(plan: Plan, name: str, crew: Crew, killer: Killer, tell: Tell) -> None:
+    """Until the time is over, or all of them fail.
+
+    Raises:
+        MachineGone: the machine has ended.
+    """
     began = told = time.monotonic()
     while (now := time.monotonic()) < began + plan.seconds and len(crew.failed) <= plan.clients:
         crew.fill_up()
         crew.turn()
+        crew.let_go_on()
+        crew.pause_one()
         killer.turn()
         if now - told >= _TELL_S:
             told = now
+            if not control.is_running(places.machine_dir(name)):
+                raise nm.MachineGone(name)
             tell((now - began) / plan.seconds, crew.board.totals())
+
+
+def _last_words(name: str) -> list[str]:
+    """What the machine logged at last: an invariant that did not hold, as a rule."""
+    try:
+        lines = (places.machine_dir(name) / places.LOG).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    return lines[-_LAST_LINES:]
 
 
 def _end(plan: Plan, crew: Crew, report: Report) -> None:
     """They verify everything and end by themselves."""
+    crew.let_go_on(everybody=True)
     deadline = time.monotonic() + _ENDING_S + _ENDING_EACH_S * plan.clients
     while crew.members and time.monotonic() < deadline:
         crew.turn()

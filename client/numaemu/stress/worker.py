@@ -21,6 +21,7 @@ from numaemu.stress.area import Area, check
 from numaemu.stress.board import GRANTED, NOTHING
 from numaemu.stress.member import CAPABILITIES, Member
 from numaemu.stress.mover import Mover
+from numaemu.stress.pages import settled
 from numaemu.stress.plan import COMMON, COMMON_PAGES, FILES, PAGE_BYTES, PRIVATE, SPAN_PAGES
 from numaemu.stress.process import DONE, LEFT
 
@@ -79,12 +80,26 @@ class Worker(Member):
     # -- beginning and end ---------------------------------------------------------------------------------------------
 
     def take_over(self) -> None:
-        """The pages of the predecessor: nobody writes them now, and what it had begun is written again."""
+        """The pages of the predecessor: nobody writes them now, and what it had begun is written again.
+
+        A call with which it was writing may outlive it: a check of the machine comes first, which lets all calls end.
+        """
+        if self._left_unfinished():
+            self.row.begin("fsck")
+            self.voice.say(fsck=self.machine.fsck())
         for number in range(len(FILES)):
             self._verify(self.areas[number], *self.own_pages(number))
         for number in range(len(FILES)):
             while not self.attempt(functools.partial(self.write_own, number, *self.own_pages(number))):
                 time.sleep(_PAUSE_S)
+
+    def _left_unfinished(self) -> bool:
+        """Was the predecessor in the middle of a write?"""
+        for number in range(len(FILES)):
+            first, count = self.own_pages(number)
+            if not settled(self.areas[number].words[first : first + count]).all():
+                return True
+        return False
 
     def fill(self) -> None:
         """Every page of its own is used, so that there is no memory for all."""
@@ -115,11 +130,11 @@ class Worker(Member):
 
     def write(self) -> None:
         """New versions of some private pages."""
-        self.write_area(self.private, *self.span(len(self.private)))
+        self.write_area(self.private, *self.long_span(len(self.private)))
 
     def read(self) -> None:
         """Verify some private pages."""
-        self.check_area(self.private, *self.span(len(self.private)), still=True)
+        self.check_area(self.private, *self.long_span(len(self.private)), still=True)
 
     def write_files(self) -> None:
         """New versions of its pages of a file."""
