@@ -11,6 +11,7 @@ from typing import Final
 
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
+from numaemu_core.intents import note, noted
 from numaemu_core.kernel import Kernel
 from numaemu_core.migrate_pages import do_migrate_pages
 from numaemu_core.mm_types import Mm, Task
@@ -95,15 +96,22 @@ def sys_set_cpuset(k: Kernel, task: Task, words: Sequence[int]) -> KernelTask[in
     if k.tasks.get(task.pid) is not task:
         raise MmError(errno.ESRCH, f"task {task.pid} has ended")
     nodes = _cpuset_nodes(k, sum(word << (_WORD_BITS * i) for i, word in enumerate(words)))
-    attached = task.cpuset != task.pid
+    if (begun := noted(k)) is not None:
+        _, attached, old = begun
+    else:
+        attached, old = task.cpuset != task.pid, task.mems_allowed
+        note(k, ["cpuset", attached, old])
     task.cpuset = task.pid
     members = [member for member in k.tasks.values() if member.cpuset == task.pid]
-    old = task.mems_allowed
     for member in members:
         _change_task_nodemask(k, member, nodes)
     if k.profile.cpuset_rebinds_vmas:
         for mm in dict.fromkeys(member.mm for member in members if not member.mm.dead):
-            yield from mpol_rebind_mm(k, mm, old, nodes)
+            try:
+                yield from mpol_rebind_mm(k, mm, old, nodes)
+            except MmError:
+                if not mm.dead:
+                    raise
             if k.profile.cpuset_migrates and old != nodes and not mm.dead:
                 yield from _cpuset_migrate_mm(k, mm, old, nodes)
     return len(k.cpu_node) if attached and k.profile.cpuset_resets_affinity else 1

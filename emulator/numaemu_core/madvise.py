@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from numaemu_core import limits
-from numaemu_core.columns import I8
+from numaemu_core.columns import I8, Bool
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import BusError, MmError, OutOfMemory
 from numaemu_core.files import truncate_range
@@ -34,7 +34,7 @@ from numaemu_core.page_flags import LRU_INACTIVE, LRU_ON_LIST, PG_DIRTY, PG_LAZY
 from numaemu_core.page_lock import trylock_pages, unlock_pages
 from numaemu_core.page_table import is_present, is_swapped, pte_lock_keys
 from numaemu_core.rmap import linear_page_index
-from numaemu_core.swap_state import free_swap_and_cache, remove_exclusive_swap_page
+from numaemu_core.swap_state import free_page_and_swap_cache, free_swap_and_cache, remove_exclusive_swap_page
 from numaemu_core.swapin import read_swap_cache_async
 from numaemu_core.task_locks import down_write, spin_lock
 from numaemu_core.uapi import (
@@ -135,7 +135,7 @@ def _advise(k: Kernel, task: Task, vma: VmArea, span: tuple[int, int], advice: i
         yield from _madvise_populate(k, task, vma, span, write=advice == MADV_POPULATE_WRITE)
 
 
-def _own_pages(k: Kernel, vma: VmArea, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+def _own_pages(k: Kernel, vma: VmArea, start: int, end: int) -> tuple[I8, I8]:
     """Flat indexes and frames of the pages of a range that only this entry maps."""
     first, last = start >> k.page_shift, end >> k.page_shift
     flats, _, entries = k.tables.used_entries(vma.vm_mm.pgd, first, last)
@@ -143,6 +143,12 @@ def _own_pages(k: Kernel, vma: VmArea, start: int, end: int) -> tuple[np.ndarray
     flats, pfns = flats[mapped], (entries[mapped] >> np.uint64(k.page_shift)).astype(np.int64)
     own = (pfns != k.zero_pfn) & (k.c.mapcount[pfns] == 1)
     return flats[own], pfns[own]
+
+
+def _still_map(k: Kernel, flats: I8, pfns: I8) -> Bool:
+    """Which of these entries map these frames, now that their locks are held?"""
+    entries = k.c.pte[flats]
+    return np.asarray(is_present(entries) & (entries >> np.uint64(k.page_shift) == pfns.astype(np.uint64)))
 
 
 def _madvise_pageout(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[None]:
@@ -155,7 +161,7 @@ def _madvise_pageout(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask
     if not len(pfns):
         return
     with (yield from spin_lock(k, [*pte_lock_keys(flats), *lru_lock_keys(k, pfns)])):
-        same = (k.c.pte[flats] >> np.uint64(k.page_shift)).astype(np.int64) == pfns
+        same = _still_map(k, flats, pfns)
         k.c.accessed[flats[same]] = 0
         pfns = pfns[same]
         isolated = pfns[isolate_lru_page(k, pfns)]
@@ -191,6 +197,8 @@ def _madvise_cold(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[No
     if not len(pfns):
         return
     with (yield from spin_lock(k, [*pte_lock_keys(flats), *lru_lock_keys(k, pfns)])):
+        same = _still_map(k, flats, pfns)
+        flats, pfns = flats[same], pfns[same]
         k.c.accessed[flats] = 0
         k.c.pg_flags[pfns] &= ~np.uint16(PG_REFERENCED)
         listed = pfns[k.c.lru_state[pfns] & LRU_ON_LIST != 0]
@@ -222,6 +230,7 @@ def _madvise_free(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[No
     got = cached[(yield from trylock_pages(k, cached))]
     yield from remove_exclusive_swap_page(k, got, references=2)
     yield from unlock_pages(k, got)
+    yield from free_page_and_swap_cache(k, got)
     with (yield from spin_lock(k, pte_lock_keys(flats))):
         entries = k.c.pte[flats]
         pfns = (entries >> np.uint64(k.page_shift)).astype(np.int64)

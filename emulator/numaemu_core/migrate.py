@@ -27,10 +27,12 @@ from numaemu_core.page_flags import LRU_ON_LIST, LRU_PG_ACTIVE, PAGE_MAPPING_FIL
 from numaemu_core.page_lock import lock_some_pages, trylock_pages, unlock_pages
 from numaemu_core.page_table import (
     PTE_MIGRATION,
+    PTE_MIGRATION_WRITE,
     PTE_PRESENT,
     PTE_WRITABLE,
     is_migration,
     is_present,
+    is_writable,
     pte_lock_keys,
     vm_page_prot,
 )
@@ -172,7 +174,8 @@ def _mark_in_vma(k: Kernel, mapper: Mapper, all_pfns: I8) -> KernelTask[I8]:
     with guard:
         entries = k.c.pte[flats]
         here = (flats >= 0) & is_present(entries) & (_numbers(k, entries) == pfns)
-        k.c.pte[flats[here]] = entries[here] & ~np.uint64(PTE_PRESENT) | np.uint64(PTE_MIGRATION)
+        may_write = np.where(is_writable(entries[here]), np.uint64(PTE_MIGRATION_WRITE), np.uint64(0))
+        k.c.pte[flats[here]] = make_entries(k, pfns[here], PTE_MIGRATION) | may_write
     return mapper.positions[here]
 
 
@@ -208,7 +211,8 @@ def _migration_entries(k: Kernel, pfns: I8) -> _Found:
 
 def _rights(vma: VmArea, entries: U8) -> U8:
     """The bits of entries once they are present again: what the VMA allows, writing if that was not lost meanwhile."""
-    return entries & np.uint64(PTE_WRITABLE) | np.uint64(vm_page_prot(vma))
+    may_write = np.where(entries & np.uint64(PTE_MIGRATION_WRITE), np.uint64(PTE_WRITABLE), np.uint64(0))
+    return may_write | np.uint64(vm_page_prot(vma))
 
 
 def _move_to_new_pages(k: Kernel, pfns: I8, targets: I8) -> KernelTask[Bool]:
@@ -240,6 +244,9 @@ def _move_to_new_pages(k: Kernel, pfns: I8, targets: I8) -> KernelTask[Bool]:
         new = targets[found.positions[mine]]
         k.c.pte[found.flats[mine]] = make_entries(k, new, 0) | found.rights[mine]
         k.c.mapcount[pfns[moves]] = 0
+        # From now on nobody who waited for the lock of an old frame takes it for the page (folio->mapping = NULL).
+        for column in (k.c.mapping, k.c.index, k.c.pg_flags):
+            column[pfns[moves]] = 0
     old, new = pfns[moves], targets[moves]
     states = k.c.lru_state[old] & LRU_PG_ACTIVE | LRU_ON_LIST
     yield from lru_cache_del(k, old)

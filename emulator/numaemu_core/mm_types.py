@@ -197,6 +197,8 @@ class Mm:
     oom_victim: bool = False
     #: Its last task has ended and its tables are gone: who still waits for its mmap_sem comes too late.
     dead: bool = False
+    #: The journal knows it no more, nor its last task.
+    told_gone: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -228,3 +230,5 @@ class Task:
     #: The OOM killer chose it: its calls fail, what it had is gone; it waits to be told to exit, as a zombie does.
     killed: bool = False
     exiting: bool = False
+    #: The client that it belongs to, by the number that the daemon gave it; 0: none.
+    owner: int = 0

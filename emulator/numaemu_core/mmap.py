@@ -13,6 +13,7 @@ from numaemu_core import limits
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.files import drop_unmapped_objects, find_file, shmem_zero_setup
+from numaemu_core.intents import note, noted
 from numaemu_core.kernel import Kernel
 from numaemu_core.memory import make_pages_present, unmap_vmas
 from numaemu_core.mm_types import (
@@ -250,16 +251,21 @@ def sys_mmap(  # noqa: PLR0913, PLR0917 - mmap(2) has six arguments, a file by n
         raise MmError(errno.EINVAL, "exactly one of MAP_SHARED and MAP_PRIVATE")
     mapping = _opened(k, flags, file, offset, mode)
     with (yield from down_write(mm)):
-        addr = _find_room(k, mm, addr, size, flags)
-        locked = VM_LOCKED if flags & MAP_LOCKED else mm.def_flags & VM_LOCKED
-        check_locking(k, task, size, locked, asked=bool(flags & MAP_LOCKED))
-        vm_flags = _new_vm_flags(prot, flags, writable=mapping is None or mode == "r+")
-        check_address_space(task, size - mapped_bytes(mm, addr, addr + size))
-        yield from do_munmap(k, mm, addr, addr + size)
-        if mapping is None and flags & MAP_SHARED:
-            mapping = shmem_zero_setup(k, size)
-        vm_pgoff = addr >> k.page_shift if mapping is None else offset >> k.page_shift
-        do_map(k, mm, addr, size, vm_flags | mm.def_flags, file=mapping, pgoff=vm_pgoff)
+        if (mapped := noted(k)) is not None:
+            addr, vm_flags = mapped[1], _new_vm_flags(prot, flags, writable=mapping is None or mode == "r+")
+        else:
+            addr = _find_room(k, mm, addr, size, flags)
+            locked = VM_LOCKED if flags & MAP_LOCKED else mm.def_flags & VM_LOCKED
+            check_locking(k, task, size, locked, asked=bool(flags & MAP_LOCKED))
+            vm_flags = _new_vm_flags(prot, flags, writable=mapping is None or mode == "r+")
+            check_address_space(task, size - mapped_bytes(mm, addr, addr + size))
+            yield from do_munmap(k, mm, addr, addr + size)
+            with k.journal.together():
+                if mapping is None and flags & MAP_SHARED:
+                    mapping = shmem_zero_setup(k, size)
+                vm_pgoff = addr >> k.page_shift if mapping is None else offset >> k.page_shift
+                do_map(k, mm, addr, size, vm_flags | mm.def_flags, file=mapping, pgoff=vm_pgoff)
+                note(k, ["mmap", addr])
         if flags & MAP_POPULATE or (vm_flags | mm.def_flags) & VM_LOCKED:
             yield from make_pages_present(k, task, addr, addr + size)
     return addr
@@ -396,21 +402,28 @@ def sys_brk(k: Kernel, task: Task, brk: int) -> KernelTask[int]:
         if brk < mm.start_brk or brk > limits.TASK_UNMAPPED_BASE:
             return mm.brk
         old_end, new_end = page_align(k, mm.brk), page_align(k, brk)
-        if new_end < old_end:
+        if (moved := noted(k)) is not None:
+            old_end = moved[1]
+        elif new_end > old_end and mm.vmas.overlapping(old_end, new_end):
+            return mm.brk
+        elif new_end < old_end:
             yield from do_munmap(k, mm, new_end, old_end)
-        elif new_end > old_end:
-            if mm.vmas.overlapping(old_end, new_end):
-                return mm.brk
-            do_map(k, mm, old_end, new_end - old_end, _BRK_FLAGS | mm.def_flags)
-            if mm.def_flags & VM_LOCKED:
-                yield from make_pages_present(k, task, old_end, new_end)
-        mm.brk = brk
-        k.journal.mm(mm)
+        with k.journal.together():
+            if moved is None and new_end > old_end:
+                do_map(k, mm, old_end, new_end - old_end, _BRK_FLAGS | mm.def_flags)
+            mm.brk = brk
+            k.journal.mm(mm)
+            note(k, ["brk", old_end])
+        if new_end > old_end and mm.def_flags & VM_LOCKED:
+            yield from make_pages_present(k, task, old_end, new_end)
     return mm.brk
 
 
 def exit_mmap(k: Kernel, mm: Mm) -> KernelTask[None]:
-    """Drop everything an mm maps, and its page tables (2.6.15 exit_mmap); its last user is gone."""
+    """Drop everything an mm maps, and its page tables (2.6.15 exit_mmap); its last user is gone.
+
+    The journal is told of the end of the mm and of that user on the way, before the first table is free.
+    """
     with (yield from down_write(mm)):
         mm.dead = True
         doomed = list(mm.vmas)
@@ -419,7 +432,6 @@ def exit_mmap(k: Kernel, mm: Mm) -> KernelTask[None]:
         yield from unmap_for_good(k, mm, doomed, free_pgd=True)
         k.c.mm_epoch[mm.id] += np.uint64(1)
         del k.mms[mm.id]
-        k.journal.append(["mm_gone", mm.id])
 
 
 def unmap_for_good(k: Kernel, mm: Mm, doomed: list[VmArea], *, free_pgd: bool = False) -> KernelTask[None]:

@@ -22,6 +22,7 @@ from numaemu_core.mmap import calc_vm_prot_bits, page_align
 from numaemu_core.page_table import (
     PTE_READABLE,
     PTE_WRITABLE,
+    PTE_WRITE_RIGHTS,
     flats_of,
     is_migration,
     is_present,
@@ -98,7 +99,7 @@ def change_protection(k: Kernel, mm: Mm, start: int, end: int) -> KernelTask[Non
                 mapped = is_present(entries)
                 k.c.pte[flats[mapped]] = entries[mapped] & ~np.uint64(PTE_READABLE | PTE_WRITABLE) | rights
                 moving = is_migration(entries)  # gets the other rights from its VMA
-                k.c.pte[flats[moving]] = entries[moving] & ~np.uint64(PTE_WRITABLE)
+                k.c.pte[flats[moving]] = entries[moving] & ~np.uint64(PTE_WRITE_RIGHTS)
             taken |= bool(mapped.any())
     if taken:
         yield Shootdown(frozenset([mm.id]))

@@ -188,6 +188,9 @@ class Profile:
     #: Passes that MADV_PAGEOUT makes over its pages where swap is not synchronous: one starts the writes and goes on
     #: (5.4 reclaim_pages); in 2005, which had no MADV_PAGEOUT, it is given all those of swapout_pages.
     pageout_passes: int
+    #: True: mremap looks first whether anything is mapped at the old address (mm/mremap.c of 6.1); False: it first
+    #: clears the new place, and the end of what shrinks, whether or not there was anything (2.6.15 do_mremap).
+    mremap_looks_first: bool
     #: True: locking and MAP_POPULATE fault shared writable mappings in for writing (2.6.15); False: for reading.
     populate_writes_shared: bool
     #: Pages that a read fault of a file maps around the one that was asked for (fault_around_bytes, 3.15), 1: none.
@@ -316,6 +319,7 @@ SWAP_V3: Final = Profile(
     willneed_knows_vma=False,
     mprotect_unaccounts=False,
     pageout_passes=limits.SWAPOUT_PASSES,
+    mremap_looks_first=False,
     populate_writes_shared=True,
     fault_around_pages=1,
     cpuset_resets_affinity=False,
@@ -391,6 +395,7 @@ LINUX_6_1: Final = Profile(
     willneed_knows_vma=False,
     mprotect_unaccounts=False,
     pageout_passes=1,
+    mremap_looks_first=True,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=True,
@@ -466,6 +471,7 @@ LINUX_6_12: Final = Profile(
     willneed_knows_vma=True,
     mprotect_unaccounts=True,
     pageout_passes=1,
+    mremap_looks_first=True,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=False,

@@ -6,10 +6,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from numaemu_core import files, fork, madvise, memory, mmap
+from numaemu_core import files, fork, madvise, memory, mmap, mprotect
 from numaemu_core.errors import BusError, MmError, OutOfMemory, SegmentationFault
+from numaemu_core.lru import isolate_lru_page
 from numaemu_core.mm_types import AddressSpace, Task
 from numaemu_core.page_flags import PG_DIRTY
+from numaemu_core.page_table import PTE_WRITABLE
 from numaemu_core.uapi import (
     MADV_PAGEOUT,
     MAP_ANONYMOUS,
@@ -20,6 +22,7 @@ from numaemu_core.uapi import (
     PROT_READ,
     PROT_WRITE,
 )
+from numaemu_core.vmscan import putback_lru_pages, swapout_pages
 
 from .conftest import PAGE, Machine
 
@@ -247,6 +250,69 @@ def test_a_write_through_a_mapping_that_is_gone_is_not_lost(machine: Make) -> No
     m.clear_young()
     pageout(m, second, there, 1)
     assert m.k.c.disk[file.disk_start, 0] == 9
+
+
+def evict(m: Machine, file: AddressSpace) -> None:
+    """The first page of a file leaves memory, whoever maps it; or it stays."""
+    pfns = np.array([int(file.i_pages[0]) // PAGE])
+    assert isolate_lru_page(m.k, pfns).all()
+    left = m.call(swapout_pages(m.k, pfns))
+    m.call(putback_lru_pages(m.k, left))
+    m.performer.run()
+
+
+@pytest.mark.parametrize("profile", ["swap-v3", "linux-6.1"])
+@pytest.mark.parametrize("kind", ["tmpfs", "ramfs", "disk"])
+@pytest.mark.parametrize("writer", [0, 1, 2])
+def test_one_of_several_mappers_wrote(machine: Make, profile: str, kind: str, writer: int) -> None:
+    """A page leaves with its bytes if any of those who may write to it has, whoever mapped it first."""
+    m = machine(profile=profile, swap="1M", node=NODES)
+    file = create(m, kind)
+    tasks = [m.attach() for _ in range(3)]
+    addrs = [map_file(m, task) for task in tasks]
+    for task, addr in zip(tasks, addrs, strict=True):
+        m.touch(task, addr, write=False)
+    write(m, tasks[writer], addrs[writer], 42)
+    m.k.c.pg_flags[int(file.i_pages[0]) // PAGE] &= ~np.uint16(PG_DIRTY)  # the entry alone knows
+    m.clear_young()
+    evict(m, file)
+    assert [read(m, task, addr) for task, addr in zip(tasks, addrs, strict=True)] == [42] * 3
+
+
+@pytest.mark.parametrize("ending", ["stays", "exits", "loses the right"])
+@pytest.mark.parametrize("writer", [0, 1])
+def test_one_of_several_mappers_writes_in_a_window_that_is_still_open(machine: Make, writer: int, ending: str) -> None:
+    """A write whose window was open when the entries were taken away is not lost, whatever becomes of its task."""
+    m = machine()
+    k = m.k
+    file = create(m, "disk")
+    tasks = [m.attach() for _ in range(2)]
+    others = PROT_READ if ending == "loses the right" else RW
+    addrs = [map_file(m, task, prot=RW if i == writer else others) for i, task in enumerate(tasks)]
+    for task, addr in zip(tasks, addrs, strict=True):
+        m.touch(task, addr, write=False)
+    m.clear_young()
+    frame = int(file.i_pages[0]) // PAGE
+    assert isolate_lru_page(k, np.array([frame])).all()
+    for slot, task in enumerate(tasks):
+        k.c.window_mm[slot], k.c.window[slot] = task.mm.id + 1, 1
+    flat = k.tables.pte_offset(tasks[writer].mm.pgd, addrs[writer] // PAGE)
+    if ending == "loses the right":
+        span = addrs[writer], PAGE
+        m.performer.start("protect", mprotect.sys_mprotect(k, tasks[writer], *span, PROT_READ))
+        m.performer.run(until=lambda: not m.entry(tasks[writer], addrs[writer]) & PTE_WRITABLE)
+    eviction = m.performer.start("evict", swapout_pages(k, np.array([frame])))
+    m.performer.run(until=lambda: not any(m.entry(t, a) for t, a in zip(tasks, addrs, strict=True)))
+    k.c.dirty[flat] = 1
+    k.c.frames[frame, 0] = 42
+    k.c.window[writer] = 2
+    if ending == "exits":
+        m.call(fork.sys_exit(k, tasks[writer]))
+    k.c.window[1 - writer] = 2
+    m.performer.run()
+    m.call(putback_lru_pages(k, eviction.result))
+    k.c.window_mm[:2] = 0
+    assert read(m, tasks[1 - writer], addrs[1 - writer]) == 42
 
 
 def test_reading_one_page_maps_its_neighbours_that_are_in_memory(machine: Make) -> None:

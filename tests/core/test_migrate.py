@@ -11,6 +11,7 @@ from numaemu_core.errors import MmError
 from numaemu_core.mm_types import Task
 from numaemu_core.nodemask import mask_of
 from numaemu_core.page_flags import PG_SWAPCACHE
+from numaemu_core.page_table import PTE_MIGRATION, PTE_PRESENT, PTE_READABLE, PTE_WRITABLE
 from numaemu_core.uapi import (
     MADV_PAGEOUT,
     MAP_ANONYMOUS,
@@ -469,3 +470,39 @@ def test_in_2005_pages_leave_for_swap_and_come_back_anywhere(machine: Make) -> N
     m.call(fork.sys_set_cpu(m.k, task, 2))
     assert bytes_of(m, task, base, 3) == [1, 2, 3]
     assert m.where(task, base, 3) == [0, 2, 2]
+
+
+def test_nobody_gets_at_a_page_that_is_being_copied(machine: Make) -> None:
+    """While a page moves, its entry has no bit that lets a client read or write, and afterwards those that it had."""
+    m = today(machine)
+    task = m.attach(0, NICE)
+    base = filled(m, task, 2)
+    m.call(mprotect.sys_mprotect(m.k, task, base + PAGE, PAGE, PROT_READ))
+    rights = PTE_PRESENT | PTE_READABLE | PTE_WRITABLE
+    before = [m.entry(task, base + page * PAGE) & rights for page in range(2)]
+    moving = m.performer.start("migrate", migrate_pages.sys_migrate_pages(m.k, task, 0, 65, [1], [2]))
+    m.performer.run(until=lambda: bool(m.entry(task, base) & PTE_MIGRATION))
+    assert [m.entry(task, base + page * PAGE) & rights for page in range(2)] == [0, 0]
+    m.performer.run()
+    assert moving.error is None
+    assert [m.entry(task, base + page * PAGE) & rights for page in range(2)] == before
+    assert before == [rights, PTE_PRESENT | PTE_READABLE]
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "disk"])
+@pytest.mark.parametrize("first", range(0, 160, 40))
+def test_a_write_that_waited_for_a_page_finds_where_it_went(machine: Make, kind: str, first: int) -> None:
+    """Calls that write to a file while its pages migrate write to the pages that it has then, and readers find that."""
+    pages = 6
+    for seed in range(first, first + 40):
+        m = today(machine, seed=seed)
+        files.create_file(m.k, "/data", kind, pages * PAGE)
+        task, other = m.attach(0, NICE), m.attach(1)
+        base = m.call(mmap.sys_mmap(m.k, task, 0, pages * PAGE, RW, MAP_SHARED, "/data", 0, "r+"))
+        m.touch(task, base, pages)
+        data = bytes([7]) * (pages * PAGE)
+        m.performer.start("migrate", migrate_pages.sys_migrate_pages(m.k, task, 0, 65, [1], [2]))
+        m.performer.start("write", files.sys_file_write(m.k, other, "/data", 0, data))
+        m.performer.run()
+        assert m.call(files.sys_file_read(m.k, other, "/data", 0, pages * PAGE)) == data, f"seed {seed}"
+        assert bytes_of(m, task, base, pages) == [7] * pages, f"seed {seed}"

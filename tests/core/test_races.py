@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from numaemu_core import fork, limits, memory, mlock, mmap, mprotect
+from numaemu_core import cpuset, fork, limits, memory, mlock, mmap, mprotect
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.fsck import fsck
@@ -111,3 +111,23 @@ def test_the_exit_of_a_child_with_many_vmas_takes_them_out_one_by_one(machine: M
     m.call(fork.sys_exit(m.k, child))
     assert set(anon_vma.vmas) == set(task.mm.vmas)
     assert np.count_nonzero(m.k.c.mapcount > 1) == 0
+
+
+def test_a_new_cpuset_passes_over_a_member_that_ends_meanwhile(machine: Make) -> None:
+    """A forked child belongs to the cpuset of its parent: when it exits while the cpuset changes, that is no error."""
+    m = machine(profile="linux-6.12", swap="1M", node=[{"memory": "1M", "cpus": [nid]} for nid in range(2)])
+    task = m.attach()
+    base = m.mmap(task, 4)
+    m.touch(task, base, 4)
+    m.call(cpuset.sys_set_cpuset(m.k, task, [3]))
+    child = m.call(fork.sys_fork(m.k, task))
+    m.k.c.window_mm[0], m.k.c.window[0] = child.mm.id + 1, 1
+    holder = m.performer.start("protect", mprotect.sys_mprotect(m.k, child, base, PAGE, PROT_READ))
+    m.performer.run(until=lambda: holder.ready is not None)  # for the window, with mmap_sem held
+    gone = m.performer.start("exit", fork.sys_exit(m.k, child))
+    m.performer.run(until=lambda: gone.ready is not None)
+    change = m.performer.start("cpuset", cpuset.sys_set_cpuset(m.k, task, [2]))
+    m.k.c.window[0] = 2
+    m.performer.run()
+    m.k.c.window_mm[0] = 0
+    assert (gone.error, change.error) == (None, None)

@@ -18,6 +18,7 @@ from numaemu_core.mm_types import Task
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.uapi import (
     MADV_DONTNEED,
+    MADV_FREE,
     MADV_NORMAL,
     MADV_PAGEOUT,
     MADV_WILLNEED,
@@ -326,3 +327,26 @@ def test_a_reader_in_between_does_not_lose_the_copy(machine: Make) -> None:
     m.poke(child, base + PAGE, 91)
     assert contents(m, task, base, 2) == [1, 2]
     assert contents(m, child, base, 2) == [90, 91]
+
+
+def test_what_need_not_be_kept_does_not_come_back_as_it_once_was(machine: Make) -> None:
+    """MADV_FREE of a page whose slot holds older bytes: what is read later is the last bytes or zeros, never those."""
+    m = machine(profile="linux-6.12", swap="1M", swap_device="disk", node=[{"memory": "1M", "cpus": [0]}])
+    task = m.attach()
+    base = written(m, task, 1)
+    m.clear_young()
+    advise(m, task, base, 1)
+    m.performer.run()
+    m.clear_young()
+    advise(m, task, base, 1)
+    m.touch(task, base, write=False)
+    assert slots_used(m) == 1
+    m.touch(task, base)
+    m.poke(task, base, 77)
+    assert advise(m, task, base, 1, MADV_FREE) == 0
+    for _ in range(2):
+        m.clear_young()
+        advise(m, task, base, 1)
+        m.performer.run()
+    m.touch(task, base, write=False)
+    assert m.peek(task, base) in {0, 77}

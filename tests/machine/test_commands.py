@@ -32,6 +32,9 @@ def test_a_machine_lives_from_up_to_down(runtime: Path) -> None:
     roles = sorted((process["role"], process["node"]) for process in status["processes"] if process["node"] is not None)
     assert roles == [("node", 0), ("node", 1), ("node", 2)]
     assert {"init", "kernel", "swap"} <= {process["role"] for process in status["processes"]}
+    assert "\nmmap_sem.write " in numaemu("-m", "one", "status", "--locks").stdout
+    locks = json.loads(numaemu("-m", "one", "status", "--locks", "--json").stdout)["locks"]
+    assert locks["zone"].keys() >= {"taken", "contended", "recoveries", "wait_s", "hold_s"}
     assert "available: 3 nodes (0-2)" in numaemu("-m", "one", "hardware").stdout
     assert "numa_hit" in numaemu("-m", "one", "stat").stdout
     assert "Node 2 MemTotal:" in numaemu("-m", "one", "meminfo", "2").stdout
@@ -68,17 +71,6 @@ def test_the_demonstration_holds() -> None:
     assert len(sums) == 2
     assert sums[0] == sums[1]
     assert "FAIL" not in done.stdout
-
-
-def test_a_short_stress_loses_nothing() -> None:
-    """A few clients that write, move, fork and verify under one another's feet: lost 0, wrong 0, fsck 0."""
-    done = numaemu("stress", "--clients", "3", "--seconds", "4", "--seed", "11", "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(done.stdout)
-    assert (report["lost"], report["wrong"], report["fsck"], report["failed"]) == (0, 0, [], [])
-    assert report["counts"]["reads_verified"] > 100
-    assert report["counts"]["mbinds"] > 10
-    assert report["counts"]["pswpin"] > 10
 
 
 REPL = """
@@ -119,6 +111,11 @@ BAD_WORDS = [
     ("-m", "no/such", "status"),
     ("-m", "absent", "fsck"),
     ("stress", "--clients", "0"),
+    ("stress", "--clients", "201"),
+    ("stress", "--seconds", "0"),
+    ("stress", "--kill", "client,nobody"),
+    ("stress", "--profile", "linux-0.1"),
+    ("stress", "--swap", "lots"),
     ("bench", "nonsense"),
     ("maps", "7"),
 ]

@@ -13,33 +13,28 @@ _WIDTH: Final = 30
 _INTERVAL_S: Final = 0.1
 
 
-class Progress:
+class Bar:
     """A context manager; draws on a terminal only."""
 
-    def __init__(self, total: int, what: str) -> None:
-        """`total` things of the kind `what` are to be done."""
-        self._total = total
-        self._what = what
-        self._done = 0
+    def __init__(self) -> None:
         self._began = time.monotonic()
         self._drawn = 0.0
         self._shown = False
         self._on = sys.stderr.isatty()
 
-    def step(self, note: str = "") -> None:
-        """One more is done; `note` is what else there is to say."""
-        self._done += 1
-        now = time.monotonic()
-        if self._on and now - self._drawn >= _INTERVAL_S:
-            self._drawn = now
-            self._draw(now, note)
+    @property
+    def seconds(self) -> float:
+        """Since it began; never 0."""
+        return max(time.monotonic() - self._began, _INTERVAL_S)
 
-    def _draw(self, now: float, note: str) -> None:
-        bar = "█" * (self._done * _WIDTH // self._total)
-        rate = self._done / max(now - self._began, _INTERVAL_S)
-        left_s = (self._total - self._done) / rate
-        text = f"{self._done} of {self._total} {self._what}, {rate:.3g} a second, {left_s:.0f} s left"
-        print(f"\r▕{bar:<{_WIDTH}}▏ {text}{note and ', '}{note}\x1b[K", end="", file=sys.stderr, flush=True)
+    def draw(self, part: float, text: str) -> None:
+        """So much of the whole is done, 0 to 1; drawn now and then."""
+        now = time.monotonic()
+        if not self._on or now - self._drawn < _INTERVAL_S:
+            return
+        self._drawn = now
+        bar = "█" * int(min(part, 1.0) * _WIDTH)
+        print(f"\r▕{bar:<{_WIDTH}}▏ {text}\x1b[K", end="", file=sys.stderr, flush=True)
         self._shown = True
 
     def clear(self) -> None:
@@ -55,3 +50,22 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.clear()
+
+
+class Progress(Bar):
+    """How many of a number of things are done."""
+
+    def __init__(self, total: int, what: str) -> None:
+        """`total` things of the kind `what` are to be done."""
+        super().__init__()
+        self._total = total
+        self._what = what
+        self._done = 0
+
+    def step(self, note: str = "") -> None:
+        """One more is done; `note` is what else there is to say."""
+        self._done += 1
+        rate = self._done / self.seconds
+        left_s = (self._total - self._done) / rate
+        text = f"{self._done} of {self._total} {self._what}, {rate:.3g} a second, {left_s:.0f} s left"
+        self.draw(self._done / self._total, f"{text}{note and ', '}{note}")

@@ -19,7 +19,7 @@ from numaemu_core.fsck import fsck
 from numaemu_core.performer import Performer
 from numaemu_core.syscalls import SYSCALLS
 from numaemu_core.sysctl import write_sysctl
-from numaemu_core.uapi import CAPABILITIES
+from numaemu_core.uapi import CAPABILITIES, RLIMIT_MEMLOCK
 from numaemu_core.wire import CALLS
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class InMemory:
         """A process on the first CPU with every capability."""
         first_cpu = min(self._k.cpu_node)
         task = fork.attach(self._k, first_cpu, sorted(CAPABILITIES), None)
-        task.rlimit_memlock = MEMLOCK_BYTES
+        self.call(task.pid, "setrlimit", RLIMIT_MEMLOCK, MEMLOCK_BYTES)
         return task.pid
 
     def fork(self, pid: int) -> int:
@@ -183,7 +183,10 @@ class InMemory:
             found += np.where(first_words == cells[pfns, -1], first_words, -1).tolist()
         else:
             k.c.dirty[flats[:good]] = 1
-            cells[pfns, 0] = cells[pfns, -1] = values[:good]
+            values = values[:good]
+            # What is there already is not written: a page of zeros takes no memory of the host.
+            other = (cells[pfns, 0] != values) | (cells[pfns, -1] != values)
+            cells[pfns[other], 0] = cells[pfns[other], -1] = values[other]
         return good
 
     def _refused_pages(self, mm: Mm, addr: int, pages: int) -> int:

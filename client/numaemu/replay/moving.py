@@ -1,16 +1,14 @@
-"""The lines of a program that move pages, and the statuses of pages.
+"""The lines of a program that move pages.
 
 `move_pages` and `migrate_pages` as raw system calls: arrays may end early, point nowhere, or be shorter than the count.
 """
 
 from __future__ import annotations
 
-import errno
 import re
 from typing import TYPE_CHECKING, Final
 
 from numaemu.replay import words
-from numaemu.replay.host import Refused
 from numaemu.replay.words import PAGE, address, flags, integer
 from numaemu_core.wire import STATUS_UNWRITTEN
 
@@ -18,9 +16,6 @@ if TYPE_CHECKING:
     from numaemu.replay.program import Program
     from numaemu.replay.records import Answer
 
-_STATUS_MARKS: Final = {-errno.ENOENT: "-", -errno.EFAULT: "z", -errno.EBUSY: "b", -errno.EACCES: "a"}
-#: The status array can be written to.
-_WRITABLE: Final = True
 #: Addresses that the interpreter's buffer holds; those that no program gave are 0.
 _BUFFER_PAGES: Final = 4096
 #: A process that never was.
@@ -98,20 +93,3 @@ def migrate_pages(program: Program, pid: int, who: str, maxnode: str, old: str, 
         words.mask_for(new, bits),
     )
     return {"r": result}
-
-
-def statuses(program: Program, pid: int, target: int, addresses: list[int]) -> list[int]:
-    """Where pages of a process are: a node or -errno each, asked for by another one. Raises Refused."""
-    if not addresses:
-        return []
-    result, status = program.host.call(pid, "move_pages", target, len(addresses), addresses, None, 0, _WRITABLE)
-    if result < 0:
-        raise Refused(-result)
-    return memoryview(status).cast("i").tolist()
-
-
-def where(program: Program, pid: int, target: int, start: int, count: int) -> str:
-    """The same for pages in a row, as the recordings have it: a character each."""
-    found = statuses(program, pid, target, [start + i * PAGE for i in range(count)])
-    # One character a page: those behind "9" stand for nodes from 10 on.
-    return "".join(chr(ord("0") + status) if status >= 0 else _STATUS_MARKS.get(status, "?") for status in found)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import struct
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from numaemu.replay import moving, words
 from numaemu.replay.host import Refused
+from numaemu.replay.observations import numa_maps, pagemap, snap, statuses_of, where
 from numaemu.replay.words import PAGE, address, flags, integer, length
 from numaemu_core import uapi
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from numaemu.replay.program import Program
     from numaemu.replay.records import Answer
 
-#: Pages of the arena that `nm` shows: everything from page 0 up to here.
-_ARENA_PAGES: Final = 1 << 20
 _MASK_BITS_MAX: Final = PAGE * 8
 #: What the interpreter filled its buffer for an edge with.
 _UNWRITTEN: Final = "5a" * 8
@@ -187,7 +186,7 @@ def fill(program: Program, pid: int, addr: str, count: str) -> Answer:
         marks, _ = program.host.touch(pid, start, part, [0] * part)
         good = marks.count(".")
         done += good
-        found = moving.statuses(program, pid, pid, [start + i * PAGE for i in range(good)])
+        found = statuses_of(program, pid, pid, [start + i * PAGE for i in range(good)])
         nodes.update(node for node in found if node >= 0)
         if good < part:
             break
@@ -252,66 +251,6 @@ def get_mempolicy(program: Program, pid: int, *args: str) -> Answer:
         if mask_to == "k":
             answer["mw"] = min(mask_bytes // 8, _BUFFER_WORDS)
     return answer
-
-
-# -- observing ---------------------------------------------------------------------------------------------------------
-
-
-def where(program: Program, pid: int, addr: str, count: str) -> Answer:
-    """`where addr n`: move_pages without nodes, by the process itself."""
-    return {"w": moving.where(program, pid, pid, address(addr), int(count))}
-
-
-def _pagemap(program: Program, pid: int, start: int, count: int) -> str:
-    marks: str = program.host.call(pid, "pagemap", start, count * PAGE)
-    return marks
-
-
-def pagemap(program: Program, pid: int, addr: str, count: str) -> Answer:
-    """`pm addr n`."""
-    return {"pm": _pagemap(program, pid, address(addr), int(count))}
-
-
-def _numa_maps(program: Program, pid: int) -> list[list[Any]]:
-    """Each VMA of the arena: first page, pages, rights, policy, counts."""
-    spans = {}
-    for line in program.host.call(pid, "maps").splitlines():
-        span, rights, *_ = line.split()
-        start, end = (int(bound, 16) for bound in span.split("-"))
-        spans[start] = ((end - start) // PAGE, rights)
-    rows: list[list[Any]] = []
-    for line in program.host.call(pid, "numa_maps").splitlines():
-        start = int(line.split(" ", 1)[0], 16)
-        if not words.ARENA <= start < words.ARENA + _ARENA_PAGES * PAGE:
-            continue
-        text = line.split(" ", 1)[1].replace("prefer (many)", "prefer(many)")
-        policy, counts = _policy_and_counts(text)
-        rows.append([(start - words.ARENA) // PAGE, *spans[start], policy, counts])
-    return rows
-
-
-def _policy_and_counts(text: str) -> tuple[str, str]:
-    """The policy without spaces, and the counts without those that depend on the moment."""
-    text = text.replace("weighted interleave", "weightedinterleave")
-    policy, _, rest = text.partition(" ")
-    rest = rest.replace("\\040(deleted)", "")
-    kept = [word for word in rest.split() if not word.startswith(("kernelpagesize_kB=", "active="))]
-    return policy, " ".join(kept)
-
-
-def numa_maps(program: Program, pid: int) -> Answer:
-    """`nm`."""
-    return {"nm": _numa_maps(program, pid)}
-
-
-def snap(program: Program, pid: int, count: str) -> Answer:
-    """`snap n`: where, pm and nm, asked by the privileged runner."""
-    pages = int(count)
-    return {
-        "w": moving.where(program, program.runner, pid, words.ARENA, pages),
-        "pm": _pagemap(program, pid, words.ARENA, pages),
-        "nm": _numa_maps(program, pid),
-    }
 
 
 # -- the process itself ------------------------------------------------------------------------------------------------

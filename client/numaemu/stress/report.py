@@ -1,32 +1,38 @@
-"""A stress run: boots a machine, starts the workers, gathers what they found, and checks the machine in the end."""
+"""What a run did and what it found."""
 
-import json
-import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-import numaemu as nm
-
-#: How long a worker may take beyond its time before it counts as stuck and is ended.
-_GRACE_S: Final = 60.0
-_PROGRESS_S: Final = 0.5
+#: What fits on a screen; all are counted.
+_LINES_MAX: Final = 20
 
 
 @dataclass
 class Report:
-    """What a run did and what it found."""
+    """A run: what was asked for, what was done, and what is wrong."""
 
     clients: int
     seconds: float
     seed: int
+    profile: str
+    memory_bytes: int
+    swap_bytes: int
+    #: What clients did, by name.
     counts: dict[str, int] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)
+    #: What the machine counted.
+    machine: dict[str, int] = field(default_factory=dict)
+    #: How many were killed, by kind.
+    kills: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     wrong: int = 0
+    #: Pages whose writer was killed in the middle of a write.
+    torn: int = 0
+    #: What was lost or wrong, in words.
+    found: list[str] = field(default_factory=list)
+    #: Clients that failed or were stuck, and where; what else went wrong.
+    failed: list[str] = field(default_factory=list)
     fsck: list[str] = field(default_factory=list)
 
     @property
@@ -38,45 +44,19 @@ class Report:
         """The same as plain data."""
         return asdict(self) | {"sound": self.sound}
 
-
-def run(clients: int, seconds: float, seed: int, progress: Callable[[float], None]) -> Report:
-    """Run `clients` processes for `seconds` on a machine of their own; `progress` is told the part that is over."""
-    report = Report(clients, seconds, seed)
-    # Memory for everybody and for the copies of their forks; swap for half of the pages, so that it runs full at times.
-    with nm.boot(nodes=4, memory=f"{max(4, clients)}M", swap=f"{192 * clients}K") as machine:
-        workers = [_start(machine.name, number, seed, seconds) for number in range(clients)]
-        began = time.monotonic()
-        while (over := time.monotonic() - began) < seconds and any(worker.poll() is None for worker in workers):
-            progress(over / seconds)
-            time.sleep(_PROGRESS_S)
-        totals: Counter[str] = Counter()
-        for number, worker in enumerate(workers):
-            totals.update(_finish(worker, number, report))
-        progress(1.0)
-        report.fsck = machine.fsck()
-        moved = {name: machine.figures("vmstat")[name] for name in ("pgfault", "pgmajfault", "pswpin", "pswpout")}
-        report.lost, report.wrong = totals.pop("lost", 0), totals.pop("wrong", 0)
-        report.counts = {**dict(sorted(totals.items())), **moved}
-    return report
-
-
-def _start(machine: str, number: int, seed: int, seconds: float) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "numaemu.stress.worker", machine, str(number), str(seed), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def _finish(worker: "subprocess.Popen[str]", number: int, report: Report) -> dict[str, int]:
-    """Wait for a worker; one that is stuck or fails is told of in the report."""
-    try:
-        out, err = worker.communicate(timeout=_GRACE_S)
-    except subprocess.TimeoutExpired:
-        worker.kill()
-        worker.communicate()
-        report.failed.append(f"client {number} was stuck")
-        return {}
-    if worker.returncode:
-        lines = err.strip().splitlines() or ["no message"]
-        report.failed.append(f"client {number} failed: {lines[-1]}")
-        return {}
-    counts: dict[str, int] = json.loads(out)
-    return counts
+    def lines(self) -> list[str]:
+        """The same for people; the last line says what came of it."""
+        megabytes = 1 << 20
+        head = f"{self.clients} clients, {self.seconds:g} s, seed {self.seed}, {self.profile}"
+        memory = f"{self.memory_bytes / megabytes:.4g} MiB of memory, {self.swap_bytes / megabytes:.4g} MiB of swap"
+        kills = {f"killed_{kind}": count for kind, count in self.kills.items()}
+        told = [f"{head}, {memory}"]
+        for name, count in {**self.counts, "torn": self.torn, **kills, **self.machine}.items():
+            told.append(f"  {name.replace('_', ' '):<24}{count:>12,}")
+        for kind in (self.found, self.failed, self.fsck):
+            told += [f"  {line}" for line in kind[:_LINES_MAX]]
+            if len(kind) > _LINES_MAX:
+                told.append(f"  and {len(kind) - _LINES_MAX} more")
+        if self.failed:
+            told.append(f"failed {len(self.failed)}")
+        return [*told, f"lost {self.lost}, wrong {self.wrong}, fsck {len(self.fsck)}"]
