@@ -161,8 +161,9 @@ class Profile:
     mlock_on_fault: bool
     #: True: mlock counts what it locks again a second time against the limit (2.6.15; not since 4.9, commit 0cf2f6f6).
     mlock_counts_twice: bool
-    #: True: what lies before a hole is faulted in, too (2.6.15 mlock_fixup); False: nothing is (2.6.39 and later).
-    mlock_populates_before_hole: bool
+    #: True: mlock faults in each mapping that becomes locked, up to a hole (2.6.15 mlock_fixup); False: all of the
+    #: range, locked before or not, and nothing if there is a hole (2.6.39 and later).
+    mlock_populates_as_it_goes: bool
     #: True: mlock fails when a page cannot be faulted in (__mlock_posix_error_return); False: it stays quiet (2.6.15).
     mlock_reports_faults: bool
     #: True: madvise knows FREE, REMOVE, DONTFORK, COLD and POPULATE, mremap DONTUNMAP (what came from 2.6.16 to 5.18).
@@ -288,7 +289,7 @@ SWAP_V3: Final = Profile(
     write_fault_dirties_page=False,
     mlock_on_fault=False,
     mlock_counts_twice=True,
-    mlock_populates_before_hole=True,
+    mlock_populates_as_it_goes=True,
     mlock_reports_faults=False,
     madvise_of_today=False,
     mremap_looks_first=False,
@@ -357,7 +358,7 @@ LINUX_6_1: Final = Profile(
     write_fault_dirties_page=True,
     mlock_on_fault=True,
     mlock_counts_twice=False,
-    mlock_populates_before_hole=False,
+    mlock_populates_as_it_goes=False,
     mlock_reports_faults=True,
     madvise_of_today=True,
     mremap_looks_first=True,
@@ -426,7 +427,7 @@ LINUX_6_12: Final = Profile(
     write_fault_dirties_page=True,
     mlock_on_fault=True,
     mlock_counts_twice=False,
-    mlock_populates_before_hole=False,
+    mlock_populates_as_it_goes=False,
     mlock_reports_faults=True,
     madvise_of_today=True,
     mremap_looks_first=True,
