@@ -1,6 +1,6 @@
 """Writes the tables of profiles in docs/semantics.md: each field, what it selects, and its value in each profile.
 
-What a field selects is the `#:` comment in front of it in profiles.py, the headings are the comments between the
+What a field selects is the `#:` comment in front of it in profile.py, the headings are the comments between the
 groups, the values come from the records themselves. `--check` writes nothing and says by its exit status whether the
 page is what would be written.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from numaemu_core import uapi
-from numaemu_core.profiles import PROFILES, Profile
+from numaemu_core.profile import Profile
+from numaemu_core.profiles import PROFILES
 
 PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "semantics.md"
 BEGIN: Final = "<!-- profiles: `make docs` writes from here -->\n"

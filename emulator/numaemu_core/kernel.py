@@ -18,7 +18,8 @@ from numaemu_core.mm_types import AddressSpace, AnonVma, Mm, Task
 from numaemu_core.mmzone import Zone, Zonelist, build_zonelists, make_zones
 from numaemu_core.nodemask import mask_of
 from numaemu_core.page_table import TableArena
-from numaemu_core.profiles import Profile, profile_named
+from numaemu_core.profile import Profile
+from numaemu_core.profiles import profile_named
 from numaemu_core.quarantine import Quarantine
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.topology import Topology

@@ -73,8 +73,9 @@ def _do_mlock(k: Kernel, task: Task, start: int, length: int, bits: int) -> Kern
     end = start + size
     mm = task.mm
     with (yield from down_write(mm)):
+        changed: list[tuple[int, int]] = []
         if (locked := noted(k)) is not None:
-            whole = locked[1]
+            whole, changed = locked[1], locked[2]
         else:
             already = 0 if k.profile.mlock_counts_twice else locked_bytes(mm, start, min(end, limits.TASK_SIZE_BYTES))
             if not may_lock(k, task, end - start - already):
@@ -82,24 +83,34 @@ def _do_mlock(k: Kernel, task: Task, start: int, length: int, bits: int) -> Kern
             if end >= 1 << 64:
                 raise MmError(errno.EINVAL, "the range wraps around")
             with k.journal.together():
-                whole = _apply_lock_flags(k, mm, start, end, bits)
-                note(k, ["locked", whole])
-        if not whole and not k.profile.mlock_populates_before_hole:
+                whole = _apply_lock_flags(k, mm, start, end, bits, changed)
+                note(k, ["locked", whole, changed])
+        if not whole and not k.profile.mlock_populates_as_it_goes:
             raise MmError(errno.ENOMEM, "the range has a hole")
-        for vma in mm.vmas.overlapping(start, end):
-            if vma.vm_flags & VM_LOCKED:
-                yield from _populate(k, task, vma, start, end)
+        for span in changed if k.profile.mlock_populates_as_it_goes else [(start, end)]:
+            for vma in mm.vmas.overlapping(*span):
+                yield from _populate(k, task, vma, *span)
     if not whole:
         raise MmError(errno.ENOMEM, "the range has a hole")
     return 0
 
 
-def _apply_lock_flags(k: Kernel, mm: Mm, start: int, end: int, bits: int) -> bool:
-    """Set or clear the lock flags up to the first hole; False where there was one (apply_vma_lock_flags)."""
+def _apply_lock_flags(
+    k: Kernel, mm: Mm, start: int, end: int, bits: int, changed: list[tuple[int, int]] | None = None
+) -> bool:
+    """Set or clear the lock flags up to the first hole; False where there was one (apply_vma_lock_flags).
+
+    `changed` gets the spans whose flags were others.
+    """
+
+    def fixup(vma: VmArea) -> VmArea:
+        vm_flags = vma.vm_flags & ~_LOCK_FLAGS | bits
+        if vm_flags != vma.vm_flags and changed is not None:
+            changed.append((max(start, vma.vm_start), min(end, vma.vm_end)))
+        return change_flags(k, vma, start, end, vm_flags)
+
     try:
-        return each_vma(
-            mm, start, end, lambda vma: change_flags(k, vma, start, end, vma.vm_flags & ~_LOCK_FLAGS | bits)
-        )
+        return each_vma(mm, start, end, fixup)
     finally:
         k.journal.vmas(mm, start, min(end, limits.TASK_SIZE_BYTES))
 
@@ -138,16 +149,19 @@ def sys_mlockall(k: Kernel, task: Task, flags: int) -> KernelTask[int]:
         mm.def_flags = bits if flags & MCL_FUTURE else 0
         k.journal.mm(mm)
         if flags & MCL_CURRENT:
-            for start, end in [(vma.vm_start, vma.vm_end) for vma in mm.vmas]:
-                _apply_lock_flags(k, mm, start, end, bits)
-            for vma in list(mm.vmas):
-                yield from _populate_quietly(k, task, vma)
+            changed: list[tuple[int, int]] = []
+            spans = [(vma.vm_start, vma.vm_end) for vma in mm.vmas]
+            for span in spans:
+                _apply_lock_flags(k, mm, *span, bits, changed)
+            for span in changed if k.profile.mlock_populates_as_it_goes else spans:
+                for vma in mm.vmas.overlapping(*span):
+                    yield from _populate_quietly(k, task, vma, *span)
     return 0
 
 
-def _populate_quietly(k: Kernel, task: Task, vma: VmArea) -> KernelTask[None]:
+def _populate_quietly(k: Kernel, task: Task, vma: VmArea, start: int, end: int) -> KernelTask[None]:
     try:
-        yield from populate_vma_range(k, task, vma, vma.vm_start, vma.vm_end)
+        yield from populate_vma_range(k, task, vma, start, end)
     except (OutOfMemory, BusError):
         return
 

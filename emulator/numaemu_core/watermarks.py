@@ -7,7 +7,8 @@ import math
 from typing import Final, NamedTuple
 
 from numaemu_core.layout import Layout
-from numaemu_core.profiles import Profile, profile_named
+from numaemu_core.profile import Profile
+from numaemu_core.profiles import profile_named
 
 #: Least min_free_kbytes that a kernel chooses by itself.
 MIN_FREE_KBYTES_LEAST: Final = 128

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from numaemu_core.profiles import Profile
+from numaemu_core.profile import Profile
 from numaemu_core.wire import CALLS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +105,12 @@ def test_lines_of_the_documents_are_wrapped(page: str) -> None:
 
 def test_every_choice_of_a_profile_is_made_somewhere() -> None:
     """Each field of a profile is read by the engine: a table of choices that choose nothing would be a lie."""
-    sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.name != "profiles.py"]
+    sources = [
+        path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path.name not in ("profile.py", "profiles.py")
+    ]
     code = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     fields = [field.name for field in dataclasses.fields(Profile)]
     assert [name for name in fields if not re.search(rf"\bprofile\.{name}\b", code)] == []
