@@ -20,11 +20,12 @@ from numaemu_core.mempolicy import alloc_page_cache, alloc_page_object, alloc_pa
 from numaemu_core.mm_types import VM_SHARED, AddressSpace, FileKind, Task, VmArea
 from numaemu_core.mmzone import free_pages
 from numaemu_core.page_flags import LRU_ACTIVE, LRU_INACTIVE, PG_DIRTY, PG_REFERENCED, PG_UPTODATE
-from numaemu_core.page_lock import lock_some_pages, trylock_pages, unlock_pages
+from numaemu_core.page_lock import lock_new_pages, lock_some_pages, trylock_pages, unlock_pages
 from numaemu_core.page_table import PTE_PRESENT, is_present, is_swapped, pte_lock_keys
-from numaemu_core.rmap import linear_page_index, put_pages
+from numaemu_core.rmap import get_pages, linear_page_index, put_pages
 from numaemu_core.runs import copy_rows
 from numaemu_core.shmem import shmem_swapin
+from numaemu_core.swap_state import release_pages
 from numaemu_core.task_locks import spin_lock
 
 _NOTHING: Final = np.uint64(0)
@@ -93,8 +94,8 @@ def _read_from_disk(k: Kernel, mapping: AddressSpace, indexes: I8, pfns: I8) -> 
     """Fill new frames from the disk segment; they are locked until their bytes are there (do_generic_mapping_read)."""
     if not len(pfns):
         return
-    locked = yield from trylock_pages(k, pfns)
-    assert locked.all(), "a new frame was locked"
+    locked = yield from lock_new_pages(k, pfns)
+    indexes, pfns = indexes[locked], pfns[locked]
     mine = yield from _add_to_page_cache(k, mapping, indexes, pfns, PG_REFERENCED)
     new = pfns[mine]
     if len(new):
@@ -202,8 +203,11 @@ def _do_cow_fault(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, index
             if not enough:
                 raise OutOfMemory
             continue
+        kept = pfns[here]
+        get_pages(k, kept)
         copies = yield from alloc_page_vma(k, task, vma, vpns[here], zero=False)
         if not len(copies):
+            yield from release_pages(k, kept)
             raise OutOfMemory
         here = here[: len(copies)]
         got = yield from lock_some_pages(k, pfns[here])
@@ -212,6 +216,7 @@ def _do_cow_fault(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, index
         new = copies[got]
         copy_rows(k.c.frames, new[whole], k.c.frames, pfns[at][whole])
         yield from unlock_pages(k, pfns[at])
+        yield from release_pages(k, kept)
         yield from free_pages(k, np.concatenate((copies[~got], new[~whole])))
         at = at[whole]
         expected = np.zeros(len(at), np.uint64)

@@ -204,8 +204,9 @@ def check_counters(k: Kernel, _own: int) -> Iterator[str]:
 
 
 def check_locks(k: Kernel, own: int) -> Iterator[str]:
-    """No page lock and no other lock is held; no access slot that nobody has is open."""
+    """No page lock and no other lock is held, no frame is kept; no access slot that nobody has is open."""
     yield from _some("frame {}: locked, but no task runs", np.flatnonzero(k.c.page_lock_owner))
+    yield from _some("frame {}: kept by a task, but no task runs", np.flatnonzero(k.page_refs))
     for task, held in k.locks.holders().items():
         if task != own:
             yield f"kernel task {task} holds {held.sems} {held.spins}"

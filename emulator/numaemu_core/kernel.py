@@ -62,6 +62,8 @@ class Kernel:
         self.tables = TableArena(layout, columns)
         #: The swap cache by slot: its frame, -1 where the slot is not cached.
         self.slot_frame: I8 = np.full(layout.slot_count, -1, np.int64)
+        #: References that kernel tasks hold of frames (get_page), for as long as they run.
+        self.page_refs = np.zeros(layout.frame_count, np.uint16)
         self.slot_cursor = 0
         self.nr_swap_pages = layout.slot_count
         #: The stamp of the next frame at the head of a list, and of the next one at a tail.

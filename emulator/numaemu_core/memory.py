@@ -46,8 +46,14 @@ from numaemu_core.page_table import (
     pte_lock_keys,
     vm_page_prot,
 )
+from numaemu_core.rmap import get_pages
 from numaemu_core.runs import copy_rows
-from numaemu_core.swap_state import can_share_swap_page, free_page_and_swap_cache, free_swap_and_cache
+from numaemu_core.swap_state import (
+    can_share_swap_page,
+    free_page_and_swap_cache,
+    free_swap_and_cache,
+    release_pages,
+)
 from numaemu_core.swapfile import SWAP_LOCK
 from numaemu_core.swapin import do_swap_page
 from numaemu_core.task_locks import down_read, spin_lock
@@ -93,7 +99,7 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
 
 def _is_worth_a_retry(task: Task, error: MmError, tries: int) -> bool:
     """Did some page get a frame, but not the first one, or was that reclaimed again?"""
-    return isinstance(error, OutOfMemory) and not task.killed and tries < limits.FAULT_RETRIES
+    return isinstance(error, OutOfMemory) and not task.dying and tries < limits.FAULT_RETRIES
 
 
 def _accessible_pages(k: Kernel, mm: Mm, first_vpn: int, end_vpn: int, *, write: bool) -> int:
@@ -226,17 +232,24 @@ def _reuse(k: Kernel, pfns: I8, flats: I8, entries: U8) -> KernelTask[I8]:
 
 
 def _copy_on_write(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, entries: U8) -> KernelTask[None]:
-    """Give the writer frames of its own; the old ones lose a mapping once no window can still read them through it."""
+    """Give the writer frames of its own; the old ones lose a mapping once no window can still read them through it.
+
+    They are kept meanwhile: reclaim for the new frames must not live on what is to be copied.
+    """
+    old = (entries >> np.uint64(k.page_shift)).astype(np.int64)
+    real = old != k.zero_pfn
+    kept = old[real]
+    get_pages(k, kept)
     new = yield from alloc_page_vma(k, task, vma, vpns)
     got = len(new)
     if got:
-        old = (entries[:got] >> np.uint64(k.page_shift)).astype(np.int64)
-        real = old != k.zero_pfn
+        old, real = old[:got], real[:got]
         copy_rows(k.c.frames, new[real], k.c.frames, old[real])
         mapped = yield from install_new_pages(k, vma, vpns[:got], flats[:got], entries[:got], new)
         left = old[mapped][real[mapped]]
         if len(left):
             yield from release_mappings(k, task.mm, left, [])
+    yield from release_pages(k, kept)
     if got < len(vpns):
         raise OutOfMemory
 
@@ -309,18 +322,17 @@ def populate_vma_range(k: Kernel, task: Task, vma: VmArea, start: int, end: int)
     wanted = VM_WRITE if k.profile.populate_writes_shared else VM_WRITE | VM_SHARED
     write = vma.vm_flags & wanted == VM_WRITE
     first, last = max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift
-    for vpn in range(first, last, limits.FAULT_BATCH_PAGES):
+    vpn, tries = first, 0
+    while vpn < last:
         stop = min(last, vpn + limits.FAULT_BATCH_PAGES)
-        tries = 0
-        while True:
-            try:
-                yield from populate_pages(k, task, vma, vpn, stop, write=write)
-                break
-            except (OutOfMemory, BusError) as error:
-                if not _is_worth_a_retry(task, error, tries):
-                    raise
-                tries += 1
-                yield Breathe()
+        try:
+            yield from populate_pages(k, task, vma, vpn, stop, write=write)
+            vpn, tries = stop, 0
+        except (OutOfMemory, BusError) as error:
+            done = _accessible_pages(k, task.mm, vpn, stop, write=write)
+            if not done and not _is_worth_a_retry(task, error, tries):
+                raise
+            vpn, tries = vpn + done, 0 if done else tries + 1
         yield Breathe()
 
 

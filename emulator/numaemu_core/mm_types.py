@@ -232,3 +232,8 @@ class Task:
     exiting: bool = False
     #: The client that it belongs to, by the number that the daemon gave it; 0: none.
     owner: int = 0
+
+    @property
+    def dying(self) -> bool:
+        """Is it killed, or on its way out? Such a task neither waits for memory nor has others killed for it."""
+        return self.killed or self.exiting

@@ -9,7 +9,7 @@ from numaemu_core.columns import I8, Bool
 from numaemu_core.effects import KernelTask, WaitPageLocks
 from numaemu_core.kernel import Kernel
 from numaemu_core.lock_stats import PAGE
-from numaemu_core.mmzone import zone_lock_keys
+from numaemu_core.mmzone import free_pages, zone_lock_keys
 from numaemu_core.task_locks import spin_lock
 
 
@@ -38,6 +38,17 @@ def wait_on_pages_locked(k: Kernel, pfns: I8) -> KernelTask[None]:
     stats.classes[PAGE].contended += 1
     yield WaitPageLocks(pfns)
     stats.classes[PAGE].waited(stats.clock() - began)
+
+
+def lock_new_pages(k: Kernel, pfns: I8) -> KernelTask[Bool]:
+    """Lock frames that were just allocated; those that somebody else has locked are free again, and False.
+
+    Whoever slept for the lock of a page without a reference of it may find it gone, and hold for a moment the lock of a
+    frame that is another's by then. In Linux the reference keeps the frame.
+    """
+    got = yield from trylock_pages(k, pfns)
+    yield from free_pages(k, pfns[~got])
+    return got
 
 
 def unlock_pages(k: Kernel, pfns: I8) -> KernelTask[None]:

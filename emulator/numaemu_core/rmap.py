@@ -1,7 +1,7 @@
 """Who maps a page: references, map counts, and unmapping a page everywhere.
 
 Mirrors: mm/rmap.c (2.6.15). A page's references are not stored but counted: map count + page cache or swap cache +
-isolation + pins.
+isolation + pins + those of kernel tasks, which end with them.
 """
 
 from collections.abc import Iterator
@@ -49,12 +49,18 @@ def page_count(k: Kernel, pfns: I8) -> I8:
     count = c.mapcount[pfns].astype(np.int64)
     count += is_cached(k, pfns)
     count += c.lru_state[pfns] & LRU_ISOLATED != 0
+    count += k.page_refs[pfns]
     pins = pinned_pages(k)
     if len(pins):
         numbers, times = np.unique(pins, return_counts=True)
         at = np.minimum(np.searchsorted(numbers, pfns), len(numbers) - 1)
         count += np.where(numbers[at] == pfns, times[at], 0)
     return count
+
+
+def get_pages(k: Kernel, pfns: I8) -> None:
+    """Keep these frames, none of which stands twice, while this task sleeps; `release_pages` lets go (get_page)."""
+    k.page_refs[pfns] += 1
 
 
 def put_pages(k: Kernel, pfns: I8) -> KernelTask[None]:

@@ -82,6 +82,12 @@ def free_page_and_swap_cache(k: Kernel, pfns: I8) -> KernelTask[None]:
         k.left_to_pins.update(pfns[np.isin(pfns, pinned) & (k.c.mapcount[pfns] == 0)].tolist())
 
 
+def release_pages(k: Kernel, pfns: I8) -> KernelTask[None]:
+    """This task lets go of what `get_pages` kept for it (mm/swap.c release_pages)."""
+    k.page_refs[pfns] -= 1
+    yield from free_page_and_swap_cache(k, pfns)
+
+
 def release_unpinned(k: Kernel) -> KernelTask[None]:
     """Pins were cleared, or their client is gone: free what they alone had kept."""
     left = np.array(sorted(k.left_to_pins), np.int64)

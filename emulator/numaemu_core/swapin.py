@@ -16,7 +16,7 @@ from numaemu_core.mempolicy import alloc_page_cache, alloc_page_vma
 from numaemu_core.mm_types import VM_LOCKED, Task, VmArea
 from numaemu_core.mmzone import free_pages
 from numaemu_core.page_flags import PG_REFERENCED, PG_SWAPCACHE, PG_UPTODATE
-from numaemu_core.page_lock import lock_some_pages, trylock_pages, unlock_pages
+from numaemu_core.page_lock import lock_new_pages, lock_some_pages, unlock_pages
 from numaemu_core.page_table import PTE_WRITABLE, is_swapped, pte_lock_keys, vm_page_prot
 from numaemu_core.rmap import set_anon_identity
 from numaemu_core.swap_state import (
@@ -135,13 +135,15 @@ def _alloc_by_address(k: Kernel, task: Task, vma: VmArea, vpns: I8) -> KernelTas
 def read_swap_cache_async(k: Kernel, slots: I8, pfns: I8) -> KernelTask[None]:
     """Read slots into new frames, which enter the swap cache; a slot that is free or cached by now gives its back.
 
+    So does one whose frame cannot be locked: the caller looks again at what is cached.
+
     Shapes: one frame a slot. Mirrors: read_swap_cache_async, mm/swap_state.c (2.6.15).
     """
     c = k.c
     if not len(pfns):
         return
-    locked = yield from trylock_pages(k, pfns)
-    assert locked.all(), "a new frame was locked"
+    locked = yield from lock_new_pages(k, pfns)
+    slots, pfns = slots[locked], pfns[locked]
     with (yield from spin_lock(k, [SWAP_LOCK])):
         fresh = (c.swap_count[slots] > 0) & (k.slot_frame[slots] < 0)
         mine, my_slots = pfns[fresh], slots[fresh]

@@ -277,6 +277,12 @@ def page_lock(s: Subject) -> str:
     return f"frame {pfn}: locked, but no task runs"
 
 
+def kept(s: Subject) -> str:
+    pfn = s.lone_frame()
+    s.k.page_refs[pfn] = 1
+    return f"frame {pfn}: kept by a task, but no task runs"
+
+
 def lock_held(s: Subject) -> str:
     s.k.locks.current = 99
     s.k.locks.try_spin([(Rank.SWAP, 0)])
@@ -371,6 +377,7 @@ BREAKS: tuple[Callable[[Subject], str], ...] = (
     miss_and_foreign,
     hit_and_local,
     page_lock,
+    kept,
     lock_held,
     open_window,
     unrecovered_mutex,

@@ -7,16 +7,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from numaemu_core import cpuset, fork, limits, memory, mlock, mmap, mprotect
+from numaemu_core import cpuset, files, fork, limits, madvise, memory, mlock, mmap, mprotect
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.fsck import fsck
 from numaemu_core.kernel import Kernel
 from numaemu_core.mempolicy import sys_set_mempolicy
 from numaemu_core.mm_types import Task
+from numaemu_core.page_flags import FREE_UNCLEAN
 from numaemu_core.performer import Performer
 from numaemu_core.topology import uniform
-from numaemu_core.uapi import MAP_ANONYMOUS, MAP_PRIVATE, MPOL_INTERLEAVE, PROT_READ, PROT_WRITE
+from numaemu_core.uapi import (
+    MADV_PAGEOUT,
+    MAP_ANONYMOUS,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MPOL_INTERLEAVE,
+    PROT_READ,
+    PROT_WRITE,
+)
 
 Make = Callable[..., Any]
 
@@ -49,6 +58,27 @@ def _fault_all(k: Kernel, task: Task, base: int) -> KernelTask[None]:
     done = 0
     while done < 100 * PAGE:
         done += yield from memory.sys_fault(k, task, base + done, 100 * PAGE - done, write=True)
+
+
+@pytest.mark.parametrize("where", ["swap", "disk"])
+def test_a_new_frame_may_be_locked_by_somebody_who_comes_too_late(machine: Make, where: str) -> None:
+    """A task that slept for a page that is gone holds the lock of its frame for a moment; who gets it takes another."""
+    m = machine(node=[{"memory": "256K", "cpus": [0]}], swap="256K", disk="256K")
+    task = m.attach()
+    if where == "swap":
+        base = m.mmap(task, 3)
+        m.touch(task, base, 3)
+        m.call(madvise.sys_madvise(m.k, task, base, 3 * PAGE, MADV_PAGEOUT))
+    else:
+        files.create_file(m.k, "/data", "disk", 3 * PAGE)
+        base = m.call(mmap.sys_mmap(m.k, task, 0, 3 * PAGE, PROT_READ, MAP_SHARED, "/data"))
+    free = np.flatnonzero(m.k.c.free_state <= FREE_UNCLEAN)
+    stale = free[free >= m.k.zones[0].cursor][:2]
+    m.k.c.page_lock_owner[stale] = 99
+    m.touch(task, base, 3, write=False)
+    m.k.c.page_lock_owner[stale] = 0
+    assert m.where(task, base, 3) == [0, 0, 0]
+    assert not {m.entry(task, base + i * PAGE) // PAGE for i in range(3)} & set(stale.tolist())
 
 
 def test_a_second_fork_copies_what_a_straggler_of_the_first_may_still_write(machine: Make) -> None:
