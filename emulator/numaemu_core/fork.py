@@ -243,10 +243,12 @@ def _copy_entries(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, eager
     copied &= _is_anonymous(k, c.pte[flats])
     spare = NO_INDEXES
     if copied.any():
-        spare = yield from alloc_page_vma(k, task, vma, vpns[copied], zero=False)
-        if len(spare) < np.count_nonzero(copied):
-            yield from free_pages(k, spare)
-            raise OutOfMemory
+        while len(spare) < np.count_nonzero(copied):
+            more = yield from alloc_page_vma(k, task, vma, vpns[copied][len(spare) :], zero=False)
+            if not len(more):
+                yield from free_pages(k, spare)
+                raise OutOfMemory
+            spare = np.concatenate((spare, more))
         set_anon_identity(k, vma, spare, vpns[copied])
         c.pg_flags[spare] = PG_UPTODATE | PG_REFERENCED
         c.mapcount[spare] = 1

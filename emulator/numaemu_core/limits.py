@@ -61,6 +61,8 @@ MIGRATE_PASSES: Final = 10
 MIGRATE_TRYLOCK_PASSES: Final = 3
 #: Reclaim works in batches of this many pages, and is content with as many (SWAP_CLUSTER_MAX of 2.6.15).
 SWAP_CLUSTER_MAX: Final = 32
+#: While none of its pages can be freed, a batch of reclaim doubles up to this many.
+RECLAIM_BATCH_MAX: Final = 512
 #: Reclaim scans 1/2^12 of the lists first, and all of them last (DEF_PRIORITY of 2.6.15).
 DEF_PRIORITY: Final = 12
 #: How much reclaim likes to take mapped pages, in per cent (vm_swappiness).

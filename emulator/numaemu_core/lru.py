@@ -74,6 +74,15 @@ def rotate_reclaimable_page(k: "Kernel", pfns: I8) -> KernelTask[None]:
     k.count("pgrotated", len(mine))
 
 
+def lru_tail(k: "Kernel", listed: I8, count: int) -> I8:
+    """The `count` last of these frames of one list, the very last one first; the lru_lock is held."""
+    stamps = k.c.lru_stamp[listed]
+    if count < len(listed):
+        nearest = np.argpartition(stamps, count)[:count]
+        listed, stamps = listed[nearest], stamps[nearest]
+    return listed[np.argsort(stamps)]
+
+
 class LruTails:
     """The frames that are last on each list, by node and list: remembered, so that not every batch sorts a whole node.
 
@@ -109,13 +118,8 @@ class LruTails:
     @staticmethod
     def _sorted_tail(k: "Kernel", zone: Zone, state: int, count: int) -> tuple[I8, U8]:
         """The last `count` frames of a list and their stamps, looked for in all of the node."""
-        listed = np.flatnonzero(k.c.lru_state[zone.first : zone.end] == state) + zone.first
-        stamps = k.c.lru_stamp[listed]
-        if count < len(listed):
-            nearest = np.argpartition(stamps, count)[:count]
-            listed, stamps = listed[nearest], stamps[nearest]
-        order = np.argsort(stamps)
-        return listed[order], stamps[order]
+        pfns = lru_tail(k, np.flatnonzero(k.c.lru_state[zone.first : zone.end] == state) + zone.first, count)
+        return pfns, k.c.lru_stamp[pfns]
 
     def put_at_tail(self, k: "Kernel", zone: Zone, state: int, pfns: I8) -> None:
         """Frames of a node have just got stamps below all others of their list, ascending."""

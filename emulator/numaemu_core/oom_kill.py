@@ -23,23 +23,28 @@ from numaemu_core.uapi import MPOL_BIND
 def out_of_memory(k: Kernel, task: Task, nodes: tuple[int, ...]) -> KernelTask[bool]:
     """Kill somebody, unless somebody is dying already, and wait until its memory is free.
 
-    False: the task itself was killed, or nobody is left who could be.
+    False: the task itself is dying, or nobody is left who could be killed. A dying task waits for nobody: two of them
+    that want memory would wait for each other.
     """
-    if not any(mm.oom_victim for mm in k.mms.values()):
+    if not _memory_is_coming(k):
         victim = select_bad_process(k, task, nodes)
         if victim is None:
             return False
         oom_kill_process(k, victim)
-    while not task.killed and any(mm.oom_victim for mm in k.mms.values()):
+    while not task.dying and _memory_is_coming(k):
         yield Nap()
-    return not task.killed
+    return not task.dying
+
+
+def _memory_is_coming(k: Kernel) -> bool:
+    """Has a killed address space still to be emptied, or one whose last task is just ending?"""
+    ending = any(task.exiting and not task.mm.mm_users for task in k.tasks.values())
+    return ending or any(mm.oom_victim for mm in k.mms.values())
 
 
 def select_bad_process(k: Kernel, task: Task, nodes: tuple[int, ...]) -> Task | None:
     """The task with the most points; of equals the first."""
-    candidates = [
-        one for one in k.tasks.values() if not one.killed and not one.exiting and _eligible(k, one, task, nodes)
-    ]
+    candidates = [one for one in k.tasks.values() if not one.dying and _eligible(k, one, task, nodes)]
     return max(candidates, key=lambda one: badness(k, one), default=None)
 
 

@@ -30,9 +30,10 @@ def alloc_pages(  # noqa: PLR0913 - who wants what, from where, and how
 ) -> KernelTask[I8]:
     """Take `count` frames from the nodes of a zonelist, in its order.
 
-    All nodes down to pages_low; then, kswapd being awake, down to pages_min; then the task reclaims; then, if it has
-    got none at all, somebody is killed. Fewer frames than `count`, at least one: let go of these, or use them, and
-    come again. None: the task was killed, or may not do what would help.
+    All nodes down to pages_low; then, kswapd being awake, down to pages_min; then, if it has got none at all, the task
+    reclaims; then somebody is killed. Fewer frames than `count`, at least one: use these and come again. So nobody
+    waits with frames in hand that others would have their work done with. None: the task is dying, or may not do what
+    would help.
 
     The frames are ALLOCATED and, with `zero`, all bytes 0; they are on no list and have no identity yet.
     """
@@ -47,10 +48,9 @@ def alloc_pages(  # noqa: PLR0913 - who wants what, from where, and how
         more = yield from rmqueue(k, zonelist, missing, cpu_node, low=False, interleave=interleave, zero=zero)
         missing -= sum(map(len, more))
         taken += more
-        if not missing or not may_reclaim:
+        if missing < count or not may_reclaim:
             break
-        kill = may_kill and missing == count
-        again = yield from _make_room(k, task, zonelist, kill=kill, fruitless=fruitless)
+        again = yield from _make_room(k, task, zonelist, kill=may_kill, fruitless=fruitless)
         if again is Room.NONE:
             break
         fruitless = fruitless + 1 if again is Room.PERHAPS else 0
@@ -67,24 +67,34 @@ class Room(enum.Enum):
 
 
 def _make_room(k: Kernel, task: Task | None, zonelist: Zonelist, *, kill: bool, fruitless: int) -> KernelTask[Room]:
-    """Reclaim; what others are evicting or writing is waited for, within bounds; then have somebody killed."""
+    """Reclaim; what others are evicting or writing is waited for, within bounds; then have somebody killed.
+
+    Where no page has anywhere to go, one round is enough to know (should_reclaim_retry, mm/page_alloc.c of 6.1).
+    """
     # reclaim itself uses modules that allocate, and these import this one
     from numaemu_core.oom_kill import out_of_memory  # noqa: PLC0415 - as above
-    from numaemu_core.reclaim import is_on_its_way, try_to_free_pages  # noqa: PLC0415 - as above
+    from numaemu_core.reclaim import is_on_its_way, may_free_pages, try_to_free_pages  # noqa: PLC0415 - as above
 
-    if task is not None and task.killed:
+    if task is not None and task.dying:
         return Room.NONE
-    freed = yield from try_to_free_pages(k, zonelist.nodes)
-    if freed or any(k.zones[nid].nr_free > k.zones[nid].pages_min for nid in zonelist.nodes):
+    freed = yield from try_to_free_pages(k, zonelist.nodes, task)
+    if freed or _is_above_min(k, zonelist):
         return Room.SOME
     if not kill:
         return Room.NONE
-    if fruitless < limits.MAX_RECLAIM_RETRIES:  # referenced pages go round more than once
-        yield Breathe()
-        return Room.PERHAPS
-    if fruitless < limits.OOM_PATIENCE_NAPS and is_on_its_way(k, zonelist.nodes):
+    naps = 0
+    while naps < limits.OOM_PATIENCE_NAPS and is_on_its_way(k, zonelist.nodes) and not (task and task.dying):
+        naps += 1
         yield Nap()
+        if _is_above_min(k, zonelist):
+            return Room.SOME
+    if fruitless < limits.MAX_RECLAIM_RETRIES and any(may_free_pages(k, nid) for nid in zonelist.nodes):
+        yield Breathe()  # referenced pages go round more than once
         return Room.PERHAPS
     if task is None:
         return Room.NONE
     return Room.SOME if (yield from out_of_memory(k, task, zonelist.nodes)) else Room.NONE
+
+
+def _is_above_min(k: Kernel, zonelist: Zonelist) -> bool:
+    return any(k.zones[nid].nr_free > k.zones[nid].pages_min for nid in zonelist.nodes)

@@ -196,9 +196,6 @@ class Profile:
     #: activates an inactive page; False: anonymous pages are always deactivated (shrink_active_list since 2.6.28), and
     #: an inactive one is activated at its second reference (folio_check_references).
     referenced_pages_stay_active: bool
-    #: True: anonymous pages are scanned only while there is a slot to send them to (get_scan_count, 6.x); False: they
-    #: are, and come back (2.6.15).
-    anon_scanned_with_swap_only: bool
     #: True: the OOM killer chooses by what is resident, in swap and in page tables (oom_badness, 2.6.36), False: by
     #: the size of the address space and those of the children (badness, 2.6.14).
     oom_badness_by_rss: bool

@@ -19,13 +19,14 @@ from numaemu_core.columns import I8, NO_INDEXES, Bool
 from numaemu_core.effects import Breathe, KernelTask, Nap, SpinBusy
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
-from numaemu_core.lru import add_to_list_heads, isolate_lru_page, lru_lock_keys
-from numaemu_core.mm_types import VM_LOCKED
+from numaemu_core.lru import add_to_list_heads, isolate_lru_page, lru_lock_keys, lru_tail
+from numaemu_core.mm_types import VM_LOCKED, Task
 from numaemu_core.mmzone import Zone
 from numaemu_core.page_flags import (
     LRU_ACTIVE,
     LRU_INACTIVE,
     LRU_ISOLATED,
+    LRU_ON_LIST,
     PAGE_MAPPING_FILE,
     PG_DIRTY,
     PG_RECLAIM,
@@ -60,38 +61,67 @@ def begin_scan(k: Kernel, who: str) -> ScanControl:
 # -- who reclaims ------------------------------------------------------------------------------------------------------
 
 
-def try_to_free_pages(k: Kernel, nodes: Sequence[int]) -> KernelTask[int]:
+def try_to_free_pages(k: Kernel, nodes: Sequence[int], task: Task | None = None) -> KernelTask[int]:
     """Direct reclaim: free pages of the zones of a zonelist; gives how many, 0: there is nothing to be had.
 
-    2.6.15 counts fewer than 32 as none; here a page is a page, for machines of a few hundred of them.
+    2.6.15 counts fewer than 32 as none; here a page is a page, for machines of a few hundred of them. Zones whose pages
+    have nowhere to go are not scanned, and a `task` that is killed meanwhile stops: others wait for its memory.
     """
     k.count("allocstall")
     control = begin_scan(k, "direct")
-    for priority in range(limits.DEF_PRIORITY, -1, -1):
-        for nid in nodes:
-            zone = k.zones[nid]
-            if zone.all_unreclaimable and priority != limits.DEF_PRIORITY:  # left to kswapd
-                continue
+    zones = [k.zones[nid] for nid in nodes]
+    priority = limits.DEF_PRIORITY
+    while True:
+        for zone in zones:
             zone.prev_priority = min(zone.prev_priority, priority)
-            yield from shrink_zone(k, zone, priority, control)
-        if control.nr_reclaimed >= limits.SWAP_CLUSTER_MAX:
+            if may_free_pages(k, zone.nid):
+                yield from shrink_zone(k, zone, priority, control)
+        enough = control.nr_reclaimed >= limits.SWAP_CLUSTER_MAX
+        if enough or not priority or (task is not None and task.dying):
             break
         if control.nr_scanned and priority < limits.DEF_PRIORITY - 2:
             yield Nap()
         else:
             yield Breathe()
-    for nid in nodes:
-        k.zones[nid].prev_priority = limits.DEF_PRIORITY if control.nr_reclaimed else 0
+        priority -= 1
+    for zone in zones:
+        zone.prev_priority = priority
     return control.nr_reclaimed
 
 
+def may_free_pages(k: Kernel, nid: int) -> bool:
+    """Has some page of a node somewhere to go, on a list or in the hands of a task (6.1 zone_reclaimable_pages)?"""
+    zone = k.zones[nid]
+    return bool(_have_somewhere_to_go(k, _lru_pages(k, zone, LRU_ON_LIST | LRU_ISOLATED)).any())
+
+
 def is_on_its_way(k: Kernel, nodes: Sequence[int]) -> bool:
-    """Is some page of these nodes in the hands of another task, or being written? It may be free soon."""
+    """Is some page of these nodes being written, or in the hands of a task that may free it? It may be free soon."""
     for nid in nodes:
-        zone = slice(k.zones[nid].first, k.zones[nid].end)
-        if (k.c.lru_state[zone] & LRU_ISOLATED).any() or (k.c.pg_flags[zone] & PG_WRITEBACK).any():
+        zone = k.zones[nid]
+        if (k.c.pg_flags[zone.first : zone.end] & PG_WRITEBACK).any():
+            return True
+        if _have_somewhere_to_go(k, _lru_pages(k, zone, LRU_ISOLATED)).any():
             return True
     return False
+
+
+def _lru_pages(k: Kernel, zone: Zone, states: int) -> I8:
+    """The frames of a zone in one of these states."""
+    return np.flatnonzero(k.c.lru_state[zone.first : zone.end] & states) + zone.first
+
+
+def _have_somewhere_to_go(k: Kernel, pfns: I8) -> Bool:
+    """Pages that reclaim could ever free: of disk files, and others where they have a slot or can get one.
+
+    Those of ramfs live in memory alone, those that are pinned stay.
+    """
+    owners = k.c.mapping[pfns].astype(np.int64)
+    answer = np.asarray((k.c.pg_flags[pfns] & PG_SWAPCACHE != 0) | (k.nr_swap_pages > 0))
+    for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
+        mapping = k.address_spaces[owner]
+        answer[owners == owner] = mapping.is_swap_backed_or_on_disk and (not mapping.is_shmem or k.nr_swap_pages > 0)
+    return answer & ~np.isin(pfns, pinned_pages(k))
 
 
 def balance_pgdat(k: Kernel, nid: int) -> KernelTask[int]:
@@ -137,9 +167,11 @@ def nr_lru_pages(k: Kernel, zone: Zone) -> int:
 
 
 def shrink_zone(k: Kernel, zone: Zone, priority: int, control: ScanControl) -> KernelTask[None]:
-    """Scan a part of a zone's lists, the larger the lower the priority; stops once 32 pages are freed."""
-    if k.profile.anon_scanned_with_swap_only and not _has_reclaimable_pages(k, zone):
-        return
+    """Scan a part of a zone's lists, the larger the lower the priority; stops once 32 pages are freed.
+
+    Linux takes 32 pages at a time. Here a batch costs much and a page in it little: a scan that finds nothing takes
+    larger and larger ones.
+    """
     states = k.c.lru_state[zone.first : zone.end]
     zone.nr_scan_active += (int(np.count_nonzero(states == LRU_ACTIVE)) >> priority) + 1
     zone.nr_scan_inactive += (int(np.count_nonzero(states == LRU_INACTIVE)) >> priority) + 1
@@ -150,30 +182,35 @@ def shrink_zone(k: Kernel, zone: Zone, priority: int, control: ScanControl) -> K
     if zone.nr_scan_inactive >= batch:
         nr_inactive, zone.nr_scan_inactive = zone.nr_scan_inactive, 0
     before = control.nr_reclaimed
+    part_max = limits.SWAP_CLUSTER_MAX
     while nr_active or nr_inactive:
+        had = control.nr_reclaimed
         if nr_active:
-            part = min(nr_active, limits.SWAP_CLUSTER_MAX)
-            nr_active -= part
-            yield from refill_inactive_zone(k, zone, part, control)
+            part = min(nr_active, part_max)
+            found = yield from refill_inactive_zone(k, zone, part, control)
+            nr_active = nr_active - part if found else 0
         if nr_inactive:
-            part = min(nr_inactive, limits.SWAP_CLUSTER_MAX)
-            nr_inactive -= part
-            yield from shrink_cache(k, zone, part, control)
+            part = min(nr_inactive, part_max)
+            found = yield from shrink_cache(k, zone, part, control)
+            nr_inactive = nr_inactive - part if found else 0
             if control.nr_reclaimed - before >= limits.SWAP_CLUSTER_MAX:
                 return
+        freed = control.nr_reclaimed - had
+        part_max = limits.SWAP_CLUSTER_MAX if freed else min(2 * part_max, limits.RECLAIM_BATCH_MAX)
         yield Breathe()
 
 
-def _has_reclaimable_pages(k: Kernel, zone: Zone) -> bool:
-    """Could a scan free anything: is there a slot to send anonymous pages to, or a page of a file (6.x)?"""
-    pages = slice(zone.first, zone.end)
-    return k.nr_swap_pages > 0 or bool((k.c.mapping[pages] & PAGE_MAPPING_FILE).any())
-
-
 def _isolate_tail(k: Kernel, zone: Zone, state: int, count: int) -> KernelTask[I8]:
-    """Take frames off the tail of a list for the caller."""
+    """Take frames off the tail of a list for the caller; once no slot is left, only those that need none.
+
+    6.x does not scan anonymous pages then (get_scan_count); 2.6.15 takes them from list to list.
+    """
     with (yield from spin_lock(k, [(Rank.LRU, zone.nid)])):
-        pfns = k.lru_tails.take(k, zone, state, count)
+        if k.nr_swap_pages or not k.layout.slot_count:
+            pfns = k.lru_tails.take(k, zone, state, count)
+        else:
+            listed = np.flatnonzero(k.c.lru_state[zone.first : zone.end] == state) + zone.first
+            pfns = lru_tail(k, listed[_have_somewhere_to_go(k, listed)], count)
         return pfns[isolate_lru_page(k, pfns)]
 
 
@@ -186,47 +223,49 @@ def _put_back(k: Kernel, pfns: I8, active: Bool) -> KernelTask[None]:
     yield from free_page_and_swap_cache(k, pfns)
 
 
-def refill_inactive_zone(k: Kernel, zone: Zone, count: int, control: ScanControl) -> KernelTask[None]:
-    """Move pages from the tail of the active list to the head of the inactive one.
+def refill_inactive_zone(k: Kernel, zone: Zone, count: int, control: ScanControl) -> KernelTask[int]:
+    """Move pages from the tail of the active list to the head of the inactive one; gives how many it looked at.
 
     Mapped pages move only when memory is mostly mapped, or reclaim in distress; in 2.6.15 not if they were referenced.
     Pages of locked VMAs stay, as do anonymous ones where there is no swap to send them to.
     """
     pfns = yield from _isolate_tail(k, zone, LRU_ACTIVE, count)
     if not len(pfns):
-        return
+        return 0
     k.count("pgrefill", len(pfns))
     distress = 100 >> zone.prev_priority
     mapped_ratio = 100 * control.nr_mapped // k.layout.frame_count
     reclaim_mapped = mapped_ratio // 2 + distress + limits.VM_SWAPPINESS >= 100  # noqa: PLR2004 - per cent
     mapped = k.c.mapcount[pfns] > 0
-    stay = mapped & (not reclaim_mapped)
+    of_file = k.c.mapping[pfns] & PAGE_MAPPING_FILE != 0
+    without_swap = ~of_file & (k.layout.slot_count == 0)
+    stay = mapped & (without_swap | (not reclaim_mapped))
     asked = np.flatnonzero(mapped & ~stay)
     if len(asked):
         young, locked = yield from page_referenced(k, pfns[asked])
-        of_file = k.c.mapping[pfns[asked]] & PAGE_MAPPING_FILE != 0
         referenced = (young > 0) | (k.c.pg_flags[pfns[asked]] & PG_REFERENCED != 0)
         k.c.pg_flags[pfns[asked]] &= ~np.uint16(PG_REFERENCED)
         stay[asked] = locked | referenced & k.profile.referenced_pages_stay_active
-        stay[asked] |= ~of_file & (k.layout.slot_count == 0)
     k.count("pgdeactivate", int(np.count_nonzero(~stay)))
     yield from _put_back(k, pfns, stay)
+    return len(pfns)
 
 
-def shrink_cache(k: Kernel, zone: Zone, count: int, control: ScanControl) -> KernelTask[None]:
-    """Try to free pages from the tail of the inactive list."""
+def shrink_cache(k: Kernel, zone: Zone, count: int, control: ScanControl) -> KernelTask[int]:
+    """Try to free pages from the tail of the inactive list; gives how many it looked at."""
     pfns = yield from _isolate_tail(k, zone, LRU_INACTIVE, count)
     zone.pages_scanned += len(pfns)
     control.nr_scanned += len(pfns)
     k.count(f"pgscan_{control.who}", len(pfns))
     if not len(pfns):
-        return
+        return 0
     freed, activated = yield from shrink_list(k, pfns)
     control.nr_reclaimed += len(freed)
     k.count(f"pgsteal_{control.who}", len(freed))
     k.count("pgactivate", len(activated))
     left = pfns[~np.isin(pfns, freed)]
     yield from _put_back(k, left, np.isin(left, activated))
+    return len(pfns)
 
 
 # -- pages -------------------------------------------------------------------------------------------------------------

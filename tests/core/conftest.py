@@ -16,6 +16,8 @@ from numaemu_core.topology import Topology, from_dict, uniform
 from numaemu_core.uapi import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 
 PAGE = 4096
+#: What `where` says of a page that is not in memory.
+GONE = -2
 
 
 class Machine:
@@ -100,3 +102,9 @@ def machine() -> Iterator[Callable[..., Machine]]:
     yield make
     for one in made:
         assert one.fsck() == []
+
+
+def pressed(machine: Callable[..., Machine], memory_size: str = "1M", **options: object) -> Machine:
+    """Two nodes with the watermarks that a kernel would choose."""
+    nodes = [{"id": nid, "memory": memory_size, "cpus": [nid]} for nid in range(2)]
+    return machine(node=nodes, **({"swap": "4M", "min_free_kbytes": 256} | options))

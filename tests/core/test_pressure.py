@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.core.conftest import PAGE, Machine, pressed
 
-from numaemu_core import fork, memory, mlock, mmap, reclaim
+from numaemu_core import mlock, mmap, reclaim
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.fsck import fsck
 from numaemu_core.layout import layout_of
-from numaemu_core.mempolicy import sys_set_mempolicy
-from numaemu_core.nodemask import mask_of
-from numaemu_core.oom_kill import badness, select_bad_process
 from numaemu_core.page_flags import LRU_ACTIVE, LRU_INACTIVE, PG_REFERENCED
 from numaemu_core.profiles import PROFILES
 from numaemu_core.topology import from_dict, uniform
@@ -28,21 +26,9 @@ from numaemu_core.uapi import MPOL_BIND
 from numaemu_core.watermarks import zone_watermarks
 
 if TYPE_CHECKING:
-    from tests.core.conftest import Machine
-
     from numaemu_core.mm_types import Task
 
-Make = Callable[..., "Machine"]
-
-PAGE = 4096
-GONE = -2
-
-
-def pressed(machine: Make, memory_size: str = "1M", **options: object) -> Machine:
-    """Two nodes with the watermarks that a kernel would choose."""
-    nodes = [{"id": nid, "memory": memory_size, "cpus": [nid]} for nid in range(2)]
-    return machine(node=nodes, **({"swap": "4M", "min_free_kbytes": 256} | options))
-
+Make = Callable[..., Machine]
 
 # -- watermarks --------------------------------------------------------------------------------------------------------
 
@@ -216,72 +202,6 @@ def test_without_swap_pages_of_disk_files_leave_and_anonymous_ones_stay(machine:
     assert set(_lists(m, task, base, 100)) == {LRU_ACTIVE}
 
 
-# -- out of memory -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_who_is_killed_by_size(machine: Make, profile: str) -> None:
-    """2.6.14 takes the task with the largest address space, 6.x the one with the most memory."""
-    m = pressed(machine, profile=profile)
-    wide, full = m.attach(0), m.attach(0)
-    m.touch(wide, m.mmap(wide, 1000), 10)
-    m.touch(full, m.mmap(full, 100), 100)
-    chosen = select_bad_process(m.k, full, (0, 1))
-    assert chosen is (full if m.k.profile.oom_badness_by_rss else wide)
-
-
-#: capabilities → points of a task that has mapped 100 pages, in 2.6.14.
-BADNESS = {
-    "ordinary": ((), 100),
-    "CAP_SYS_ADMIN": (("CAP_SYS_ADMIN",), 25),
-    "CAP_SYS_NICE": (("CAP_SYS_NICE",), 100),
-}
-
-
-@pytest.mark.parametrize(("capabilities", "points"), BADNESS.values(), ids=BADNESS)
-def test_badness_of_2_6_14(machine: Make, capabilities: tuple[str, ...], points: int) -> None:
-    """Pages of the address space, a quarter for an administrator; children count, too."""
-    m = pressed(machine)
-    task = m.attach(0, *capabilities)
-    m.mmap(task, 100)
-    assert badness(m.k, task) == points
-    m.call(fork.sys_fork(m.k, task))
-    assert badness(m.k, task) == {100: 200, 25: 50}[points]
-
-
-@pytest.mark.parametrize(("profile", "spared"), [("swap-v3", False), ("linux-6.1", True), ("linux-6.12", True)])
-def test_a_task_bound_elsewhere_is_spared(machine: Make, profile: str, *, spared: bool) -> None:
-    """When a BIND is short, 6.x kills among those who may use its nodes; 2.6.15 takes the largest, to no avail."""
-    m = pressed(machine, swap="0", profile=profile)
-    elsewhere, hungry = m.attach(0), m.attach(0)
-    m.call(sys_set_mempolicy(m.k, elsewhere, MPOL_BIND, [mask_of({1})], 65))
-    m.touch(elsewhere, m.mmap(elsewhere, 300), 200)
-    area = m.mmap(hungry, 190)
-    m.mbind(hungry, area, 190, MPOL_BIND, {0})
-    m.touch(hungry, area, 190)
-    more = m.mmap(hungry, 60)
-    m.mbind(hungry, more, 60, MPOL_BIND, {0})
-    with pytest.raises(OutOfMemory):
-        m.touch(hungry, more, 60)
-    assert (elsewhere.killed, hungry.killed) == (not spared, True)
-
-
-def test_the_killed_task_is_gone_and_the_other_goes_on(machine: Make) -> None:
-    """Its memory is free at once, its calls say out of memory, and it can be told to exit."""
-    m = pressed(machine, swap="0")
-    victim, survivor = m.attach(0), m.attach(1)
-    base = m.mmap(victim, 300)
-    m.touch(victim, base, 300)
-    other = m.mmap(survivor, 250)
-    m.touch(survivor, other, 250)
-    assert (victim.killed, survivor.killed, m.k.vmstat["oom_kill"]) == (True, False, 1)
-    assert GONE not in m.where(survivor, other, 250)
-    assert list(victim.mm.vmas) == []
-    with pytest.raises(OutOfMemory):
-        m.call(memory.sys_fault(m.k, victim, base, PAGE, write=True))
-    m.call(fork.sys_exit(m.k, victim))
-
-
 # -- all together ------------------------------------------------------------------------------------------------------
 
 
@@ -299,8 +219,6 @@ def test_whatever_is_allocated_and_freed_the_machine_is_sound(
     del machine
     nodes = [{"id": nid, "memory": "512K", "cpus": [nid]} for nid in range(2)]
     topology = from_dict({"node": nodes, "swap": swap, "profile": profile, "min_free_kbytes": 128})
-    from tests.core.conftest import Machine  # noqa: PLC0415 - the type is imported for checkers only
-
     m = Machine(topology, seed)
     tasks = [m.attach(number % 2) for number in range(3)]
     areas: list[list[int]] = [[], [], []]
