@@ -72,6 +72,24 @@ class Kernel:
         self.quarantine = Quarantine()
         #: Frames that nobody but a pin refers to any more: looked at again when pins are cleared.
         self.left_to_pins: set[int] = set()
+        self._without_tasks()
+        #: Events since boot by their name in /proc/vmstat.
+        self.vmstat: Counter[str] = Counter()
+        #: On whose behalf kernel tasks run, by their numbers (`intents.Caller`).
+        self.callers: dict[int, Any] = {}
+        #: How many entries of each frame are gone whose dirty bytes were not yet read (`harvest`).
+        self.harvests: I8 = np.zeros(layout.frame_count, np.int64)
+        #: Starts a kernel task that nobody waits for; the performer's.
+        self.spawn: Callable[[str, KernelTask[Any]], object] = lambda _name, body: body.close()
+        #: Wakes the kswapd of a node; the performer's.
+        self.wake_kswapd: Callable[[int], object] = lambda _nid: None
+        #: Writes to the swap area and to files that have ended.
+        self.writes_ended = 0
+        #: Set whenever a page lock is dropped or a writeback ends: the performer looks at its sleepers.
+        self.pages_changed = False
+
+    def _without_tasks(self) -> None:
+        """Nobody runs, nothing is mapped, there is no file, and no number has been given."""
         self.tasks: dict[int, Task] = {}
         self.mms: dict[int, Mm] = {}
         self.anon_vmas: dict[int, AnonVma] = {}
@@ -93,20 +111,6 @@ class Kernel:
         self.openings = 0
         #: Copies of anon_vmas that forks made.
         self.anon_clones = 0
-        #: Events since boot by their name in /proc/vmstat.
-        self.vmstat: Counter[str] = Counter()
-        #: On whose behalf kernel tasks run, by their numbers (`intents.Caller`).
-        self.callers: dict[int, Any] = {}
-        #: How many entries of each frame are gone whose dirty bytes were not yet read (`harvest`).
-        self.harvests: I8 = np.zeros(layout.frame_count, np.int64)
-        #: Starts a kernel task that nobody waits for; the performer's.
-        self.spawn: Callable[[str, KernelTask[Any]], object] = lambda _name, body: body.close()
-        #: Wakes the kswapd of a node; the performer's.
-        self.wake_kswapd: Callable[[int], object] = lambda _nid: None
-        #: Writes to the swap area and to files that have ended.
-        self.writes_ended = 0
-        #: Set whenever a page lock is dropped or a writeback ends: the performer looks at its sleepers.
-        self.pages_changed = False
 
     def truth(self) -> Truth:
         """The live state in the form that a replay of the journal gives."""
