@@ -178,7 +178,7 @@ class Profile:
     remove_asks_maywrite: bool
     #: True: MADV_POPULATE ends at the first hole (6.9); False: it goes on behind it.
     populate_ends_at_hole: bool
-    #: True: MADV_WILLNEED places pages of shared memory by the policy of the mapping (6.12); False: by the task's (6.1).
+    #: True: MADV_WILLNEED places pages of shared memory by the mapping's policy (6.12); False: by the task's (6.1).
     willneed_knows_vma: bool
     #: True: private memory that was never touched is no longer accounted for when it loses the right to be written to,
     #: and may merge with what never had it (6.7 mprotect_fixup).
