@@ -161,13 +161,11 @@ class Profile:
     mlock_reports_faults: bool
     #: True: madvise knows FREE, REMOVE, DONTFORK, COLD and POPULATE, mremap DONTUNMAP (what came from 2.6.16 to 5.18).
     madvise_of_today: bool
-    #: True: MADV_REMOVE is for shared mappings that may be made writable (6.7); False: for those
-    #: that are.
+    #: True: MADV_REMOVE is for shared mappings that may be made writable (6.7); False: for those that are.
     remove_asks_maywrite: bool
     #: True: MADV_POPULATE ends at the first hole (6.9); False: it goes on behind it.
     populate_ends_at_hole: bool
-    #: True: MADV_WILLNEED places pages of shared memory by the policy of the mapping (6.12 force_shm_swapin_readahead);
-    #: False: by that of the task (6.1, which hands on no mapping).
+    #: True: MADV_WILLNEED places pages of shared memory by the mapping's policy (6.12); False: by the task's (6.1).
     willneed_knows_vma: bool
     #: True: private memory that was never touched is no longer accounted for when it loses the right to be written to,
     #: and may merge with what never had it (6.7 mprotect_fixup).

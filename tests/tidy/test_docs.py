@@ -13,7 +13,14 @@ from numaemu_core.wire import CALLS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("emulator/numaemu_core", "emulator/numaemu_host", "daemon/numaemu_daemon", "client/numaemu")
-PAGES = ("docs/architecture.md", "docs/protocol.md", "docs/semantics.md", "docs/views.md", "CHANGELOG.md")
+PAGES = (
+    "docs/architecture.md",
+    "docs/conformance.md",
+    "docs/protocol.md",
+    "docs/semantics.md",
+    "docs/views.md",
+    "CHANGELOG.md",
+)
 LINE_MAX = 120
 
 FOLDER = re.compile(r"^### `([^`]+)`")
