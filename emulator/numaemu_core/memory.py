@@ -130,23 +130,24 @@ def handle_mm_fault(
 
     Raises:
         OutOfMemory: the first of them that needs a frame can get none; those before it are there.
+        BusError: the file ends before the first that is missing; those before it are there.
     """
     flats = k.tables.pte_alloc(task.mm.pgd, first_vpn, end_vpn)
-    private = vma.vm_file is None
-    if write and private and len(flats) == 1 and try_anonymous_page(k, task, vma, first_vpn, int(flats[0])):
+    alone = write and vma.vm_file is None and len(flats) == 1
+    if alone and try_anonymous_page(k, task, vma, first_vpn, int(flats[0])):
         return
     vpns = np.arange(first_vpn, end_vpn)
     yield from _migration_entry_wait(k, flats)
     entries = k.c.pte[flats]
-    none = entries == 0
-    swapped = is_swapped(entries)
-    if none.any():
-        if not private:
-            yield from do_no_page(k, task, vma, vpns[none], flats[none], write=write)
-        elif write:
-            yield from do_anonymous_page(k, task, vma, vpns[none], flats[none])
-        else:
-            yield from _map_zero_page(k, vma, flats[none])
+    none, swapped = entries == 0, is_swapped(entries)
+    failure: MmError | None = None
+    try:
+        if none.any():
+            yield from _map_missing_pages(k, task, vma, vpns[none], flats[none], write=write)
+    except (BusError, OutOfMemory) as error:
+        failure = error
+        stop = int(np.argmax(k.c.pte[flats] == 0))
+        flats, vpns, swapped = flats[:stop], vpns[:stop], swapped[:stop]
     if swapped.any():
         yield from do_swap_page(k, task, vma, vpns[swapped], flats[swapped], write=write)
     if write and not none.all():
@@ -154,6 +155,18 @@ def handle_mm_fault(
         protected = is_present(entries) & ~is_writable(entries)
         if protected.any():
             yield from do_wp_page(k, task, vma, vpns[protected], flats[protected], entries[protected])
+    if failure is not None:
+        raise failure
+
+
+def _map_missing_pages(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, *, write: bool) -> KernelTask[None]:
+    """Pages that have no entry yet."""
+    if vma.vm_file is not None:
+        yield from do_no_page(k, task, vma, vpns, flats, write=write)
+    elif write:
+        yield from do_anonymous_page(k, task, vma, vpns, flats)
+    else:
+        yield from _map_zero_page(k, vma, flats)
 
 
 def _migration_entry_wait(k: Kernel, flats: I8) -> KernelTask[None]:

@@ -136,6 +136,20 @@ def test_the_end_of_the_file_is_a_bus_error(machine: Make) -> None:
         m.touch(task, addr + 2 * PAGE)
 
 
+def test_pages_in_front_of_the_end_of_the_file_are_served_whatever_they_need(machine: Make) -> None:
+    """A write up to the end of a file serves what is swapped out and what is mapped for reading only, too."""
+    m = machine()
+    create(m, pages=3)
+    task = m.attach()
+    addr = map_file(m, task, 4, flags=MAP_PRIVATE)
+    write(m, task, addr, 5)
+    pageout(m, task, addr, 1)
+    m.touch(task, addr + PAGE, 2, write=False)
+    assert m.call(memory.sys_fault(m.k, task, addr, 4 * PAGE, write=True)) == 3 * PAGE
+    assert [m.entry(task, addr + i * PAGE) & 4 for i in range(4)] == [4, 4, 4, 0]
+    assert m.peek(task, addr) == 5
+
+
 #: kind of mapping, rights asked, mode of the file -> errno, 0: granted
 OPENED = {
     "shared-read-of-readonly": (MAP_SHARED, PROT_READ, "r", 0),
