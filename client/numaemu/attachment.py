@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from numaemu import places
+from numaemu.comeback import WayBack
 from numaemu.connection import Init, Peer
-from numaemu.control import no_machine
+from numaemu.control import is_running, no_machine
 from numaemu.views import COLUMNS, Views, make_views
 from numaemu_core.columns import column_views
 from numaemu_core.errors import PeerError
@@ -31,14 +33,18 @@ if TYPE_CHECKING:
 MMAP_SEM: Final = "mmap_sem"
 _MAPPED: Final = ("ptes", "pte_bits", "control", "locks")
 _ANSWER_S: Final = 30.0
+_PAUSE_S: Final = 0.01
+#: Times that a daemon may hang up on us: it may die in the middle of a hello more than once, but not for ever.
+_HUNG_UP_MAX: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """A machine as this process has it.
 
-    `fds` are descriptors by segment name, those that pins need: the pools and `mmap_sem`. While `sock` is open, the
-    daemon knows that this process uses the machine. `fenced`: membarrier orders us, so that windows need no locks.
+    `fds` are descriptors by segment name, those that pins need: the pools and `mmap_sem`. While `sock` is open, or the
+    one that the peer's way back has put in its place, the daemon knows that this process uses the machine. `fenced`:
+    membarrier orders us, so that windows need no locks.
     """
 
     peer: Peer
@@ -51,6 +57,8 @@ class Attachment:
     def close(self) -> None:
         """Close the socket and the descriptors; what is mapped stays as long as somebody holds the views."""
         self.sock.close()
+        if self.peer.way_back is not None:
+            self.peer.way_back.close()
         for fd in self.fds.values():
             os.close(fd)
         self.fds.clear()
@@ -63,19 +71,16 @@ def attach_process(place: Path) -> Attachment:
         ConnectionRefusedError: no machine runs there. PeerError: it speaks another version, or nonsense.
         MachineGone: it has just ended. OSError: the host refuses.
     """
-    try:
-        sock = fdsock.connect(place / places.DESCRIPTOR_SOCKET, _ANSWER_S)
-    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-        raise no_machine(place.name) from None
+    sock, answer, fds = _admitted(place)
     with contextlib.ExitStack() as undo:
         undo.callback(sock.close)
-        answer, fds = _greeted(sock, place.name)
         for fd in fds.values():
             undo.callback(os.close, fd)
         layout = layout_of(from_dict(answer["topology"]))
         init = Init(place.name, answer["init_pid"])
-        peer = Peer(f"ipc://{place / places.CALLS_SOCKET}", answer["boot_id"], answer["token"], init)
         views = map_views(layout, fds)
+        way_back = WayBack(place / places.DESCRIPTOR_SOCKET, views.generation, sock, answer["generation"])
+        peer = Peer(f"ipc://{place / places.CALLS_SOCKET}", answer["boot_id"], answer["token"], init, way_back)
         fenced = membarrier.register() and bool(answer["membarrier"])
         undo.pop_all()
     for name in _MAPPED:
@@ -83,13 +88,44 @@ def attach_process(place: Path) -> Attachment:
     return Attachment(peer, layout, views, fds, sock, fenced)
 
 
+def _admitted(place: Path) -> tuple[socket.socket, dict[str, Any], dict[str, int]]:
+    """A socket to the daemon, its answer to our hello, and the descriptors by name.
+
+    While the machine runs and its daemon does not, another one is about to come.
+    """
+    deadline = time.monotonic() + _ANSWER_S
+    hung_up = 0
+    while True:
+        try:
+            sock = fdsock.connect(place / places.DESCRIPTOR_SOCKET, _ANSWER_S)
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+            if not is_running(place) or time.monotonic() > deadline:
+                raise no_machine(place.name) from None
+            time.sleep(_PAUSE_S)
+            continue
+        try:
+            return sock, *_greeted(sock, place.name)
+        except PeerHungUpError:
+            sock.close()
+            hung_up += 1
+            if hung_up > _HUNG_UP_MAX or not is_running(place):
+                raise
+        except BaseException:
+            sock.close()
+            raise
+
+
+class PeerHungUpError(PeerError):
+    """The daemon hung up without a word: it died, or does not admit this user."""
+
+
 def _greeted(sock: socket.socket, name: str) -> tuple[dict[str, Any], dict[str, int]]:
     """The answer to our hello, and the descriptors by name."""
     try:
         fdsock.send(sock, {"hello": "client", "version": VERSION})
         answer, received = fdsock.recv(sock)
-    except (EOFError, BrokenPipeError):
-        raise PeerError(f"the machine {name!r} hung up: it is ending, or does not admit this user") from None
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        raise PeerHungUpError(f"the machine {name!r} hung up: it is ending, or does not admit this user") from None
     fault = _fault_of(answer, len(received))
     if fault:
         for fd in received:
@@ -103,7 +139,7 @@ def _fault_of(answer: object, fd_count: int) -> str:
     """What is wrong with the answer to our hello; empty if nothing is."""
     if not isinstance(answer, dict) or answer.get("version") != VERSION:
         return f"speaks another version than {VERSION}: {answer!r}"
-    missing = {"boot_id", "token", "topology", "segments", "init_pid", "membarrier"} - answer.keys()
+    missing = {"boot_id", "token", "topology", "segments", "init_pid", "membarrier", "generation"} - answer.keys()
     if missing:
         return f"did not say its {min(missing)}"
     names = answer["segments"]
@@ -117,7 +153,7 @@ def map_views(layout: Layout, fds: Mapping[str, int]) -> Views:
     maps: list[FlatMapping | Segment] = []
     try:
         pools = [(fds[pool_name(node)], layout.segments[pool_name(node)].size) for node in layout.node_pfns]
-        frames = FlatMapping(pools, populate=True)
+        frames = FlatMapping(pools, populate=layout.topology.preallocate)
         maps.append(frames)
         columns: dict[str, Any] = {}
         for name in _MAPPED:

@@ -2,7 +2,8 @@
 
 There is no time limit: a stopped process is only slow. Waiting ends with the answer, with the end of init (told by its
 pidfd: `MachineGone`), or with an exception of a signal handler; after that the connection is dropped and the next call
-makes a new one, so that no late answer is taken for another.
+makes a new one, so that no late answer is taken for another. When the daemon dies and another one takes over, the
+connection goes on with that one, and what was not answered is sent once more.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import zmq
 
 from numaemu.errors import MachineGone
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
-from numaemu_core.wire import WireError, pack_request, unpack_reply
+from numaemu_core.wire import StrangerError, WireError, pack_request, unpack_reply
 from numaemu_host import pidfd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numaemu.comeback import WayBack
     from numaemu.window import Turn
 
 #: How long one poll lasts; between two, Python looks at its signals.
@@ -83,6 +85,12 @@ class Peer:
     boot_id: str
     token: bytes
     init: Init
+    #: None where a daemon that dies is the end.
+    way_back: WayBack | None = None
+
+
+class NewDaemon(Exception):
+    """The daemon that was asked is no more, or does not know this connection."""
 
 
 class Connection:
@@ -94,15 +102,23 @@ class Connection:
         self._owner = os.getpid()
         self._last_id = 0
         self.busy = False
-        self._socket = _shared_context().socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.connect(peer.endpoint)
-        self._socket.rcvtimeo = _SLICE_MS
+        self._generation = 0
+        self._socket = self._connected()
         try:
             self.number = self.call("hello", [peer.token])
         except BaseException:
             self.close()
             raise
+
+    def _connected(self) -> zmq.Socket[bytes]:
+        """A socket to the daemon of now, to which this process is known."""
+        if self._peer.way_back is not None:
+            self._generation = self._peer.way_back.generation
+        socket = _shared_context().socket(zmq.DEALER)
+        socket.linger = 0
+        socket.connect(self._peer.endpoint)
+        socket.rcvtimeo = _SLICE_MS
+        return socket
 
     def call(self, name: str, args: Sequence[Any], window: int | None = None) -> Any:  # noqa: ANN401 - as the call has it
         """The result of one call; `window` is the access slot that this thread has open.
@@ -114,22 +130,64 @@ class Connection:
         self.busy = True
         try:
             self._last_id = request_id = self._last_id + 1
-            self._socket.send(pack_request(self._peer.boot_id, request_id, name, args, window))
-            boot_id, answered, result = unpack_reply(self._receive())
+            body = pack_request(self._peer.boot_id, request_id, name, args, window)
+            while True:
+                try:
+                    return self._asked(request_id, body)
+                except NewDaemon:
+                    if name == "hello":
+                        self._begin_anew()
+                    else:
+                        self._come_back()
         finally:
             self.busy = False
+
+    def _asked(self, request_id: int, body: bytes) -> Any:  # noqa: ANN401 - as the call has it
+        """Send a request, and give what its answer says. NewDaemon: it has to be sent once more."""
+        if self._peer.way_back is not None and self._peer.way_back.is_over(self._generation):
+            raise NewDaemon
+        self._socket.send(body)
+        try:
+            boot_id, answered, result = unpack_reply(self._receive())
+        except StrangerError:
+            if self._peer.way_back is None:
+                raise
+            raise NewDaemon from None
         if (boot_id, answered) != (self._peer.boot_id, request_id):
             raise WireError(f"an answer to request {answered} instead of {request_id}")
         return result
 
     def _receive(self) -> bytes:
-        """The next message. A plain receive, half as dear as a poll of socket and pidfd; init is looked at between."""
+        """The next message. A plain receive, half as dear as a poll of socket and pidfd; init is looked at between.
+
+        NewDaemon: none will come, as another daemon has taken over.
+        """
         while True:
             try:
                 return self._socket.recv()
             except zmq.Again:
                 if pidfd.has_exited(self._peer.init.fd):
                     raise MachineGone(self._peer.init.name) from None
+                if self._peer.way_back is not None and self._peer.way_back.is_over(self._generation):
+                    raise NewDaemon from None
+
+    def _begin_anew(self) -> None:
+        """Another socket, to the daemon of now."""
+        assert self._peer.way_back is not None
+        self._peer.way_back.renew(self._generation, self._peer.token, self._peer.init)
+        self._socket.close(0)
+        self._socket = self._connected()
+
+    def _come_back(self) -> None:
+        """The same, and this connection goes on there under its number; the daemon knows its last answer."""
+        while True:
+            self._begin_anew()
+            hello = pack_request(self._peer.boot_id, 0, "hello", [self._peer.token, self.number])
+            try:
+                self.number = self._asked(0, hello)
+            except NewDaemon:
+                continue
+            return
 
     def close(self) -> None:
         """Close the socket; a second call does nothing, nor does one in a forked child."""

@@ -100,11 +100,11 @@ def _opened_log(place: Path) -> Iterator[int]:
     """The machine's log in its directory, to be appended to."""
     fd = -1
     for attempt in range(_ATTEMPTS):
-        places.make_machine_dir(place)
         try:
+            places.make_machine_dir(place)
             fd = os.open(place / places.LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             break
-        except FileNotFoundError:  # a machine of that name that is just ending has removed the directory
+        except FileNotFoundError:  # a machine that is just ending has removed the directory, or the one of all machines
             if attempt == _ATTEMPTS - 1:
                 raise
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import weakref
 from typing import TYPE_CHECKING, Any, Self
@@ -102,6 +103,18 @@ class Machine:
         if length:
             with self.attach(min(cpu for node in self.topology.nodes for cpu in node.cpus)) as task:
                 task.file_write(name, 0, data)
+
+    def set_interleave_weight(self, node: int, weight: int) -> None:
+        """How many pages in a row a node gets under MPOL_WEIGHTED_INTERLEAVE: 1 to 255; 0 is the default, 1, again.
+
+        It counts for pages that are allocated from now on, of every task.
+        Mirrors: /sys/kernel/mm/mempolicy/weighted_interleave/nodeN (mm/mempolicy.c of 6.12).
+
+        Raises:
+            FileNotFoundError: no such node, or the kernel of this machine knows no weights. OSError: EINVAL.
+        """
+        path = f"/sys/kernel/mm/mempolicy/weighted_interleave/node{operator.index(node)}"
+        self._calls.call("sysctl", path, str(operator.index(weight)))
 
     # -- the whole machine ---------------------------------------------------------------------------------------------
 

@@ -33,7 +33,10 @@ def mask_words(nodes: Iterable[int]) -> tuple[list[int], int]:
     Raises:
         OSError: EINVAL: an id is negative, or too large for any mask. TypeError: it is no number.
     """
-    ids = [operator.index(node) for node in nodes]
+    try:
+        ids = [operator.index(node) for node in nodes]
+    except TypeError:
+        raise TypeError(f"nodes: expected a set of node ids, got {nodes!r}") from None
     for node in ids:
         if not 0 <= node <= _NODE_MAX:
             raise OSError(errno.EINVAL, f"expected node ids from 0 to {_NODE_MAX}, got {node}")

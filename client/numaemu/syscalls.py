@@ -39,6 +39,13 @@ RAW_CALLS: Final = frozenset(
 )
 
 
+def _numbers(values: Iterable[int], what: str) -> list[int]:
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError:
+        raise TypeError(f"{what}: expected a list of whole numbers, got {values!r}") from None
+
+
 class SystemCalls:
     """What a `Task` asks of the kernel. A refused call raises OSError with the kernel's errno."""
 
@@ -185,8 +192,8 @@ class SystemCalls:
         Raises:
             OSError: ESRCH: no such task; EPERM; ENODEV: no such node; EINVAL: flags. Mirrors: move_pages(2).
         """
-        pages = [operator.index(address) for address in addresses]
-        targets = None if nodes is None else [operator.index(node) for node in nodes]
+        pages = _numbers(addresses, "addresses")
+        targets = None if nodes is None else _numbers(nodes, "nodes")
         if targets is not None and len(targets) != len(pages):
             raise ValueError(f"expected a node for each of {len(pages)} pages, got {len(targets)}")
         result, status = self._call("move_pages", pid, len(pages), pages, targets, flags)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import operator
 import threading
 import time
 import weakref
@@ -112,13 +113,14 @@ class Task(SystemCalls):
 
         No byte is read or changed. ValueError for a negative length.
         """
-        self.window().touch(addr, length, write=write)
+        self.window().touch(operator.index(addr), operator.index(length), write=write)
 
     def where(self, addr: int, length: int) -> I8:
         """Where each page of [addr, addr + length) is: its node, or -ENOENT (not in memory), -EFAULT (no mapping).
 
         Nothing is faulted in. Mirrors: the status array of move_pages without nodes.
         """
+        addr, length = operator.index(addr), operator.index(length)
         if not 0 <= length <= limits.TASK_SIZE_BYTES:
             raise ValueError(f"expected a length from 0 to {limits.TASK_SIZE_BYTES}, got {length}")
         parts = []
@@ -181,7 +183,7 @@ class Task(SystemCalls):
         if file_mode is None:
             writes = file is None or (flags & uapi.MAP_SHARED and prot & uapi.PROT_WRITE)
             file_mode = "r+" if writes else "r"
-        return Mapping(self, self._call("mmap", addr or 0, length, prot, flags, file, offset, file_mode), length)
+        return Mapping(self, self._call("mmap", addr or 0, length, prot, flags, file, offset, file_mode), int(length))
 
     def mremap(
         self, addr: int, old_length: int, new_length: int, flags: int = uapi.MREMAP_MAYMOVE, new_addr: int = 0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numaemu_host.robust import MutexTable
 
 #: Columns that a client needs, wherever they lie.
-COLUMNS = ("pte", "accessed", "dirty", "mm_epoch", "window", "pin_count", "pins", "needs_recovery")
+COLUMNS = ("pte", "accessed", "dirty", "mm_epoch", "window", "pin_count", "pins", "needs_recovery", "generation")
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -53,6 +53,8 @@ class Views:
     #: By mutex: 1 if its holder died and the daemon has not yet repaired what it protects.
     needs_recovery: memoryview
     mutexes: MutexTable
+    #: Element 0 counts the kernel daemons that have taken calls.
+    generation: memoryview
 
 
 def make_views(layout: Layout, columns: Mapping[str, npt.NDArray[Any]], frame_bytes: U1, mutexes: MutexTable) -> Views:
@@ -75,6 +77,7 @@ def make_views(layout: Layout, columns: Mapping[str, npt.NDArray[Any]], frame_by
         pins=columns["pins"],
         needs_recovery=_cells(flat["needs_recovery"]),
         mutexes=mutexes,
+        generation=_cells(flat["generation"]),
     )
 
 

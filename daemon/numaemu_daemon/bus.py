@@ -48,9 +48,9 @@ class Bus:
         self.node_asks: Callable[[str, int], None] = lambda _verb, _nid: None
 
     @property
-    def idle(self) -> bool:
-        """No copy is on its way."""
-        return not self._asked
+    def copies(self) -> int:
+        """Requests to copy that are not yet confirmed."""
+        return len(self._asked)
 
     def write(self, pfns: I8, slots: I8) -> None:
         """Copy frames to slots; `written` is called when it is done."""

@@ -37,19 +37,26 @@ class BusClient:
         self._child = child
         self._stop = StopRequest()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.maxmsgsize = limits.MESSAGE_BYTES_MAX
-        self._socket.reconnect_ivl = _RECONNECT_MS
-        self._socket.reconnect_ivl_max = _RECONNECT_MAX_MS
-        # The daemon bounds what is under way by what it asks; an answer that is dropped would be waited for for ever.
-        self._socket.sndhwm = 0
-        self._socket.connect(f"ipc://{child.directory / BUS_SOCKET}")
         self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(child.init_pidfd, zmq.POLLIN)
+        self._poller.register(child.socket.fileno(), zmq.POLLIN)
         self._poller.register(self._stop.fd, zmq.POLLIN)
-        self.send(["hello", child.role, -1 if child.nid is None else child.nid, os.getpid()])
+        self._socket = self._connected()
+
+    def _connected(self) -> "zmq.Socket[bytes]":
+        """A socket to the kernel daemon of now, or the next one, which hears hello."""
+        socket = self._context.socket(zmq.DEALER)
+        socket.linger = 0
+        socket.maxmsgsize = limits.MESSAGE_BYTES_MAX
+        socket.reconnect_ivl = _RECONNECT_MS
+        socket.reconnect_ivl_max = _RECONNECT_MAX_MS
+        # The daemon bounds what is under way by what it asks; an answer that is dropped would be waited for for ever.
+        socket.sndhwm = 0
+        socket.connect(f"ipc://{self._child.directory / BUS_SOCKET}")
+        self._poller.register(socket, zmq.POLLIN)
+        nid = -1 if self._child.nid is None else self._child.nid
+        socket.send(msgpack.packb(["hello", self._child.role, nid, os.getpid()]), zmq.NOBLOCK)
+        return socket
 
     def __enter__(self) -> Self:
         """Connected already."""
@@ -63,7 +70,18 @@ class BusClient:
         """Wait for a message, at most `timeout_s` (None: as long as it takes); False if this process shall end."""
         timeout_ms = None if timeout_s is None else math.ceil(timeout_s * _MS_PER_S)
         events = dict(self._poller.poll(timeout_ms))
+        if self._child.socket.fileno() in events:
+            self._let_go_of_a_dead_daemon()
         return not self._stop.asked and self._child.init_pidfd not in events
+
+    def _let_go_of_a_dead_daemon(self) -> None:
+        """What the last daemon has asked and was not done is never done; what was done is not answered."""
+        generation = self._child.hear()
+        if generation is not None:
+            self._poller.unregister(self._socket)
+            self._socket.close(0)
+            self._socket = self._connected()
+            self._child.fenced(generation)
 
     def send(self, message: list[Any]) -> None:
         """Send a message; never waits."""

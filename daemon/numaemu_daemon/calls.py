@@ -5,11 +5,14 @@ Calls of the machine itself (attach, adopt, windows, numbers) are here; those of
 
 import errno
 import functools
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from numaemu_core import files, fork, node_views
+from numaemu_core import files, fork, limits, node_views
 from numaemu_core.errors import MmError, OutOfMemory
+from numaemu_core.intents import Caller, begin_call, end_call, on_behalf, unfinished
+from numaemu_core.journal import Truth
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
 from numaemu_core.swap_state import release_unpinned
@@ -19,6 +22,8 @@ from numaemu_core.wire import Request, pack_refusal, pack_reply
 from numaemu_daemon.clients import AccessSlots, Client, Connection
 from numaemu_daemon.scheduler import Scheduler
 
+#: Calls of the machine that change something; what they do and their answer are one record.
+MUTATING = frozenset({"adopt", "attach", "create_file", "sysctl", "window", "window_close"})
 #: Calls that a client may make about tasks of other processes of the same user, too.
 OF_ANY_TASK = frozenset({"maps", "numa_maps", "pagemap"})
 
@@ -59,6 +64,9 @@ class Calls:
             "vmstat": lambda _client: node_views.vmstat(k),
             "status": lambda _client: server.status(),
         }
+        #: Bytes for files that stand in the journal with calls on their way, and calls that wait for room there.
+        self._writing = 0
+        self._later: deque[tuple[Connection, Request, Send, Task]] = deque()
         #: Calls served since boot, by name.
         self.served = 0
 
@@ -76,7 +84,10 @@ class Calls:
         try:
             handler = self._immediate.get(request.name)
             if handler is not None:
-                self._answer(connection, request, send, handler(connection.client, *request.args), None)
+                with self._k.journal.together():  # its effects and its answer
+                    result = handler(connection.client, *request.args)
+                    reply = self._note_answer(connection, request, result, None)
+                send(connection, reply)
                 return
             pid = request.args[0]
             find = self._own_task if request.name == "exit" else self._living_task
@@ -87,20 +98,45 @@ class Calls:
         self._begin(connection, request, send, task)
 
     def _begin(self, connection: Connection, request: Request, send: Send, task: Task) -> None:
+        size = _journalled_bytes(request)
+        if self._writing and self._writing + size > limits.JOURNALLED_WRITES_BYTES:
+            self._later.append((connection, request, send, task))
+            return
+        caller = Caller(connection.number, request.request_id)
         if request.name not in NOT_JOURNALLED:
-            self._k.journal.append(
-                ["intent", connection.number, request.request_id, request.name, request.args],
-            )
+            begin_call(self._k, caller, request.name, request.args)
+        self._run(connection, request, send, task, caller)
 
+    def redo(self, connections: Mapping[int, Connection], truth: Truth, send: Send) -> None:
+        """Run the calls that were on their way when the last daemon died; answers are kept, and sent when asked for."""
+        for caller, name, args in list(unfinished(truth)):
+            request = Request(caller.request, name, args, None)
+            stranger = Client(None, 0, 0, -1, b"", gone=True)  # it died, too; who shares its memory has not
+            connection = connections.get(caller.connection) or Connection(caller.connection, b"", stranger)
+            connection.last_request = caller.request
+            task = self._k.tasks.get(args[0])
+            if task is None:
+                ended = None if name == "exit" else MmError(errno.ESRCH, f"no task {args[0]}")
+                self._answer(connection, request, send, 0, ended)
+            else:
+                self._run(connection, request, send, task, caller)
+
+    def _run(self, connection: Connection, request: Request, send: Send, task: Task, caller: Caller) -> None:
         if request.name == "exit":
             task.exiting = True  # from now on it is nobody's any more
+
+        size = _journalled_bytes(request)
+        self._writing += size
 
         def done(result: Any, refusal: MmError | None) -> None:  # noqa: ANN401 - any call's result
             if task.killed and request.name not in OF_ANY_TASK | {"exit"}:  # the call of a killed task never returns
                 refusal = _killed(task)
             self._answer(connection, request, send, result, refusal)
+            self._writing -= size
+            if size and self._later:
+                self._begin(*self._later.popleft())
 
-        body = SYSCALLS[request.name](self._k, task, *request.args[1:])
+        body = on_behalf(self._k, caller, SYSCALLS[request.name](self._k, task, *request.args[1:]))
         self._scheduler.start(body, done, _own_window(connection.client, request))
 
     def _answer(
@@ -111,6 +147,16 @@ class Calls:
         result: Any,  # noqa: ANN401 - any call's result
         refusal: MmError | None,
     ) -> None:
+        send(connection, self._note_answer(connection, request, result, refusal))
+
+    def _note_answer(
+        self,
+        connection: Connection,
+        request: Request,
+        result: Any,  # noqa: ANN401 - any call's result
+        refusal: MmError | None,
+    ) -> bytes:
+        """A call is over: keep its answer, in the journal if it has changed something."""
         if isinstance(result, Task):  # a fork: the child is the client's, too
             connection.client.tasks.add(result.pid)
             if connection.client.gone:
@@ -122,10 +168,10 @@ class Calls:
             reply = pack_refusal(self._boot_id, request.request_id, refusal)
         else:
             reply = pack_reply(self._boot_id, request.request_id, result)
-        if request.name in SYSCALLS and request.name not in NOT_JOURNALLED:
-            self._k.journal.append(["done", connection.number, request.request_id, reply])
+        if request.name not in NOT_JOURNALLED and (request.name in SYSCALLS or request.name in MUTATING):
+            end_call(self._k, Caller(connection.number, request.request_id), reply)
         connection.last_reply = reply
-        send(connection, reply)
+        return reply
 
     # -- tasks and slots -----------------------------------------------------------------------------------------------
 
@@ -170,7 +216,7 @@ class Calls:
         self._forget(client, pid)
 
     def _attach(self, client: Client, cpu: int, capabilities: list[str], share_mm: int | None) -> list[int]:
-        task = fork.attach(self._k, cpu, capabilities, share_mm)
+        task = fork.attach(self._k, cpu, capabilities, share_mm, client.number)
         client.tasks.add(task.pid)
         return _identity(task)
 
@@ -185,6 +231,8 @@ class Calls:
                 raise MmError(errno.EBUSY, f"a thread of its owner is using task {pid}")
             self._forget(previous, pid)
         client.tasks.add(pid)
+        task.owner = client.number
+        self._k.journal.task(task)
         return _identity(task)
 
     def _window(self, client: Client, pid: int) -> int:
@@ -205,6 +253,11 @@ class Calls:
         """Pins were cleared: free what they alone had kept, when there is time for it."""
         if self._k.left_to_pins:
             self._scheduler.start(release_unpinned(self._k), lambda _result, _refusal: None)
+
+
+def _journalled_bytes(request: Request) -> int:
+    """Bytes of a file that a call carries into the journal."""
+    return len(request.args[3]) if request.name == "file_write" else 0
 
 
 def _own_window(client: Client, request: Request) -> int | None:

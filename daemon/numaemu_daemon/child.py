@@ -42,6 +42,8 @@ class ChildConfig:
     boot_id: str
     topology: Topology
     init_pid: int
+    #: Counts the kernel daemons that the machine has had.
+    generation: int = 1
 
 
 @dataclass(slots=True)
@@ -66,6 +68,8 @@ class Child:
     restarted: bool
     owner_uid: int
     log: Log
+    #: Counts the kernel daemons that the machine has had.
+    generation: int = 1
     _told: dict[str, int] = field(default_factory=dict)
     _told_at: float = 0.0
 
@@ -89,6 +93,19 @@ class Child:
             return REPORT_INTERVAL_S
         self._told = dict(done)
         return None
+
+    def fenced(self, generation: int) -> None:
+        """Tell init that nothing that an earlier kernel daemon has asked for is done any more."""
+        self._tell({"fenced": generation})
+
+    def hear(self) -> int | None:
+        """Which generation of the kernel daemon init says is about to come, None if it says nothing; never waits."""
+        try:
+            received, fds = fdsock.recv(self.socket)
+        except (OSError, EOFError):  # nothing there; that init is gone is told by its pidfd
+            return None
+        handshake.close_all(fds)
+        return handshake.generation_of(received)
 
     def _tell(self, message: dict[str, object]) -> bool:
         """Whether it was sent: init may be stopped, and that it is gone is told by its pidfd."""
@@ -156,6 +173,7 @@ def _join(config: ChildConfig, sock: socket.socket, init_pidfd: int, log: Log) -
         restarted=create is not True,
         owner_uid=os.getuid(),
         log=log,
+        generation=config.generation,
     )
 
 

@@ -20,7 +20,8 @@ from numaemu_host import pidfd
 class Client:
     """One process that uses the machine."""
 
-    sock: socket.socket
+    #: None until it has come back to a new kernel daemon.
+    sock: socket.socket | None
     pid: int
     uid: int
     pidfd: int
@@ -31,6 +32,8 @@ class Client:
     slots: dict[int, int] = field(default_factory=dict)
     connections: list["Connection"] = field(default_factory=list)
     greeted: bool = False
+    #: Its number in the journal, once it is greeted.
+    number: int = 0
     #: It has died or closed its machine: what is still on its way for it is undone.
     gone: bool = False
 
@@ -42,7 +45,8 @@ class Connection:
     number: int
     identity: bytes
     client: Client
-    #: The last request and its answer, repeated when the request is; None while it is on its way.
+    #: The last request and its answer, repeated when the request is; None while it is on its way. After a death of the
+    #: daemon these are the last ones that the journal has.
     last_request: int = 0
     last_reply: bytes | None = None
 
@@ -58,6 +62,20 @@ class AccessSlots:
         self._owner: dict[int, Client] = {}
         self._of_mm: dict[int, set[int]] = {}
 
+    def recover(self, clients: dict[int, Client]) -> None:
+        """After a death of the daemon: slots are whose they were, those of others are free; clients by number."""
+        for slot in range(limits.MAX_ACCESS_SLOTS):
+            if not self._c.window_mm[slot]:
+                continue
+            client = clients.get(int(self._c.window_client[slot]))
+            if client is None:
+                void_slot(self._c, slot)
+                continue
+            self._free.remove(slot)
+            self._owner[slot] = client
+            self._of_mm.setdefault(int(self._c.window_mm[slot]) - 1, set()).add(slot)
+            client.slots[slot] = int(self._c.window_task[slot])
+
     def take(self, client: Client, pid: int, mm_id: int) -> int:
         """A slot for a thread of a client that touches the memory of task `pid`.
 
@@ -67,6 +85,8 @@ class AccessSlots:
         if not self._free:
             raise MmError(errno.EAGAIN, f"a machine has at most {limits.MAX_ACCESS_SLOTS} threads that touch memory")
         slot = self._free.pop()
+        self._c.window_client[slot] = client.number
+        self._c.window_task[slot] = pid
         self._c.window_mm[slot] = mm_id + 1
         self._owner[slot] = client
         self._of_mm.setdefault(mm_id, set()).add(slot)
@@ -79,9 +99,7 @@ class AccessSlots:
         del client.slots[slot]
         mm_id = int(self._c.window_mm[slot]) - 1
         self._of_mm[mm_id].discard(slot)
-        self._c.pin_count[slot] = 0
-        self._c.window_mm[slot] = 0
-        self._c.window[slot] = (int(self._c.window[slot]) | 1) + 1
+        void_slot(self._c, slot)
         self._free.append(slot)
 
     def open_windows(self, mm_ids: frozenset[int]) -> dict[int, int]:
@@ -103,6 +121,13 @@ class AccessSlots:
         return self._owner.get(slot)
 
 
+def void_slot(columns: Columns, slot: int) -> None:
+    """Nobody is in that slot: no window is open, nothing is pinned."""
+    columns.pin_count[slot] = 0
+    columns.window_mm[slot] = 0
+    columns.window[slot] = (int(columns.window[slot]) | 1) + 1
+
+
 def new_client(sock: socket.socket, credentials: tuple[int, int, int]) -> Client:
     """A client that has just come to the descriptor socket."""
     pid, uid, _ = credentials
@@ -111,5 +136,6 @@ def new_client(sock: socket.socket, credentials: tuple[int, int, int]) -> Client
 
 def close_client(client: Client, close: Callable[[int], None]) -> None:
     """Let go of its descriptors."""
-    client.sock.close()
+    if client.sock is not None:
+        client.sock.close()
     close(client.pidfd)

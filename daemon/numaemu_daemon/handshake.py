@@ -8,6 +8,8 @@
     child -> init   {"up": true}                                       it serves
     child -> init   {"done": {counter: value}}                         now and then
     child -> init   {"failed": "one line"}                             it ends because of that
+    init -> child   {"fence": generation}                              the kernel daemon died, another one will come
+    child -> init   {"fenced": generation}                             nothing that the old one asked for goes on
     anyone -> init  {"command": "status"} or {"command": "down"}, each answered
 
 Descriptors go in portions, as one message carries at most `fdsock.MAX_FDS`: `more` is true for all but the last.
@@ -92,6 +94,14 @@ def counters_of(value: object) -> dict[str, int]:
         if not isinstance(name, str) or len(name) > _NAME_MAX or isinstance(count, bool) or not isinstance(count, int):
             raise HandshakeError("expected whole numbers by name")
     return dict(value)
+
+
+def generation_of(value: object) -> int:
+    """The number in `{"fence": N}`. HandshakeError if it is something else."""
+    match message_of(value):
+        case {"fence": int(number)} if number > 0:
+            return number
+    raise HandshakeError("expected the generation of a kernel daemon")
 
 
 def line_of(value: object) -> str:

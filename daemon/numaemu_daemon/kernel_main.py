@@ -10,8 +10,9 @@ import zmq
 
 from numaemu_core import limits
 from numaemu_core.journal import Journal
-from numaemu_core.kernel import Kernel
 from numaemu_core.layout import pool_name
+from numaemu_core.lock_stats import LockStats
+from numaemu_core.recovery import resume
 from numaemu_core.swap_state import end_swap_write
 from numaemu_core.wire import VERSION
 from numaemu_daemon import zap
@@ -26,6 +27,7 @@ from numaemu_daemon.scheduler import Scheduler
 from numaemu_daemon.segments import MappedMachine
 from numaemu_daemon.server import Server
 from numaemu_daemon.stop_request import StopRequest
+from numaemu_daemon.take_over import Machine, machine_for
 from numaemu_host import fdsock, membarrier
 from numaemu_host.memfd import Segment
 from numaemu_host.ofdlock import OfdLock
@@ -37,23 +39,24 @@ _HANDSHAKE_MS = 2000
 def main(child: Child) -> None:
     """Serve the machine that `child` describes; returns when it ends."""
     machine = MappedMachine(child.layout, child.fds)
-    columns = machine.columns
     journal_segment = Segment(child.fds["journal"], os.fstat(child.fds["journal"]).st_size)
-    locks = ProcessLocks(child.layout, columns, machine.mutexes, OfdLock(child.fds["mmap_sem"]), time.monotonic)
+    stats = LockStats(time.monotonic)
+    locks = ProcessLocks(child.layout, machine.columns, machine.mutexes, OfdLock(child.fds["mmap_sem"]), stats)
     journal = Journal(np.frombuffer(journal_segment.view, np.uint8))
-    kernel = Kernel(child.layout, columns, journal, locks)
-    kernel.journal.snapshot_from(kernel.truth)
-    kernel.tables.prepare = lambda table: machine.mutexes.initialise(child.layout.pte_mutex + table)
-    columns.generation[0] = 1
+    fenced = membarrier.register()
+    found = machine_for(child, machine, locks, journal, fenced=fenced)
+    found.kernel.locks.stats = stats
     context = zmq.Context()
     try:
-        _serve(child, context, kernel, locks)
+        _serve(child, context, found, locks, fenced=fenced)
     finally:
         context.destroy(linger=0)
 
 
-def _serve(child: Child, context: "zmq.Context[zmq.Socket[bytes]]", kernel: Kernel, locks: ProcessLocks) -> None:
-    fenced = membarrier.register()
+def _serve(
+    child: Child, context: "zmq.Context[zmq.Socket[bytes]]", machine: Machine, locks: ProcessLocks, *, fenced: bool
+) -> None:
+    kernel = machine.kernel
     zap_handler = zap.open_handler(context)
     bus = Bus(_bind(context, f"ipc://{child.directory / BUS_SOCKET}"), child.log)
     bus.written = lambda pfns: end_swap_write(kernel, pfns)
@@ -72,11 +75,20 @@ def _serve(child: Child, context: "zmq.Context[zmq.Socket[bytes]]", kernel: Kern
             "segments": names,
             "init_pid": child.init_pid,
             "kernel_pid": os.getpid(),
+            "generation": child.generation,
             "membarrier": fenced,
         }
         return answer, [child.fds[name] for name in names]
 
+    (child.directory / DESCRIPTOR_SOCKET).unlink(missing_ok=True)  # a daemon that died leaves it
     listener = fdsock.listen(child.directory / DESCRIPTOR_SOCKET)
+
+    def serves() -> None:
+        """Clients of the last daemon see from this word that they have to come back."""
+        kernel.c.generation[0] = child.generation
+        child.ready()
+        child.log.info(Event.KERNEL_SERVES, membarrier=fenced)
+
     server = Server(
         kernel,
         sockets=(_bind(context, f"ipc://{child.directory / KERNEL_SOCKET}"), bus, zap_handler),
@@ -85,15 +97,19 @@ def _serve(child: Child, context: "zmq.Context[zmq.Socket[bytes]]", kernel: Kern
         slots=slots,
         hello=hello,
         boot_id=child.boot_id,
+        generation=child.generation,
         uids={child.owner_uid},
         recoveries=lambda: locks.recoveries,
+        repair_locks=locks.repair_all,
+        serves=serves,
         report=child.report,
         log=child.log,
     )
     server.watch(child.init_pidfd, lambda: setattr(server, "stopping", True))
     server.watch(StopRequest().fd, lambda: setattr(server, "stopping", True))
-    child.ready()
-    child.log.info(Event.KERNEL_SERVES, membarrier=fenced)
+    if child.restarted:
+        resume(kernel)
+        server.take_over(machine.living, machine.truth)
     gc.freeze()  # what is here stays: collections need not look at it
     server.serve()
 

@@ -6,25 +6,29 @@ waited for: the call goes on without its lock, after the mm's epoch has moved, s
 doing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import Columns
 from numaemu_core.layout import Layout
+from numaemu_core.lock_stats import LockStats
 from numaemu_core.locks import Key, Mode, Rank
 from numaemu_host.ofdlock import OfdLock
 from numaemu_host.robust import MutexState, MutexTable
+
+#: A lock of a node or of the swap map is held for microseconds by whoever lives.
+_REPAIR_WAIT_S = 0.05
 
 
 class ProcessLocks:
     """HostLocks over the mutex table and the semaphore file."""
 
     def __init__(
-        self, layout: Layout, columns: Columns, mutexes: MutexTable, semaphores: OfdLock, clock: Callable[[], float]
+        self, layout: Layout, columns: Columns, mutexes: MutexTable, semaphores: OfdLock, stats: LockStats
     ) -> None:
-        """`clock` gives seconds that only grow."""
+        """Waits for spin locks and dead holders are counted in `stats`, which has the clock."""
         self._first = {
             Rank.PTE: layout.pte_mutex,
             Rank.LRU: layout.lru_mutex,
@@ -34,13 +38,17 @@ class ProcessLocks:
         self._columns = columns
         self._mutexes = mutexes
         self._semaphores = semaphores
-        self._clock = clock
+        self._clock = stats.clock
+        self._stats = stats
         #: When a lock was first found busy, while it stays so.
         self._busy_since: dict[Key, float] = {}
         #: Locks that the current holder goes on without.
         self._without: set[Key] = set()
-        #: Locks whose holder had died, since boot.
-        self.recoveries = 0
+
+    @property
+    def recoveries(self) -> int:
+        """Locks whose holder had died, since boot."""
+        return sum(stat.recoveries for stat in self._stats.classes)
 
     def try_spin(self, keys: Sequence[Key]) -> bool:
         """Take all of them or none."""
@@ -62,9 +70,14 @@ class ProcessLocks:
             taken.append(key)
         self._without |= without
         if self._busy_since:
-            for key in keys:
-                self._busy_since.pop(key, None)
+            self._no_longer_busy(keys)
         return True
+
+    def _no_longer_busy(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            since = self._busy_since.pop(key, None)
+            if since is not None:
+                self._stats.classes[key[0]].waited(self._clock() - since)
 
     def spin_unlock(self, keys: Sequence[Key]) -> None:
         """Drop them."""
@@ -94,9 +107,37 @@ class ProcessLocks:
         """Drop it for this process."""
         self._semaphores.unlock(mm_id)
 
+    def repair_all(self) -> None:
+        """Repair every lock that is marked, and those of nodes and swap if their holder died: after a recovery, say."""
+        shared = self._first[Rank.PTE]
+        marked = np.flatnonzero(self._columns.needs_recovery).tolist()
+        for mutex in sorted({*range(shared), *marked}):
+            state = self._mutexes.lock(mutex, _REPAIR_WAIT_S)
+            if state is MutexState.BUSY:
+                continue
+            if state is MutexState.OWNER_DIED or self._columns.needs_recovery[mutex]:
+                self._repair(mutex, owner_died=state is MutexState.OWNER_DIED)
+            self._mutexes.unlock(mutex)
+
+    def fence_tables(self, tables: int) -> None:
+        """Without membarrier: everybody who was in an access of one of these tables has left it now."""
+        for table in range(1, tables):
+            mutex = self._first[Rank.PTE] + table
+            state = self._mutexes.lock(mutex, limits.WINDOW_BOUND_RUNNING_S)
+            if state is MutexState.BUSY:
+                continue
+            if state is MutexState.OWNER_DIED:
+                self._repair(mutex, owner_died=True)
+            self._mutexes.unlock(mutex)
+
     def _overdue(self, key: Key) -> bool:
-        since = self._busy_since.setdefault(key, self._clock())
-        return self._clock() - since > limits.WINDOW_BOUND_RUNNING_S
+        now = self._clock()
+        since = self._busy_since.get(key)
+        if since is None:
+            self._busy_since[key] = since = now
+            if key[0] is not Rank.MMAP_SEM:  # whose waits the lock table counts, task by task
+                self._stats.classes[key[0]].contended += 1
+        return now - since > limits.WINDOW_BOUND_RUNNING_S
 
     def _repair(self, mutex: int, *, owner_died: bool) -> None:
         """The holder died inside. Whatever it guards is whole after each single store of its other takers.
@@ -106,4 +147,5 @@ class ProcessLocks:
         if owner_died:
             self._mutexes.make_consistent(mutex)
         self._columns.needs_recovery[mutex] = 0
-        self.recoveries += 1
+        _, rank = max((base, rank) for rank, base in self._first.items() if base <= mutex)
+        self._stats.classes[rank].recoveries += 1

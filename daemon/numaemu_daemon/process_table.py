@@ -51,6 +51,10 @@ class Managed:
     done: dict[str, int] = field(default_factory=dict)
     #: Why it said it would end.
     failure: str = ""
+    #: It was told of a new kernel daemon, and has not yet let go of the old one.
+    unfenced: bool = False
+    #: Failures of its own before it served, one after the other.
+    fruitless: int = 0
 
     @property
     def name(self) -> str:
@@ -77,7 +81,8 @@ class Managed:
         if self.pidfd >= 0:
             os.close(self.pidfd)
         self.pidfd = -1
-        self.up = False
+        self.fruitless = 0 if self.up else self.fruitless + bool(self.failure)
+        self.up = self.unfenced = False
         if self.restarts and now - self.started_at < QUIET_S:
             self.pause_s = min(max(2 * self.pause_s, PAUSE_FIRST_S), PAUSE_MAX_S)
         else:

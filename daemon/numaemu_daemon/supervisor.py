@@ -25,10 +25,15 @@ from numaemu_daemon.options import Options
 from numaemu_daemon.process_table import KERNEL, NODE, SWAP, Managed, end_all
 from numaemu_daemon.segments import all_names, allocated_bytes, owned_names, owner_name, segment_bytes
 from numaemu_daemon.stop_request import StopRequest
+from numaemu_host import fdsock
 
 #: The machine must be ready by then, and later the more memory it has.
 BOOT_WAIT_S: Final = 30.0
 BOOT_WAIT_S_PER_GIB: Final = 2.0
+#: How long a process may go on with what a dead kernel daemon has asked for.
+FENCE_WAIT_S: Final = 5.0
+#: Kernel daemons that fail one after the other before they serve: then the machine ends.
+KERNEL_TRIES: Final = 5
 _GIB: Final = 1 << 30
 
 
@@ -48,7 +53,6 @@ class Machine:
     layout: Layout
     boot_id: str
     mains: dict[str, str]
-    generation: int = 1
 
 
 @dataclass(slots=True)
@@ -68,6 +72,10 @@ class _State:
     #: Duplicates of all descriptors by name.
     segments: dict[str, int] = field(default_factory=dict)
     go_given: bool = False
+    #: Counts the kernel daemons.
+    generation: int = 1
+    #: When processes that still listen to a dead kernel daemon are killed; None while there are none.
+    fence_deadline: float | None = None
 
 
 class Supervisor:
@@ -116,6 +124,9 @@ class Supervisor:
         if self._s.phase is Phase.ENDING:
             return 0
         due = [process.due_at for process in (*self._children, *self._helpers) if process.due_at is not None]
+        if self._s.fence_deadline is not None:  # what waits for the fences is not due before
+            kernels = [child.due_at for child in self._children if child.role == KERNEL]
+            due = [at for at in due if at not in kernels] + [self._s.fence_deadline]
         if self._s.phase is Phase.STARTING:
             due.append(self._boot_deadline)
         return max(0.0, min(due) - time.monotonic()) if due else None
@@ -128,9 +139,25 @@ class Supervisor:
         for helper in self._helpers:
             if helper.due_at is not None and now >= helper.due_at:
                 self._watch_helpers()
+        self._look_at_fences(now)
         for child in self._children:
-            if self._s.phase is not Phase.ENDING and child.due_at is not None and now >= child.due_at:
+            fenced = child.role != KERNEL or self._s.fence_deadline is None
+            if self._s.phase is not Phase.ENDING and child.due_at is not None and now >= child.due_at and fenced:
                 self._start(child)
+
+    def _look_at_fences(self, now: float) -> None:
+        """A new kernel daemon comes when nobody works for the last one any more; who is stopped is killed for it."""
+        if self._s.fence_deadline is None:
+            return
+        late = [child for child in self._children if child.unfenced]
+        if not late:
+            self._s.fence_deadline = None
+        elif now >= self._s.fence_deadline:
+            self._s.fence_deadline = now + FENCE_WAIT_S
+            for child in late:
+                reason = "it goes on with what a dead kernel daemon has asked for"
+                self._log.warning(Event.PROCESS_KILLED, child=child.name, child_pid=child.pid, reason=reason)
+                child.send_signal(signal.SIGKILL)
 
     def _stopped(self, stop: StopRequest) -> None:
         self._end(f"signal {signal.Signals(stop.signal_number).name}" if stop.asked else "a signal")
@@ -168,6 +195,7 @@ class Supervisor:
             boot_id=self._machine.boot_id,
             topology=options.topology,
             init_pid=os.getpid(),
+            generation=self._s.generation,
         )
         now = time.monotonic()
         try:
@@ -201,8 +229,23 @@ class Supervisor:
         if self._s.phase is Phase.STARTING:
             self._end(f"{child.name} died while the machine started{child.failure and ': '}{child.failure}", 1)
         elif child.role == KERNEL:
-            self._log.error(Event.KERNEL_DIED, child_pid=child.pid)
-            self._end("the kernel daemon died", 1)
+            self._kernel_died(child)
+
+    def _kernel_died(self, kernel: Managed) -> None:
+        """Have the others let go of it; its successor recovers the machine from the memory that init keeps."""
+        self._log.error(Event.KERNEL_DIED, child_pid=kernel.pid, generation=self._s.generation)
+        if kernel.fruitless >= KERNEL_TRIES:
+            self._end(f"the kernel daemon cannot be recovered{kernel.failure and ': '}{kernel.failure}", 1)
+            return
+        self._s.generation += 1
+        self._s.fence_deadline = time.monotonic() + FENCE_WAIT_S
+        for child in self._children:
+            if child is not kernel and child.connection is not None:
+                child.unfenced = True
+                try:
+                    fdsock.send(child.connection.sock, {"fence": self._s.generation})
+                except OSError:  # it does not read, or is dead: both end in a restart
+                    child.send_signal(signal.SIGKILL)
 
     def _watch_helpers(self) -> None:
         """See to it that forkserver and tracker live, and watch those that are new."""
@@ -241,6 +284,9 @@ class Supervisor:
                 self._created(child, names, fds)
             case {"up": True} if child is not None:
                 self._up(child)
+            case {"fenced": int(generation)} if child is not None:
+                if generation == self._s.generation:
+                    child.unfenced = False
             case {"done": done} if child is not None:
                 child.done = handshake.counters_of(done)
             case {"failed": line} if child is not None:
@@ -315,6 +361,6 @@ class Supervisor:
         return {
             "machine": self._machine.options.name,
             "boot_id": self._machine.boot_id,
-            "generation": self._machine.generation,
+            "generation": self._s.generation,
             "processes": [process_status.init_row(), *rows],
         }

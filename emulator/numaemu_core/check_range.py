@@ -198,5 +198,7 @@ def check_range(
         if flags & MPOL_MF_STRICT or (flags & MOVE_FLAGS and vma_migratable(k, vma)):
             span = (max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift)
             yield from check_pgd_range(k, vma, span, nodes, flags, pagelist)
+            if flags & MPOL_MF_STRICT and k.profile.unmovable_ends_walk and pagelist is not None and pagelist.unmovable:
+                break
         previous, vma = vma, following
     return first

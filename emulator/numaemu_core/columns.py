@@ -69,6 +69,8 @@ class Columns:
         self.swap: U1 = _pages(buffers["swap"], layout.slot_count, page_size)
         self.disk: U1 = _pages(buffers["disk"], layout.disk_count, page_size)
         self.swap_count: U2 = views["swap_count"]
+        self.slot_mapping: U4 = views["slot_mapping"]
+        self.slot_index: U8 = views["slot_index"]
         self.pte_tables: U8 = views["pte"]
         self.pte: U8 = self.pte_tables.reshape(-1)
         self.accessed: U1 = views["accessed"].reshape(-1)
@@ -86,9 +88,12 @@ class Columns:
         self.watermarks: I8 = views["watermarks"]
         self.cleaned: I8 = views["cleaned"]
         self.generation: U8 = views["generation"]
+        self.tables_made: U8 = views["tables_made"]
         self.mm_epoch: U8 = views["mm_epoch"]
         self.window: U8 = views["window"]
         self.window_mm: U8 = views["window_mm"]
+        self.window_client: U8 = views["window_client"]
+        self.window_task: U8 = views["window_task"]
         self.pin_count: U8 = views["pin_count"]
         self.pins: U4 = views["pins"]
         self.needs_recovery: U1 = views["needs_recovery"]

@@ -11,6 +11,7 @@ from typing import Final
 
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
+from numaemu_core.intents import note, noted
 from numaemu_core.kernel import Kernel
 from numaemu_core.migrate_pages import do_migrate_pages
 from numaemu_core.mm_types import Mm, Task
@@ -28,7 +29,6 @@ from numaemu_core.uapi import (
     MPOL_PREFERRED_MANY,
 )
 
-_NODE_FLAGS: Final = MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES
 _WORD_BITS: Final = 64
 
 
@@ -42,13 +42,14 @@ def mpol_rebind_policy(k: Kernel, policy: Mempolicy | None, old: int, new: int) 
 
     STATIC keeps the nodes that are allowed, RELATIVE those at the same positions, others go to the same positions; what
     would have no node left gets all. PREFERRED and PREFERRED_MANY stay as they are since 5.x, but forget the mask that
-    the user gave: the kernel stores the cpuset in its place.
+    the user gave: the kernel stores the cpuset in its place. So it does with that of a policy that is only BALANCING,
+    which counts as the old cpuset before.
     """
     if policy is None or policy.mode == MPOL_LOCAL:
         return policy
     if k.profile.cpuset_remaps_preferred:
         return _rebind_of_2005(k, policy, old, new)
-    keeps_mask = bool(policy.flags & _NODE_FLAGS)
+    keeps_mask = bool(policy.flags)
     if not keeps_mask and policy.cpuset_nodes == new:
         return policy
     kept = {"user_nodes": new} if keeps_mask else {"cpuset_nodes": new}
@@ -58,7 +59,8 @@ def mpol_rebind_policy(k: Kernel, policy: Mempolicy | None, old: int, new: int) 
         return replace(policy, nodes=policy.user_nodes & new or new)
     if policy.flags & MPOL_F_RELATIVE_NODES:
         return replace(policy, nodes=nodes_relative(policy.user_nodes, new) or new)
-    return replace(policy, nodes=nodes_remap(policy.nodes, policy.cpuset_nodes, new) or new, cpuset_nodes=new)
+    before = policy.user_nodes if keeps_mask else policy.cpuset_nodes  # one field in the kernel, whatever it holds
+    return replace(policy, nodes=nodes_remap(policy.nodes, before, new) or new, **kept)
 
 
 def _rebind_of_2005(k: Kernel, policy: Mempolicy, old: int, new: int) -> Mempolicy:
@@ -94,10 +96,13 @@ def sys_set_cpuset(k: Kernel, task: Task, words: Sequence[int]) -> KernelTask[in
     if k.tasks.get(task.pid) is not task:
         raise MmError(errno.ESRCH, f"task {task.pid} has ended")
     nodes = _cpuset_nodes(k, sum(word << (_WORD_BITS * i) for i, word in enumerate(words)))
-    attached = task.cpuset != task.pid
+    if (begun := noted(k)) is not None:
+        _, attached, old = begun
+    else:
+        attached, old = task.cpuset != task.pid, task.mems_allowed
+        note(k, ["cpuset", attached, old])
     task.cpuset = task.pid
     members = [member for member in k.tasks.values() if member.cpuset == task.pid]
-    old = task.mems_allowed
     for member in members:
         _change_task_nodemask(k, member, nodes)
     if k.profile.cpuset_rebinds_vmas:

@@ -76,9 +76,9 @@ def _add_to_page_cache(k: Kernel, mapping: AddressSpace, indexes: I8, pfns: I8, 
     """New frames become pages of an object where it has none by now; True for those that did, the others are freed."""
     mine = mapping.i_pages[indexes] == _NOTHING
     new = pfns[mine]
-    k.c.mapping[new] = mapping.id
     k.c.index[new] = indexes[mine].astype(np.uint64)
     k.c.pg_flags[new] = flags
+    k.c.mapping[new] = mapping.id  # last: from now on recovery takes it for the page
     mapping.i_pages[indexes[mine]] = make_entries(k, new, PTE_PRESENT)
     late = pfns[~mine]
     if len(late):

@@ -16,7 +16,7 @@ from numaemu_core.columns import I8, U1
 from numaemu_core.effects import Breathe, KernelTask, WaitWriteback
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.filemap import page_cache_read, remove_from_page_cache, resident_pfns, still_in_cache
-from numaemu_core.kernel import Kernel
+from numaemu_core.kernel import ANON_INO_STEP, Kernel
 from numaemu_core.mm_types import AddressSpace, FileKind, Task
 from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_DIRTY, PG_WRITEBACK
 from numaemu_core.page_lock import lock_some_pages, unlock_pages
@@ -26,9 +26,6 @@ from numaemu_core.swap_state import free_swap_and_cache
 
 #: The name that shared anonymous memory has in numa_maps.
 ANON_SHARED_NAME: Final = "/dev/zero"
-#: Shared anonymous memory gets inode numbers that are multiples of this: interleaving, which starts at the inode
-#: number, then begins at the first node of any mask of 1, 2, 3, 4, 6 or 12 nodes.
-_ANON_INO_STEP: Final = 12
 #: First inode number of a file: 1 is the root directory.
 _FIRST_INO: Final = 2
 
@@ -65,7 +62,7 @@ def shmem_zero_setup(k: Kernel, length: int) -> AddressSpace:
         MmError: ENFILE: too many.
     """
     k.anon_objects += 1
-    mapping = _new_object(k, FileKind.ANON_SHARED, ANON_SHARED_NAME, _ANON_INO_STEP * k.anon_objects, length)
+    mapping = _new_object(k, FileKind.ANON_SHARED, ANON_SHARED_NAME, ANON_INO_STEP * k.anon_objects, length)
     k.journal.file(mapping)
     return mapping
 
@@ -205,8 +202,10 @@ def truncate_range(k: Kernel, mapping: AddressSpace, first: int, end: int) -> Ke
         entries = mapping.i_pages[indexes]
         swapped = is_swapped(entries)
         if swapped.any():
+            slots = (entries[swapped] >> np.uint64(k.page_shift)).astype(np.int64)
             mapping.i_pages[indexes[swapped]] = 0
-            yield from free_swap_and_cache(k, (entries[swapped] >> np.uint64(k.page_shift)).astype(np.int64))
+            k.c.slot_mapping[slots] = 0
+            yield from free_swap_and_cache(k, slots)
         indexes = indexes[is_present(mapping.i_pages[indexes])]
         if not len(indexes):
             return

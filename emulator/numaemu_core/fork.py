@@ -14,6 +14,7 @@ from numaemu_core.cpuset import top_cpuset
 from numaemu_core.effects import Breathe, KernelTask, Shootdown
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.install_page import make_entries
+from numaemu_core.intents import note, noted
 from numaemu_core.kernel import Kernel
 from numaemu_core.lru import lru_cache_add_active
 from numaemu_core.mempolicy import alloc_page_vma
@@ -39,6 +40,8 @@ from numaemu_core.task_locks import down_write, spin_lock
 from numaemu_core.uapi import CAPABILITIES
 
 #: Tables of the parent, and as many of the child, whose locks one step of a fork takes.
+#: So many pids are named where one is not there.
+_PIDS_SHOWN = 10
 _TABLES_PER_STEP = limits.PTE_LOCK_BATCH // 2
 
 
@@ -69,8 +72,8 @@ def _add_task(k: Kernel, task: Task) -> Task:
     return task
 
 
-def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None) -> Task:
-    """A new task, with an mm of its own or with that of the task `share_mm`.
+def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None, owner: int = 0) -> Task:
+    """A new task of a client, with an mm of its own or with that of the task `share_mm`.
 
     Raises:
         MmError: EINVAL (no such CPU or capability), ESRCH (no task `share_mm`), EAGAIN (too many tasks), ENOMEM.
@@ -89,7 +92,8 @@ def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None) -
             raise MmError(errno.ESRCH, f"task {share_mm} was killed")
         mm = mate.mm
         mm.mm_users += 1
-    return _add_task(k, Task(k.next_pid, mm, cpu, frozenset(capabilities), mems_allowed=top_cpuset(k)))
+    task = Task(k.next_pid, mm, cpu, frozenset(capabilities), mems_allowed=top_cpuset(k), owner=owner)
+    return _add_task(k, task)
 
 
 def task_of(k: Kernel, pid: int) -> Task:
@@ -100,7 +104,9 @@ def task_of(k: Kernel, pid: int) -> Task:
     """
     task = k.tasks.get(pid)
     if task is None or task.exiting:
-        raise MmError(errno.ESRCH, f"no task {pid}")
+        living = [other for other, task in k.tasks.items() if not task.exiting]
+        shown = ", ".join(map(str, sorted(living)[:_PIDS_SHOWN])) + (", ..." if len(living) > _PIDS_SHOWN else "")
+        raise MmError(errno.ESRCH, f"no task {pid}; tasks: {shown or 'none'}")
     return task
 
 
@@ -120,8 +126,9 @@ def sys_exit(k: Kernel, task: Task) -> KernelTask[int]:
     task.mm.mm_users -= 1
     if task.mm.mm_users == 0:
         yield from exit_mmap(k, task.mm)
+    else:
+        k.journal.append(["task_gone", task.pid])
     del k.tasks[task.pid]
-    k.journal.append(["task_gone", task.pid])
     return 0
 
 
@@ -146,6 +153,8 @@ def sys_fork(k: Kernel, task: Task) -> KernelTask[Task]:
     Raises:
         MmError: ENOMEM: no page-table page or address space is left; nothing has changed then.
     """
+    if (born := noted(k)) is not None:
+        return task_of(k, born[1])
     _check_task_count(k)
     child = new_mm(k)
     try:
@@ -158,8 +167,12 @@ def sys_fork(k: Kernel, task: Task) -> KernelTask[Task]:
         raise MmError(error.errno, error.detail) from None
     twin = Task(k.next_pid, child, task.cpu, task.capabilities, task.policy, task.il_next, task.mems_allowed)
     twin.cpuset, twin.il_prev, twin.il_weight = task.cpuset, task.il_prev, task.il_weight
-    twin.parent = task.pid
-    return _add_task(k, twin)
+    twin.uid, twin.dumpable = task.uid, task.dumpable
+    twin.rlimit_memlock, twin.rlimit_as = task.rlimit_memlock, task.rlimit_as
+    twin.parent, twin.owner = task.pid, task.owner
+    with k.journal.together():
+        note(k, ["fork", twin.pid])
+        return _add_task(k, twin)
 
 
 def dup_mmap(k: Kernel, task: Task, child: Mm) -> KernelTask[None]:

@@ -218,7 +218,7 @@ def check_locks(k: Kernel, own: int) -> Iterator[str]:
 def check_journal(k: Kernel, _own: int) -> Iterator[str]:
     """Replaying the journal gives the tasks, mms, VMAs and policies that there are."""
     said, live = k.journal.replay(), k.truth()
-    for what in ("tasks", "mms", "vmas", "files", "policies"):
+    for what in ("tasks", "mms", "vmas", "files", "policies", "weights"):
         told, real = getattr(said, what), getattr(live, what)
         for key in sorted(told.keys() | real.keys()):
             if told.get(key) != real.get(key):

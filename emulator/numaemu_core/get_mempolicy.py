@@ -24,8 +24,6 @@ from numaemu_core.uapi import (
     MPOL_F_ADDR,
     MPOL_F_MEMS_ALLOWED,
     MPOL_F_NODE,
-    MPOL_F_RELATIVE_NODES,
-    MPOL_F_STATIC_NODES,
     MPOL_LOCAL,
     MPOL_PREFERRED,
 )
@@ -103,7 +101,7 @@ def policy_nodes(k: Kernel, policy: Mempolicy | None) -> int:
     """
     if policy is None or policy.mode == MPOL_LOCAL:
         return 0
-    if policy.flags & (MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES):
+    if policy.flags:
         return policy.user_nodes
     if policy.mode == MPOL_PREFERRED:
         return k.online if policy.preferred < 0 else mask_of([policy.preferred])

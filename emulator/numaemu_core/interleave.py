@@ -37,6 +37,7 @@ def set_il_weight(k: Kernel, nid: int, weight: int) -> None:
     if not 0 <= weight <= _IL_WEIGHT_MAX:
         raise MmError(errno.EINVAL, f"weight {weight} is none of 0 to {_IL_WEIGHT_MAX}")
     k.il_weights[nid] = weight or 1
+    k.journal.append(["weights", dict(k.il_weights)])
 
 
 def _round(k: Kernel, policy: Mempolicy, nodes: I8) -> I8:

@@ -5,6 +5,7 @@ sequence word and a msgpack body; the sequence word is stored last, so that a re
 daemon died is not there. Records are states, not changes: applying one twice does no harm.
 
     ["intent", connection, request, name, args]   a mutating call begins
+    ["note", connection, request, value]          what it has chosen or done, for whoever runs it again
     ["vmas", mm, start, end, rows]                the VMAs that overlap [start, end) are now these, whole
     ["mm", mm, fields] / ["mm_gone", mm]          an address space
     ["task", pid, fields] / ["task_gone", pid]    a task
@@ -12,11 +13,17 @@ daemon died is not there. Records are states, not changes: applying one twice do
     ["policy", id, start, end, policy]            pages [start, end) of an object have this policy, or none
     ["done", connection, request, reply]          a mutating call is over; its answer may be sent
     ["hung_up", connection]                       its client is gone
+    ["client", number, fields] / ["client_gone", number]    a process that uses the machine
+    ["connection", number, client]                one of its threads
+    ["weights", weights]                          of weighted interleaving, by node
+    ["marks", numbers]                            numbers that were given before and are given no more
+    ["together", records]                         all of these, or none
 
 Faults, aging and eviction are not in it: their truth is the identity of the frame and the entry of the page table.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,14 +32,19 @@ import numpy as np
 
 from numaemu_core.columns import U1
 from numaemu_core.errors import BugError
-from numaemu_core.mm_types import AddressSpace, Mm, Task, VmArea
+from numaemu_core.mm_types import AddressSpace, FileKind, Mm, Task, VmArea
+from numaemu_core.page_flags import PAGE_MAPPING_FILE
 from numaemu_core.shared_policy import Mempolicy, set_range
 
 _WORD: Final = 8
 _HEADER: Final = 2 * _WORD
+#: Where a VMA's row says of which copy of its anon_vma it is.
+_CLONE: Final = 7
 #: Head of the journal: number of the half in use.
 _PREFIX: Final = 64
-_OF_CALLS: Final = frozenset({"intent", "done", "hung_up"})
+#: What the daemon keeps of its clients and their calls; the rest is told by the live objects.
+_OF_CALLS: Final = frozenset({"intent", "note", "done", "hung_up", "client", "client_gone", "connection"})
+_OF_THE_MACHINE: Final = frozenset({"file", "file_gone", "policy", "weights", "marks"})
 
 Row = list[Any]
 
@@ -49,13 +61,28 @@ class Truth:
     policies: dict[int, list[tuple[int, int, Row]]] = field(default_factory=dict)
     #: Last request of each connection: [request, name and args, or None once done, reply].
     calls: dict[int, Row] = field(default_factory=dict)
+    #: What the call on its way on a connection has noted, if it is not done.
+    notes: dict[int, Any] = field(default_factory=dict)
+    clients: dict[int, Row] = field(default_factory=dict)
+    #: The client of each connection.
+    connections: dict[int, int] = field(default_factory=dict)
+    weights: dict[int, int] = field(default_factory=dict)
+    #: The next number of each kind ("pid", "object", …), as far as it is known.
+    marks: dict[str, int] = field(default_factory=dict, compare=False)
 
     def apply(self, record: Row) -> None:
         """One record on top of the state so far."""
         match record:
+            case ["together", records]:
+                for one in records:
+                    self.apply(one)
+            case [str(verb), *_] if verb in _OF_CALLS:
+                self._apply_of_calls(record)
             case ["vmas", mm, start, end, rows]:
                 kept = [row for row in self.vmas.get(mm, []) if row[1] <= start or row[0] >= end]
-                self.vmas[mm] = sorted([*kept, *rows])
+                self.vmas[mm] = sorted([*kept, *rows], key=lambda row: row[0])
+                self._mark("anon_vma", max((row[5] + 1 for row in rows if row[5] is not None), default=0))
+                self._mark("clone", max((row[7] for row in rows if len(row) > _CLONE), default=0))
             case ["mm", mm, fields]:
                 self.mms[mm] = fields
                 self.vmas.setdefault(mm, [])
@@ -64,24 +91,63 @@ class Truth:
                 self.vmas.pop(mm, None)
             case ["task", pid, fields]:
                 self.tasks[pid] = fields
+                self._mark("pid", pid + 1)
             case ["task_gone", pid]:
                 self.tasks.pop(pid, None)
+            case [str(verb), *_] if verb in _OF_THE_MACHINE:
+                self._apply_of_the_machine(record)
+            case _:
+                message = f"a journal record that nobody knows: {record!r}"
+                raise BugError(message)
+
+    def _apply_of_the_machine(self, record: Row) -> None:
+        match record:
             case ["file", number, fields]:
                 self.files[number] = fields
+                self._mark("object", (number & ~PAGE_MAPPING_FILE) + 1)
+                if fields[0] == FileKind.ANON_SHARED:
+                    self._mark("anon_ino", fields[2])
             case ["file_gone", number]:
                 self.files.pop(number, None)
                 self.policies.pop(number, None)
             case ["policy", number, start, end, policy]:
                 self._set_policy(number, start, end, policy)
+            case ["weights", weights]:
+                self.weights = weights
+            case ["marks", numbers]:
+                for name, number in numbers.items():
+                    self._mark(name, number)
+            case _:
+                raise BugError(f"a journal record of another shape: {record!r}")
+
+    def _apply_of_calls(self, record: Row) -> None:
+        match record:
             case ["intent", connection, request, name, args]:
+                self.calls.pop(connection, None)  # in the order in which they began
                 self.calls[connection] = [request, [name, args], None]
+                self.notes.pop(connection, None)
+            case ["note", connection, _, value]:
+                self.notes[connection] = value
             case ["done", connection, request, reply]:
                 self.calls[connection] = [request, None, reply]
+                self.notes.pop(connection, None)
             case ["hung_up", connection]:
                 self.calls.pop(connection, None)
+                self.notes.pop(connection, None)
+                self.connections.pop(connection, None)
+            case ["client", number, fields]:
+                self.clients[number] = fields
+                self._mark("client", number + 1)
+            case ["client_gone", number]:
+                self.clients.pop(number, None)
+            case ["connection", number, client]:
+                self.connections[number] = client
+                self._mark("connection", number + 1)
             case _:
-                message = f"a journal record that nobody knows: {record!r}"
-                raise BugError(message)
+                raise BugError(f"a journal record of another shape: {record!r}")
+
+    def _mark(self, name: str, number: int) -> None:
+        self.marks[name] = max(self.marks.get(name, 0), number)
 
     def _set_policy(self, number: int, start: int, end: int, policy: Row | None) -> None:
         """Another policy for some pages of an object; an object without any is not listed."""
@@ -100,11 +166,21 @@ class Truth:
             yield ["vmas", mm, 0, 1 << 63, self.vmas.get(mm, [])]
         for pid, fields in self.tasks.items():
             yield ["task", pid, fields]
+        if self.weights:
+            yield ["weights", self.weights]
+        for number, fields in self.clients.items():
+            yield ["client", number, fields]
+        for number, client in self.connections.items():
+            yield ["connection", number, client]
         for connection, (request, call, reply) in self.calls.items():
             if call is None:
                 yield ["done", connection, request, reply]
             else:
                 yield ["intent", connection, request, *call]
+                if connection in self.notes:
+                    yield ["note", connection, request, self.notes[connection]]
+        if self.marks:
+            yield ["marks", self.marks]
 
 
 class Journal:
@@ -121,16 +197,36 @@ class Journal:
         #: Where a snapshot of tasks and mms comes from; calls on their way are kept here.
         self._truth: Callable[[], Truth] = Truth
         self._calls = Truth()
+        #: Records of a `together` that is not over yet.
+        self._held: list[Row] | None = None
 
     def snapshot_from(self, truth: Callable[[], Truth]) -> None:
         """Where a snapshot of the live state comes from when a half is full."""
         self._truth = truth
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is appended within is one record: after a crash all of it is there, or nothing. No yield within."""
+        if self._held is not None:
+            yield
+            return
+        self._held = []
+        try:
+            yield
+        finally:
+            records, self._held = self._held, None
+            if records:
+                self.append(records[0] if len(records) == 1 else ["together", records])
+
     def append(self, record: Row) -> None:
         """Write a record; open the other half with a snapshot when this one is full."""
+        if self._held is not None:
+            self._held.append(record)
+            return
         body = msgpack.packb(record)
-        if record[0] in _OF_CALLS:
-            self._calls.apply(record)
+        for one in record[1] if record[0] == "together" else [record]:
+            if one[0] in _OF_CALLS:
+                self._calls.apply(one)
         if self._at + _HEADER + len(body) + _HEADER > _PREFIX + (self._half + 1) * self._half_bytes:
             self._turn()
         self._write(body)
@@ -138,7 +234,10 @@ class Journal:
     def _turn(self) -> None:
         """Go over to the other half: the snapshot first, the prefix last."""
         truth = self._truth()
-        truth.calls = self._calls.calls
+        of_calls = self._calls
+        truth.calls, truth.notes = of_calls.calls, of_calls.notes
+        truth.clients, truth.connections = of_calls.clients, of_calls.connections
+        truth.marks = {**of_calls.marks, **truth.marks}
         self._half = 1 - self._half
         self._at = _PREFIX + self._half * self._half_bytes
         self._sequence += 1 << 32
@@ -161,8 +260,22 @@ class Journal:
         self._sequence += 1
         self._at += size
 
-    def replay(self) -> Truth:
-        """The state that the records in shared memory give: what a new daemon would begin with."""
+    def reopen(self) -> Truth:
+        """Go on behind what a daemon that died has written; gives the state that its records tell."""
+        truth = self.replay(go_on=True)
+        kept = (truth.calls, truth.notes, truth.clients, truth.connections)
+        self._calls = Truth(calls=kept[0], notes=kept[1], clients=kept[2], connections=kept[3], marks=truth.marks)
+        return truth
+
+    def compact(self) -> None:
+        """Open the other half with a snapshot of the live state."""
+        self._turn()
+
+    def replay(self, *, go_on: bool = False) -> Truth:
+        """The state that the records in shared memory give: what a new daemon would begin with.
+
+        `go_on`: later records follow these.
+        """
         half = int(self._bytes[:_WORD].view(np.uint64)[0])
         at = _PREFIX + half * self._half_bytes
         truth = Truth()
@@ -170,6 +283,8 @@ class Journal:
         while True:
             length, sequence = self._bytes[at : at + _HEADER].view(np.uint64).tolist()
             if not sequence or (expected and sequence != expected):
+                if go_on:
+                    self._half, self._at, self._sequence = half, at, expected or 1
                 return truth
             body = self._bytes[at + _HEADER : at + _HEADER + length].tobytes()
             truth.apply(msgpack.unpackb(body, strict_map_key=False))
@@ -206,9 +321,10 @@ class Journal:
 
 
 def vma_row(vma: VmArea) -> Row:
-    """A VMA as plain data: [start, end, flags, pgoff, policy, anon_vma, file]."""
+    """A VMA as plain data: [start, end, flags, pgoff, policy, anon_vma, file, anon_clone]."""
     file = None if vma.vm_file is None else vma.vm_file.id
-    return [vma.vm_start, vma.vm_end, vma.vm_flags, vma.vm_pgoff, policy_row(vma.vm_policy), vma.anon_vma, file]
+    policy = policy_row(vma.vm_policy)
+    return [vma.vm_start, vma.vm_end, vma.vm_flags, vma.vm_pgoff, policy, vma.anon_vma, file, vma.anon_clone]
 
 
 def file_row(mapping: AddressSpace) -> Row:
@@ -228,16 +344,31 @@ def policy_row(policy: Mempolicy | None) -> Row | None:
     return [policy.mode, nodes, policy.preferred, policy.flags, user, policy.home_node, cpuset]
 
 
+def policy_of_row(row: Row | None) -> Mempolicy | None:
+    """The policy that `policy_row` made plain."""
+    if row is None:
+        return None
+    mode, nodes, preferred, flags, user, home_node, cpuset = row
+    masks = [int.from_bytes(mask, "little") for mask in (nodes, user, cpuset)]
+    return Mempolicy(mode, masks[0], preferred, flags, masks[1], home_node, masks[2])
+
+
 def mm_row(mm: Mm) -> Row:
     """An mm as plain data: [pgd, start_brk, brk, def_flags]."""
     return [mm.pgd, mm.start_brk, mm.brk, mm.def_flags]
 
 
 def task_row(task: Task) -> Row:
-    """A task as plain data: [mm, cpu, capabilities, policy, il_next, mems_allowed, cpuset, il_prev, il_weight]."""
+    """A task as plain data.
+
+    [mm, cpu, capabilities, policy, il_next, mems_allowed, cpuset, il_prev, il_weight, uid, dumpable, rlimit_memlock,
+    rlimit_as, parent, killed, owner]
+    """
     capabilities = sorted(task.capabilities)
     interleave = [task.il_next, task.mems_allowed, task.cpuset, task.il_prev, task.il_weight]
-    return [task.mm.id, task.cpu, capabilities, policy_row(task.policy), *interleave]
+    limits = [task.rlimit_memlock, task.rlimit_as]
+    rest = [task.uid, task.dumpable, *limits, task.parent, task.killed, task.owner]
+    return [task.mm.id, task.cpu, capabilities, policy_row(task.policy), *interleave, *rest]
 
 
 def truth_of(tasks: Iterable[Task], mms: Iterable[Mm], objects: Iterable[AddressSpace]) -> Truth:

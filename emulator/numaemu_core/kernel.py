@@ -23,6 +23,9 @@ from numaemu_core.quarantine import Quarantine
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.topology import Topology
 
+#: Shared anonymous memory gets inode numbers that are multiples of this: interleaving, which starts at the inode
+#: number, then begins at the first node of any mask of 1, 2, 3, 4, 6 or 12 nodes.
+ANON_INO_STEP: Final = 12
 #: Stamps of the LRU begin in the middle, so that there is room at both ends.
 LRU_CLOCK_START: Final = 1 << 62
 
@@ -83,10 +86,16 @@ class Kernel:
         self.next_pid = 1
         self.next_mm = 0
         self.next_anon_vma = 1
+        #: Files that were opened for an mmap.
+        self.openings = 0
         #: Copies of anon_vmas that forks made.
         self.anon_clones = 0
         #: Events since boot by their name in /proc/vmstat.
         self.vmstat: Counter[str] = Counter()
+        #: On whose behalf kernel tasks run, by their numbers (`intents.Caller`).
+        self.callers: dict[int, Any] = {}
+        #: How many entries of each frame are gone whose dirty bytes were not yet read (`harvest`).
+        self.harvests: I8 = np.zeros(layout.frame_count, np.int64)
         #: Starts a kernel task that nobody waits for; the performer's.
         self.spawn: Callable[[str, KernelTask[Any]], object] = lambda _name, body: body.close()
         #: Wakes the kswapd of a node; the performer's.
@@ -98,8 +107,19 @@ class Kernel:
 
     def truth(self) -> Truth:
         """The live state in the form that a replay of the journal gives."""
-        objects = (mapping for mapping in self.address_spaces.values() if not mapping.dead)
-        return truth_of(self.tasks.values(), self.mms.values(), objects)
+        tasks = [task for task in self.tasks.values() if not task.mm.told_gone]
+        mms = [mm for mm in self.mms.values() if not mm.told_gone]
+        objects = [mapping for mapping in self.address_spaces.values() if not mapping.dead]
+        truth = truth_of(tasks, mms, objects)
+        truth.weights = dict(self.il_weights)
+        truth.marks = {
+            "pid": self.next_pid,
+            "object": self.next_object,
+            "anon_vma": self.next_anon_vma,
+            "clone": self.anon_clones,
+            "anon_ino": self.anon_objects * ANON_INO_STEP,
+        }
+        return truth
 
     def count(self, event: str, times: int = 1) -> None:
         """Count an event for vmstat."""

@@ -129,17 +129,20 @@ def layout_of(topology: Topology) -> Layout:
 
 def _segments(layout: Layout) -> list[SegmentLayout]:
     page_size = layout.topology.page_size
+    lazy = not layout.topology.preallocate
     pools = []
     for node, (first, end) in layout.node_pfns.items():
-        pool = SegmentLayout(pool_name(node), f"node.{node}")
+        pool = SegmentLayout(pool_name(node), f"node.{node}", lazy)
         pool.add("bytes", "u1", end - first, page_size)
         pools.append(pool)
-    swap = SegmentLayout("swap", "swap")
+    swap = SegmentLayout("swap", "swap", lazy)
     swap.add("bytes", "u1", layout.slot_count, page_size)
     disk = SegmentLayout("disk", "swap", sparse=True)
     disk.add("bytes", "u1", layout.disk_count, page_size)
     swap_map = SegmentLayout("swap_map", "swap")
     swap_map.add("swap_count", "u2", layout.slot_count)  # swap_lock
+    swap_map.add("slot_mapping", "u4", layout.slot_count)  # daemon only: the object whose page is there, 0: none
+    swap_map.add("slot_index", "u8", layout.slot_count)  # daemon only: which of its pages
     return [*pools, swap, disk, swap_map, _ptes(layout), _pte_bits(layout), _frames(layout), _control(), _locks(layout)]
 
 
@@ -181,9 +184,12 @@ def _control() -> SegmentLayout:
     """What daemon and clients tell each other without messages."""
     segment = SegmentLayout("control", "kernel", sparse=True)
     segment.add("generation", "u8", 8)  # daemon: element 0 counts the daemons that this machine has had
+    segment.add("tables_made", "u8", 8)  # daemon: element 0 counts the page-table pages that were ever used
     segment.add("mm_epoch", "u8", limits.MAX_MMS)  # daemon: moves whenever a page table of that mm is freed
     segment.add("window", "u8", limits.MAX_ACCESS_SLOTS)  # its client thread: odd while inside a window
     segment.add("window_mm", "u8", limits.MAX_ACCESS_SLOTS)  # daemon: mm of the slot, +1 (0: free)
+    segment.add("window_client", "u8", limits.MAX_ACCESS_SLOTS)  # daemon: client of the slot
+    segment.add("window_task", "u8", limits.MAX_ACCESS_SLOTS)  # daemon: pid of its task
     segment.add("pin_count", "u8", limits.MAX_ACCESS_SLOTS)  # its client thread: records in use
     segment.add("pins", "u4", limits.MAX_ACCESS_SLOTS, limits.MAX_PINS_PER_SLOT)  # its client thread: pfn + 1
     return segment

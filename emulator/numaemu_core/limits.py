@@ -38,6 +38,8 @@ MAX_FILES: Final = 65536
 FILE_PAGES_MAX: Final = 1 << 28
 #: Characters of the name of a file.
 FILE_NAME_MAX: Final = 255
+#: Connections of one client whose last answers are kept: one a thread.
+MAX_CONNECTIONS_PER_CLIENT: Final = 1024
 #: Access slots: one a thread and task that touches memory.
 MAX_ACCESS_SLOTS: Final = 4096
 #: Pin records of one client thread's task: frames it may hold pinned at one time.
@@ -94,6 +96,8 @@ WINDOW_BOUND_STOPPED_S: Final = 0.2
 
 #: One half of the journal.
 JOURNAL_HALF_BYTES: Final = 64 << 20
+#: Bytes that calls on their way write into files: they stand in the journal, and in a snapshot of it.
+JOURNALLED_WRITES_BYTES: Final = 8 << 20
 #: What a VMA, a task or an mm takes in a journal at the most.
 JOURNAL_ROW_BYTES_MAX: Final = 128
 
@@ -115,3 +119,4 @@ assert FAULT_BATCH_PAGES <= FAULT_REQUEST_PAGES
 assert SWAPOUT_TRYLOCK_PASSES < SWAPOUT_PASSES
 assert TASK_SIZE_BYTES <= 1 << (PAGE_SHIFT_MIN + TABLE_LEVELS * TABLE_SHIFT)
 assert (MAX_VMAS + MAX_SHARED_POLICIES + MAX_TASKS + MAX_MMS) * JOURNAL_ROW_BYTES_MAX <= JOURNAL_HALF_BYTES * 3 // 4
+assert JOURNALLED_WRITES_BYTES <= JOURNAL_HALF_BYTES // 8

@@ -33,6 +33,7 @@ from types import TracebackType
 from typing import Protocol
 
 from numaemu_core.errors import BugError
+from numaemu_core.lock_stats import MMAP_SEM_READ, MMAP_SEM_WRITE, PAGE, LockStats
 
 
 class Rank(enum.IntEnum):
@@ -110,6 +111,9 @@ class Held:
     sems: dict[int, Mode] = field(default_factory=dict)
     spins: list[Key] = field(default_factory=list)
     page_locks: int = 0
+    #: When it took the first of its page locks, and when it asked for the mmap_sem that it waits for.
+    page_locks_since: float = 0.0
+    sem_wanted_since: float = 0.0
     #: The last locks that it took, put into words only when an order is refused.
     story: deque[Sequence[Key]] = field(default_factory=lambda: deque(maxlen=16))
 
@@ -117,38 +121,40 @@ class Held:
 class SpinGuard:
     """Spin locks held: leaving the `with` drops them."""
 
-    __slots__ = ("_keys", "_locks")
+    __slots__ = ("_keys", "_locks", "_since")
 
-    def __init__(self, locks: "LockTable", keys: Sequence[Key]) -> None:
-        """Made by LockTable.try_spin."""
+    def __init__(self, locks: "LockTable", keys: Sequence[Key], since: float) -> None:
+        """Made by LockTable.try_spin; `since`: when they were taken."""
         self._locks = locks
         self._keys = keys
+        self._since = since
 
     def __enter__(self) -> None:
         """Already held."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """Drop them."""
-        self._locks.spin_unlock(self._keys)
+        self._locks.spin_unlock(self._keys, self._since)
 
 
 class SemGuard:
     """An mmap_sem held: leaving the `with` drops it."""
 
-    __slots__ = ("_locks", "_mm_id", "_task")
+    __slots__ = ("_locks", "_mm_id", "_since", "_task")
 
-    def __init__(self, locks: "LockTable", task: int, mm_id: int) -> None:
-        """Made by LockTable.try_sem."""
+    def __init__(self, locks: "LockTable", task: int, mm_id: int, since: float) -> None:
+        """Made by LockTable.try_sem; `since`: when it was taken."""
         self._locks = locks
         self._task = task
         self._mm_id = mm_id
+        self._since = since
 
     def __enter__(self) -> None:
         """Already held."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """Drop it."""
-        self._locks.up(self._task, self._mm_id)
+        self._locks.up(self._task, self._mm_id, self._since)
 
 
 class LockTable:
@@ -157,6 +163,8 @@ class LockTable:
     def __init__(self, host: HostLocks) -> None:
         """No lock is held; `host` is the other half."""
         self.host = host
+        #: Replaced by whoever has a clock.
+        self.stats = LockStats(lambda: 0.0)
         self.current = 0
         self._held: dict[int, Held] = {}
         self._sems: dict[int, Semaphore] = {}
@@ -176,13 +184,17 @@ class LockTable:
         if not self.host.try_spin(keys):
             return None
         held.spins.extend(keys)
-        return SpinGuard(self, keys)
+        return SpinGuard(self, keys, self.stats.clock())
 
-    def spin_unlock(self, keys: Sequence[Key]) -> None:
-        """Drop what try_spin took."""
+    def spin_unlock(self, keys: Sequence[Key], since: float) -> None:
+        """Drop what try_spin took, at the time `since`."""
         held = self.held(self.current)
         del held.spins[len(held.spins) - len(keys) :]
         self.host.spin_unlock(keys)
+        stats = self.stats
+        seconds = stats.clock() - since
+        for rank, _ in keys:
+            stats.classes[rank].dropped(seconds)
 
     def _check_spin_order(self, held: Held, keys: Sequence[Key]) -> None:
         if len(keys) == 1 and not held.spins and keys[0][0] > Rank.PAGE:
@@ -207,14 +219,17 @@ class LockTable:
         if held.sems or held.page_locks or held.spins:
             self._refuse(held, f"MMAP_SEM {mm_id} for {mode.value} while holding {self._in_words(held)}")
         sem = self._sems.setdefault(mm_id, Semaphore())
-        if not any(waiter == task for waiter, _ in sem.waiters):
+        stat = self.stats.classes[MMAP_SEM_WRITE if mode is Mode.WRITE else MMAP_SEM_READ]
+        now = self.stats.clock()
+        waits = any(waiter == task for waiter, _ in sem.waiters)
+        if not waits:
             sem.waiters.append((task, mode))
-        if not self._may_enter(sem, task, mode):
+            held.sem_wanted_since = now
+        if not self._enter(sem, task, mm_id, mode):
+            stat.contended += not waits
             return None
-        if sem.host_mode is None:
-            if not self.host.try_sem(mm_id, mode):
-                return None
-            sem.host_mode = mode
+        if waits:
+            stat.waited(now - held.sem_wanted_since)
         sem.waiters.remove((task, mode))
         if mode is Mode.WRITE:
             sem.writer = task
@@ -222,7 +237,17 @@ class LockTable:
             sem.readers.add(task)
         held.sems[mm_id] = mode
         held.story.append([(Rank.MMAP_SEM, mm_id)])
-        return SemGuard(self, task, mm_id)
+        return SemGuard(self, task, mm_id, now)
+
+    def _enter(self, sem: Semaphore, task: int, mm_id: int, mode: Mode) -> bool:
+        """Whether it is this task's turn, and the process has the semaphore."""
+        if not self._may_enter(sem, task, mode):
+            return False
+        if sem.host_mode is None:
+            if not self.host.try_sem(mm_id, mode):
+                return False
+            sem.host_mode = mode
+        return True
 
     @staticmethod
     def _may_enter(sem: Semaphore, task: int, mode: Mode) -> bool:
@@ -237,10 +262,10 @@ class LockTable:
                 return False
         raise BugError("a reader that does not wait in its own queue")
 
-    def up(self, task: int, mm_id: int) -> None:
-        """Drop an mmap_sem."""
-        held = self.held(task)
-        del held.sems[mm_id]
+    def up(self, task: int, mm_id: int, since: float) -> None:
+        """Drop an mmap_sem that was taken at the time `since`."""
+        mode = self.held(task).sems.pop(mm_id)
+        self.stats.classes[MMAP_SEM_WRITE if mode is Mode.WRITE else MMAP_SEM_READ].dropped(self.stats.clock() - since)
         sem = self._sems[mm_id]
         sem.readers.discard(task)
         if sem.writer == task:
@@ -261,7 +286,13 @@ class LockTable:
         held = self.held(self.current)
         if held.spins and count > 0:
             self._refuse(held, f"PAGE locks while holding {self._in_words(held)}")
+        if not count:
+            return
+        if not held.page_locks:
+            held.page_locks_since = self.stats.clock()
         held.page_locks += count
+        if not held.page_locks:
+            self.stats.classes[PAGE].dropped(self.stats.clock() - held.page_locks_since)
 
     # -- what the performer and fsck ask -------------------------------------------------------------------------------
 

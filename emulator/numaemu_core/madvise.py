@@ -15,10 +15,12 @@ from numaemu_core.errors import BusError, MmError, OutOfMemory
 from numaemu_core.files import truncate_range
 from numaemu_core.kernel import Kernel
 from numaemu_core.lru import isolate_lru_page, lru_lock_keys
-from numaemu_core.memory import handle_mm_fault, unmap_mapping_range, unmap_vmas
+from numaemu_core.memory import populate_pages, release_mappings, unmap_mapping_range, unmap_vmas
+from numaemu_core.mempolicy import alloc_page_cache, alloc_page_vma
 from numaemu_core.mm_types import (
     VM_DONTCOPY,
     VM_LOCKED,
+    VM_MAYWRITE,
     VM_RAND_READ,
     VM_READ,
     VM_SEQ_READ,
@@ -28,11 +30,12 @@ from numaemu_core.mm_types import (
     VmArea,
 )
 from numaemu_core.mmap import page_align
-from numaemu_core.page_flags import LRU_INACTIVE, LRU_ON_LIST, PG_DIRTY, PG_REFERENCED, PG_SWAPCACHE
+from numaemu_core.page_flags import LRU_INACTIVE, LRU_ON_LIST, PG_DIRTY, PG_LAZYFREE, PG_REFERENCED, PG_SWAPCACHE
 from numaemu_core.page_lock import trylock_pages, unlock_pages
-from numaemu_core.page_table import is_present, pte_lock_keys
+from numaemu_core.page_table import is_present, is_swapped, pte_lock_keys
 from numaemu_core.rmap import linear_page_index
-from numaemu_core.swap_state import free_page_and_swap_cache, remove_exclusive_swap_page
+from numaemu_core.swap_state import free_page_and_swap_cache, free_swap_and_cache, remove_exclusive_swap_page
+from numaemu_core.swapin import read_swap_cache_async
 from numaemu_core.task_locks import down_write, spin_lock
 from numaemu_core.uapi import (
     MADV_COLD,
@@ -73,13 +76,15 @@ _NEW_FLAGS: Final = {
     MADV_DONTFORK: (0, VM_DONTCOPY),
     MADV_DOFORK: (VM_DONTCOPY, 0),
 }
-_OF_UNLOCKED_MEMORY: Final = frozenset({MADV_DONTNEED, MADV_PAGEOUT, MADV_COLD})
+_POPULATE: Final = frozenset({MADV_POPULATE_READ, MADV_POPULATE_WRITE})
+_OF_UNLOCKED_MEMORY: Final = frozenset({MADV_DONTNEED, MADV_PAGEOUT, MADV_COLD, MADV_FREE})
 
 
 def sys_madvise(k: Kernel, task: Task, start: int, length: int, advice: int) -> KernelTask[int]:
     """Say what a range is needed for.
 
-    DONTNEED drops its pages, PAGEOUT sends them to swap, REMOVE punches a hole into the file, POPULATE faults in.
+    DONTNEED drops its pages, PAGEOUT sends them to swap, WILLNEED reads them into the swap cache, REMOVE punches a hole
+    into the file, POPULATE faults in.
 
     Raises:
         MmError: EINVAL (unaligned, unknown advice, a locked mapping), ENOMEM (a hole: the mapped parts are done),
@@ -96,7 +101,7 @@ def sys_madvise(k: Kernel, task: Task, start: int, length: int, advice: int) -> 
         covered = 0
         for vma in task.mm.vmas.overlapping(start, min(end, limits.TASK_SIZE_BYTES)):
             low, high = max(start, vma.vm_start), min(end, vma.vm_end)
-            if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) and low != start + covered:
+            if advice in _POPULATE and low != start + covered and k.profile.populate_ends_at_hole:
                 break
             covered += high - low
             yield from _advise(k, task, vma, (low, high), advice)
@@ -124,7 +129,9 @@ def _advise(k: Kernel, task: Task, vma: VmArea, span: tuple[int, int], advice: i
         yield from _madvise_free(k, vma, low, high)
     elif advice == MADV_REMOVE:
         yield from _madvise_remove(k, vma, low, high)
-    elif advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+    elif advice == MADV_WILLNEED and k.profile.madvise_of_today:
+        yield from _madvise_willneed(k, task, vma, span)
+    elif advice in _POPULATE:
         yield from _madvise_populate(k, task, vma, span, write=advice == MADV_POPULATE_WRITE)
 
 
@@ -150,6 +157,7 @@ def _madvise_pageout(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask
     Where writes take their time, today's kernels do not wait for them: the pages stay in the swap cache.
     """
     flats, pfns = _own_pages(k, vma, start, end)
+    flats, pfns = yield from _discard(k, vma, flats, pfns)
     if not len(pfns):
         return
     with (yield from spin_lock(k, [*pte_lock_keys(flats), *lru_lock_keys(k, pfns)])):
@@ -160,6 +168,27 @@ def _madvise_pageout(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask
     passes = limits.SWAPOUT_PASSES if k.profile.swap_synchronous else k.profile.pageout_passes
     left = yield from swapout_pages(k, isolated, passes)
     yield from putback_lru_pages(k, left)
+
+
+def _discard(k: Kernel, vma: VmArea, flats: I8, pfns: I8) -> KernelTask[tuple[I8, I8]]:
+    """Drop those of these pages that MADV_FREE gave up; gives the entries and frames of the others.
+
+    One that was written to since counts as any other from now on, and stays this time (try_to_unmap_one, 6.1).
+    """
+    lazy = k.c.pg_flags[pfns] & PG_LAZYFREE != 0
+    if not lazy.any():
+        return flats, pfns
+    mine = flats[lazy]
+    with (yield from spin_lock(k, pte_lock_keys(mine))):
+        entries = k.c.pte[mine]
+        same = is_present(entries) & ((entries >> np.uint64(k.page_shift)).astype(np.int64) == pfns[lazy])
+        clean = (k.c.dirty[mine] == 0) & (k.c.pg_flags[pfns[lazy]] & PG_DIRTY == 0)
+        k.c.pg_flags[pfns[lazy][same & ~clean]] &= ~np.uint16(PG_LAZYFREE)
+        gone = same & clean
+        k.c.pte[mine[gone]] = 0
+    if gone.any():
+        yield from release_mappings(k, vma.vm_mm, pfns[lazy][gone], [])
+    return flats[~lazy], pfns[~lazy]
 
 
 def _madvise_cold(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[None]:
@@ -177,28 +206,65 @@ def _madvise_cold(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[No
 
 
 def _madvise_free(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[None]:
-    """Anonymous pages of a range need not be kept (4.5 madvise_free): they count as clean until they are written to.
+    """Anonymous pages of a range need not be kept (4.5 madvise_free_pte_range): what is in swap is gone.
+
+    Those in memory count as clean, and may be dropped, until they are written to. One whose swap slot others use, or
+    that is dirty and shared, stays as it is.
 
     Raises:
         MmError: EINVAL: a mapping of a file.
     """
     if vma.vm_file is not None:
         raise MmError(errno.EINVAL, "MADV_FREE is for private anonymous memory")
-    flats, pfns = _own_pages(k, vma, start, end)
-    if not len(pfns):
+    flats, _, _ = k.tables.used_entries(vma.vm_mm.pgd, start >> k.page_shift, end >> k.page_shift)
+    if not len(flats):
         return
-    got = yield from trylock_pages(k, pfns)
-    flats, pfns = flats[got], pfns[got]
-    # A slot holds older bytes: a page that keeps one would come back with them.
-    yield from remove_exclusive_swap_page(k, pfns, references=2)
-    if len(pfns):
-        with (yield from spin_lock(k, pte_lock_keys(flats))):
-            same = _still_map(k, flats, pfns) & (k.c.mapcount[pfns] == 1) & (k.c.pg_flags[pfns] & PG_SWAPCACHE == 0)
-            k.c.accessed[flats[same]] = 0
-            k.c.dirty[flats[same]] = 0
-            k.c.pg_flags[pfns[same]] &= ~np.uint16(PG_DIRTY)
-    yield from unlock_pages(k, pfns)
-    yield from free_page_and_swap_cache(k, pfns)
+    with (yield from spin_lock(k, pte_lock_keys(flats))):
+        entries = k.c.pte[flats]
+        swapped = is_swapped(entries)
+        k.c.pte[flats[swapped]] = 0
+    numbers = (entries >> np.uint64(k.page_shift)).astype(np.int64)
+    yield from free_swap_and_cache(k, numbers[swapped])
+    cached = numbers[is_present(entries)]
+    cached = cached[k.c.pg_flags[cached] & PG_SWAPCACHE != 0]
+    got = cached[(yield from trylock_pages(k, cached))]
+    yield from remove_exclusive_swap_page(k, got, references=2)
+    yield from unlock_pages(k, got)
+    yield from free_page_and_swap_cache(k, got)
+    with (yield from spin_lock(k, pte_lock_keys(flats))):
+        entries = k.c.pte[flats]
+        pfns = (entries >> np.uint64(k.page_shift)).astype(np.int64)
+        lazy = is_present(entries) & (pfns != k.zero_pfn)
+        held = np.where(lazy, k.c.pg_flags[np.where(lazy, pfns, 0)], 0)
+        shared = np.where(lazy, k.c.mapcount[np.where(lazy, pfns, 0)], 0) > 1
+        lazy &= (held & PG_SWAPCACHE == 0) & ~((held & PG_DIRTY != 0) & shared)
+        k.c.accessed[flats[lazy]] = 0
+        k.c.dirty[flats[lazy]] = 0
+        k.c.pg_flags[pfns[lazy]] = k.c.pg_flags[pfns[lazy]] & ~np.uint16(PG_DIRTY) | np.uint16(PG_LAZYFREE)
+
+
+def _madvise_willneed(k: Kernel, task: Task, vma: VmArea, span: tuple[int, int]) -> KernelTask[None]:
+    """Read what a range has in swap into the swap cache (6.1 madvise_willneed): policies of this moment place it."""
+    first, last = span[0] >> k.page_shift, span[1] >> k.page_shift
+    if vma.vm_file is None:
+        _, vpns, entries = k.tables.used_entries(vma.vm_mm.pgd, first, last)
+        by_vma = True
+    elif vma.vm_file.is_shmem:
+        indexes = linear_page_index(k, vma, np.arange(first, last))
+        vpns = np.arange(first, last)[indexes < len(vma.vm_file.i_pages)]
+        entries = vma.vm_file.i_pages[linear_page_index(k, vma, vpns)]
+        by_vma = k.profile.willneed_knows_vma
+    else:
+        return
+    slots = (entries >> np.uint64(k.page_shift)).astype(np.int64)
+    missing = is_swapped(entries)
+    missing[missing] = k.slot_frame[slots[missing]] < 0
+    vpns, slots = vpns[missing], slots[missing]
+    if by_vma:
+        pfns = yield from alloc_page_vma(k, task, vma, vpns, zero=False)
+    else:
+        pfns = yield from alloc_page_cache(k, task, len(vpns), zero=False)
+    yield from read_swap_cache_async(k, slots[: len(pfns)], pfns)
 
 
 def _madvise_remove(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[None]:
@@ -210,7 +276,8 @@ def _madvise_remove(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[
     """
     if vma.vm_flags & VM_LOCKED or vma.vm_file is None:
         raise MmError(errno.EINVAL, "MADV_REMOVE is for mappings of files that are not locked")
-    if vma.vm_flags & (VM_SHARED | VM_WRITE) != VM_SHARED | VM_WRITE:
+    asked = VM_SHARED | (VM_MAYWRITE if k.profile.remove_asks_maywrite else VM_WRITE)
+    if vma.vm_flags & asked != asked:
         raise MmError(errno.EACCES, "the mapping is not shared and writable")
     if not vma.vm_file.is_shmem:
         raise MmError(errno.EOPNOTSUPP, "only tmpfs has holes")
@@ -231,7 +298,7 @@ def _madvise_populate(k: Kernel, task: Task, vma: VmArea, span: tuple[int, int],
     first, last = span[0] >> k.page_shift, span[1] >> k.page_shift
     for vpn in range(first, last, limits.FAULT_BATCH_PAGES):
         try:
-            yield from handle_mm_fault(k, task, vma, vpn, min(last, vpn + limits.FAULT_BATCH_PAGES), write=write)
+            yield from populate_pages(k, task, vma, vpn, min(last, vpn + limits.FAULT_BATCH_PAGES), write=write)
         except BusError as error:
             raise MmError(errno.EFAULT, error.detail) from None
         except OutOfMemory as error:

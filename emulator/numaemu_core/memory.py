@@ -12,9 +12,10 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8
-from numaemu_core.effects import Breathe, KernelTask, Shootdown, WaitPageLocks
+from numaemu_core.effects import Breathe, KernelTask, Shootdown
 from numaemu_core.errors import BusError, MmError, OutOfMemory, SegmentationFault
 from numaemu_core.filemap import do_no_page
+from numaemu_core.harvest import begin_harvest, end_harvest
 from numaemu_core.install_page import install_new_pages, set_ptes
 from numaemu_core.kernel import Kernel
 from numaemu_core.memory_one import try_anonymous_page
@@ -32,7 +33,7 @@ from numaemu_core.mm_types import (
     VmArea,
 )
 from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_DIRTY
-from numaemu_core.page_lock import trylock_pages, unlock_pages
+from numaemu_core.page_lock import trylock_pages, unlock_pages, wait_on_pages_locked
 from numaemu_core.page_table import (
     PTE_PRESENT,
     PTE_READABLE,
@@ -156,7 +157,7 @@ def _migration_entry_wait(k: Kernel, flats: I8) -> KernelTask[None]:
         moving = entries[is_migration(entries)]
         if not len(moving):
             return
-        yield WaitPageLocks((moving[:1] >> np.uint64(k.page_shift)).astype(np.int64))
+        yield from wait_on_pages_locked(k, (moving[:1] >> np.uint64(k.page_shift)).astype(np.int64))
 
 
 # -- anonymous pages ---------------------------------------------------------------------------------------------------
@@ -250,7 +251,7 @@ def release_mappings(
     """
     stragglers: dict[int, int] = yield Shootdown(frozenset([mm.id]))
     for file_pfns, flats in written:
-        k.c.pg_flags[file_pfns[(k.c.dirty[flats] != 0) | bool(stragglers)]] |= PG_DIRTY
+        end_harvest(k, file_pfns, (k.c.dirty[flats] != 0) | bool(stragglers))
     if stragglers:
         k.quarantine.add(stragglers, pfns, tables)
         return stragglers
@@ -313,7 +314,7 @@ def populate_vma_range(k: Kernel, task: Task, vma: VmArea, start: int, end: int)
         tries = 0
         while True:
             try:
-                yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
+                yield from populate_pages(k, task, vma, vpn, stop, write=write)
                 break
             except (OutOfMemory, BusError) as error:
                 if not _is_worth_a_retry(task, error, tries):
@@ -321,6 +322,25 @@ def populate_vma_range(k: Kernel, task: Task, vma: VmArea, start: int, end: int)
                 tries += 1
                 yield Breathe()
         yield Breathe()
+
+
+def populate_pages(
+    k: Kernel, task: Task, vma: VmArea, first_vpn: int, end_vpn: int, *, write: bool
+) -> KernelTask[None]:
+    """handle_mm_fault for a caller that takes the pages as touched: with `write` they become dirty in any case.
+
+    Mirrors: __get_user_pages and follow_page with FOLL_TOUCH (2.6.15, 6.1).
+
+    Raises:
+        OutOfMemory, BusError: as handle_mm_fault.
+    """
+    yield from handle_mm_fault(k, task, vma, first_vpn, end_vpn, write=write)
+    if write:
+        flats = k.tables.walk(vma.vm_mm.pgd, np.arange(first_vpn, end_vpn))
+        flats = flats[flats >= 0]
+        entries = k.c.pte[flats]
+        clean = is_present(entries) & is_writable(entries) & (k.c.dirty[flats] == 0)
+        k.c.pg_flags[(entries[clean] >> np.uint64(k.page_shift)).astype(np.int64)] |= PG_DIRTY
 
 
 def unmap_vmas(
@@ -348,6 +368,7 @@ def unmap_vmas(
             mapped = (is_present(entries) | is_migration(entries)) & (numbers != k.zero_pfn)
             of_file = mapped & (c.mapping[np.where(mapped, numbers, 0)] & PAGE_MAPPING_FILE != 0)
             gone = entries != 0 if even_cows else of_file
+            begin_harvest(k, numbers[of_file])
             c.pte[flats[gone]] = 0
         frames.append(numbers[mapped & gone])
         swapped.append(numbers[is_swapped(entries) & gone])
@@ -358,10 +379,20 @@ def unmap_vmas(
         c.mm_epoch[mm.id] += np.uint64(1)
     if free_pgd:
         unlinked.append(mm.pgd)
+        _tell_gone(k, mm)
     pfns = np.concatenate([NO_INDEXES, *frames])
     if len(pfns) or unlinked:
         yield from release_mappings(k, mm, pfns, unlinked, written)
     yield from free_swap_and_cache(k, np.concatenate([NO_INDEXES, *swapped]))
+
+
+def _tell_gone(k: Kernel, mm: Mm) -> None:
+    """The journal learns that an mm is gone: its entries are, and its tables may be part of another one soon."""
+    with k.journal.together():
+        k.journal.append(["mm_gone", mm.id])
+        for pid in [pid for pid, task in k.tasks.items() if task.mm is mm]:
+            k.journal.append(["task_gone", pid])
+    mm.told_gone = True
 
 
 def unmap_mapping_range(k: Kernel, mapping: AddressSpace, first: int, end: int) -> KernelTask[None]:

@@ -144,7 +144,7 @@ def _mpol_new_today(k: Kernel, task: Task, mode: int, flags: int, mask: int) -> 
     nodes = nodes_relative(mask, allowed) if flags & MPOL_F_RELATIVE_NODES else mask & allowed
     if not nodes:
         raise MmError(errno.EINVAL, "no node of the mask has memory and is in the cpuset")
-    kept = {"user_nodes": mask} if flags & _NODE_FLAGS else {"cpuset_nodes": task.mems_allowed}
+    kept = {"user_nodes": mask} if flags else {"cpuset_nodes": task.mems_allowed}
     if mode == MPOL_PREFERRED:
         return Mempolicy(mode, preferred=first_node(nodes), flags=flags, **kept)
     return Mempolicy(mode, nodes=nodes, flags=flags, **kept)

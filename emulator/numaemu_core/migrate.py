@@ -36,7 +36,7 @@ from numaemu_core.page_table import (
     pte_lock_keys,
     vm_page_prot,
 )
-from numaemu_core.rmap import Mapper, page_count, rmap_walk
+from numaemu_core.rmap import Mapper, is_cached, page_count, rmap_walk
 from numaemu_core.swap_state import free_page_and_swap_cache
 from numaemu_core.task_locks import spin_lock
 
@@ -102,7 +102,7 @@ def _unmap_and_move(k: Kernel, pfns: I8, targets: I8) -> KernelTask[I8]:
     if (k.c.pg_flags[pfns] & PG_WRITEBACK).any():
         yield WaitWriteback(pfns)
     state[page_count(k, pfns) == 1] = _FREED  # whoever used it is gone: the isolation alone has it
-    state[~_can_be_moved(k, pfns)] = _FAILED
+    state[~can_be_moved(k, pfns)] = _FAILED
     here = np.flatnonzero(state == _AGAIN)
     late = yield from try_to_migrate(k, pfns[here])
     state[here[late]] = _FAILED
@@ -123,7 +123,7 @@ def _unmap_and_move(k: Kernel, pfns: I8, targets: I8) -> KernelTask[I8]:
     return state
 
 
-def _can_be_moved(k: Kernel, pfns: I8) -> Bool:
+def can_be_moved(k: Kernel, pfns: I8) -> Bool:
     """Pages of ramfs that were written to cannot: there is no way to write them out (fallback_migrate_folio)."""
     can = np.ones(len(pfns), np.bool_)
     owners = k.c.mapping[pfns].astype(np.int64)
@@ -135,8 +135,7 @@ def _can_be_moved(k: Kernel, pfns: I8) -> Bool:
 
 def _is_nobody_elses(k: Kernel, pfns: I8) -> Bool:
     """Which pages are known to their entries, their cache and the isolation only: nobody has them pinned."""
-    cached = (k.c.pg_flags[pfns] & PG_SWAPCACHE != 0) | (k.c.mapping[pfns] & PAGE_MAPPING_FILE != 0)
-    return np.asarray(page_count(k, pfns) == k.c.mapcount[pfns].astype(np.int64) + cached + 1)
+    return np.asarray(page_count(k, pfns) == k.c.mapcount[pfns].astype(np.int64) + is_cached(k, pfns) + 1)
 
 
 # -- entries -----------------------------------------------------------------------------------------------------------

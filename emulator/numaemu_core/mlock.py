@@ -5,6 +5,7 @@ import errno
 from numaemu_core import limits
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import BusError, MmError, OutOfMemory
+from numaemu_core.intents import note, noted
 from numaemu_core.kernel import Kernel
 from numaemu_core.memory import populate_vma_range
 from numaemu_core.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_LOCKONFAULT, Mm, Task, VmArea
@@ -67,13 +68,22 @@ def _lock_span(k: Kernel, start: int, length: int) -> tuple[int, int]:
 def _do_mlock(k: Kernel, task: Task, start: int, length: int, bits: int) -> KernelTask[int]:
     if not can_do_mlock(task):
         raise MmError(errno.EPERM, "RLIMIT_MEMLOCK is 0")
-    start, end = _lock_span(k, start, length)
+    size = page_align(k, length + (start & (k.page_size - 1)))
+    start &= -k.page_size
+    end = start + size
     mm = task.mm
     with (yield from down_write(mm)):
-        already = 0 if k.profile.mlock_counts_twice else locked_bytes(mm, start, min(end, limits.TASK_SIZE_BYTES))
-        if not may_lock(k, task, end - start - already):
-            raise MmError(errno.ENOMEM, f"RLIMIT_MEMLOCK is {task.rlimit_memlock} bytes")
-        whole = _apply_lock_flags(k, mm, start, end, bits)
+        if (locked := noted(k)) is not None:
+            whole = locked[1]
+        else:
+            already = 0 if k.profile.mlock_counts_twice else locked_bytes(mm, start, min(end, limits.TASK_SIZE_BYTES))
+            if not may_lock(k, task, end - start - already):
+                raise MmError(errno.ENOMEM, f"RLIMIT_MEMLOCK is {task.rlimit_memlock} bytes")
+            if end >= 1 << 64:
+                raise MmError(errno.EINVAL, "the range wraps around")
+            with k.journal.together():
+                whole = _apply_lock_flags(k, mm, start, end, bits)
+                note(k, ["locked", whole])
         if not whole and not k.profile.mlock_populates_before_hole:
             raise MmError(errno.ENOMEM, "the range has a hole")
         for vma in mm.vmas.overlapping(start, end):

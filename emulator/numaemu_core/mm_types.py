@@ -31,8 +31,11 @@ VM_SEQ_READ: Final = 0x8000
 VM_RAND_READ: Final = 0x10000
 VM_DONTCOPY: Final = 0x20000
 VM_LOCKONFAULT: Final = 0x80000
+#: Memory that was promised: a private mapping that may be, or once might be, written to; it keeps VMAs apart.
+VM_ACCOUNT: Final = 0x100000
+VM_NORESERVE: Final = 0x200000
 #: In place of VM_LOCKONFAULT in 2.6.15; nothing of this machine sets it.
-VM_RESERVED: Final = 0x100000
+VM_RESERVED: Final = 0x1000000
 VM_ACCESS_FLAGS: Final = VM_READ | VM_WRITE | VM_EXEC
 
 
@@ -102,6 +105,8 @@ class VmArea:
     vm_file: AddressSpace | None = None
     #: Which copy of the anon_vma a fork made for it, 0: none; copies keep VMAs apart that could merge (6.x).
     anon_clone: int = 0
+    #: Which opening of the file it maps (struct file, where `vm_file` is the inode): those of two do not merge.
+    opening: int = 0
 
 
 @dataclass(slots=True)
@@ -192,6 +197,8 @@ class Mm:
     oom_victim: bool = False
     #: Its last task has ended and its tables are gone: who still waits for its mmap_sem comes too late.
     dead: bool = False
+    #: The journal knows it no more, nor its last task.
+    told_gone: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -223,3 +230,5 @@ class Task:
     #: The OOM killer chose it: its calls fail, what it had is gone; it waits to be told to exit, as a zombie does.
     killed: bool = False
     exiting: bool = False
+    #: The client that it belongs to, by the number that the daemon gave it; 0: none.
+    owner: int = 0

@@ -13,15 +13,18 @@ from numaemu_core import limits
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.files import drop_unmapped_objects, find_file, shmem_zero_setup
+from numaemu_core.intents import note, noted
 from numaemu_core.kernel import Kernel
 from numaemu_core.memory import make_pages_present, unmap_vmas
 from numaemu_core.mm_types import (
+    VM_ACCOUNT,
     VM_EXEC,
     VM_LOCKED,
     VM_MAYEXEC,
     VM_MAYREAD,
     VM_MAYSHARE,
     VM_MAYWRITE,
+    VM_NORESERVE,
     VM_READ,
     VM_SHARED,
     VM_WRITE,
@@ -31,7 +34,7 @@ from numaemu_core.mm_types import (
     Task,
     VmArea,
 )
-from numaemu_core.rlimit import check_address_space, check_locking
+from numaemu_core.rlimit import check_address_space, check_locking, mapped_bytes
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.task_locks import down_write
 from numaemu_core.uapi import (
@@ -60,6 +63,7 @@ _MAP_KNOWN: Final = (
     | MAP_POPULATE
 )
 _MAY_ALL: Final = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+_BRK_FLAGS: Final = VM_READ | VM_WRITE | VM_EXEC | _MAY_ALL | VM_ACCOUNT
 
 
 def calc_vm_prot_bits(prot: int) -> int:
@@ -145,6 +149,7 @@ def _can_merge(k: Kernel, left: VmArea, right: VmArea, neighbour: VmArea) -> boo
         left.vm_end == right.vm_start
         and left.vm_flags == right.vm_flags
         and left.vm_file is right.vm_file
+        and left.opening == right.opening
         and left.vm_policy == right.vm_policy
         and left.vm_pgoff + ((left.vm_end - left.vm_start) >> k.page_shift) == right.vm_pgoff
         and (
@@ -245,15 +250,22 @@ def sys_mmap(  # noqa: PLR0913, PLR0917 - mmap(2) has six arguments, a file by n
     if flags & (MAP_SHARED | MAP_PRIVATE) not in (MAP_SHARED, MAP_PRIVATE):
         raise MmError(errno.EINVAL, "exactly one of MAP_SHARED and MAP_PRIVATE")
     mapping = _opened(k, flags, file, offset, mode)
-    vm_flags = _new_vm_flags(prot, flags, writable=mapping is None or mode == "r+")
     with (yield from down_write(mm)):
-        check_locking(k, task, size, (vm_flags | mm.def_flags) & VM_LOCKED, asked=bool(flags & MAP_LOCKED))
-        check_address_space(task, size)
-        addr = yield from _make_room(k, mm, addr, size, flags)
-        if mapping is None and flags & MAP_SHARED:
-            mapping = shmem_zero_setup(k, size)
-        vm_pgoff = addr >> k.page_shift if mapping is None else offset >> k.page_shift
-        do_map(k, mm, addr, size, vm_flags | mm.def_flags, file=mapping, pgoff=vm_pgoff)
+        if (mapped := noted(k)) is not None:
+            addr, vm_flags = mapped[1], _new_vm_flags(prot, flags, writable=mapping is None or mode == "r+")
+        else:
+            addr = _find_room(k, mm, addr, size, flags)
+            locked = VM_LOCKED if flags & MAP_LOCKED else mm.def_flags & VM_LOCKED
+            check_locking(k, task, size, locked, asked=bool(flags & MAP_LOCKED))
+            vm_flags = _new_vm_flags(prot, flags, writable=mapping is None or mode == "r+")
+            check_address_space(task, size - mapped_bytes(mm, addr, addr + size))
+            yield from do_munmap(k, mm, addr, addr + size)
+            with k.journal.together():
+                if mapping is None and flags & MAP_SHARED:
+                    mapping = shmem_zero_setup(k, size)
+                vm_pgoff = addr >> k.page_shift if mapping is None else offset >> k.page_shift
+                do_map(k, mm, addr, size, vm_flags | mm.def_flags, file=mapping, pgoff=vm_pgoff)
+                note(k, ["mmap", addr])
         if flags & MAP_POPULATE or (vm_flags | mm.def_flags) & VM_LOCKED:
             yield from make_pages_present(k, task, addr, addr + size)
     return addr
@@ -284,6 +296,10 @@ def _new_vm_flags(prot: int, flags: int, *, writable: bool) -> int:
     vm_flags = calc_vm_prot_bits(prot) | _MAY_ALL
     if flags & MAP_LOCKED:
         vm_flags |= VM_LOCKED
+    if flags & MAP_NORESERVE:
+        vm_flags |= VM_NORESERVE
+    elif flags & MAP_PRIVATE and prot & PROT_WRITE:
+        vm_flags |= VM_ACCOUNT
     if flags & MAP_SHARED:
         vm_flags |= VM_SHARED | VM_MAYSHARE
         if not writable:
@@ -293,17 +309,16 @@ def _new_vm_flags(prot: int, flags: int, *, writable: bool) -> int:
     return vm_flags
 
 
-def _make_room(k: Kernel, mm: Mm, addr: int, size_bytes: int, flags: int) -> KernelTask[int]:
-    """Where the mapping goes; what a fixed one covers is unmapped (get_unmapped_area, do_mmap_pgoff)."""
+def _find_room(k: Kernel, mm: Mm, addr: int, size_bytes: int, flags: int) -> int:
+    """Where the mapping goes; a fixed one may cover others (get_unmapped_area, do_mmap_pgoff)."""
     if not flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
         return _hinted(k, mm, addr, size_bytes)
-    if addr & (k.page_size - 1):
-        raise MmError(errno.EINVAL, f"address {addr:#x} is not page aligned")
     if addr + size_bytes > limits.TASK_SIZE_BYTES:
         raise MmError(errno.ENOMEM, f"{addr:#x} + {size_bytes} lies beyond the address space")
+    if addr & (k.page_size - 1):
+        raise MmError(errno.EINVAL, f"address {addr:#x} is not page aligned")
     if flags & MAP_FIXED_NOREPLACE and mm.vmas.overlapping(addr, addr + size_bytes):
         raise MmError(errno.EEXIST, f"something is mapped at {addr:#x} + {size_bytes}")
-    yield from do_munmap(k, mm, addr, addr + size_bytes)
     return addr
 
 
@@ -328,11 +343,13 @@ def do_map(
 ) -> VmArea:
     """Link in a new VMA where nothing is mapped, and merge it with its neighbours.
 
-    `pgoff`: of private anonymous memory it is the page number of its address.
+    `pgoff`: of private anonymous memory it is the page number of its address. A file is opened for it.
     """
     check_map_count(k, mm)
     pgoff = addr >> k.page_shift if pgoff is None else pgoff
     vma = VmArea(mm, addr, addr + size_bytes, vm_flags, pgoff, policy, vm_file=file)
+    if file is not None:
+        vma.opening = k.openings = k.openings + 1
     insert_vm_struct(k, vma)
     vma = vma_merge(k, vma)
     k.journal.vmas(mm, addr, addr + size_bytes)
@@ -385,21 +402,28 @@ def sys_brk(k: Kernel, task: Task, brk: int) -> KernelTask[int]:
         if brk < mm.start_brk or brk > limits.TASK_UNMAPPED_BASE:
             return mm.brk
         old_end, new_end = page_align(k, mm.brk), page_align(k, brk)
-        if new_end < old_end:
+        if (moved := noted(k)) is not None:
+            old_end = moved[1]
+        elif new_end > old_end and mm.vmas.overlapping(old_end, new_end):
+            return mm.brk
+        elif new_end < old_end:
             yield from do_munmap(k, mm, new_end, old_end)
-        elif new_end > old_end:
-            if mm.vmas.overlapping(old_end, new_end):
-                return mm.brk
-            do_map(k, mm, old_end, new_end - old_end, VM_READ | VM_WRITE | VM_EXEC | _MAY_ALL | mm.def_flags)
-            if mm.def_flags & VM_LOCKED:
-                yield from make_pages_present(k, task, old_end, new_end)
-        mm.brk = brk
-        k.journal.mm(mm)
+        with k.journal.together():
+            if moved is None and new_end > old_end:
+                do_map(k, mm, old_end, new_end - old_end, _BRK_FLAGS | mm.def_flags)
+            mm.brk = brk
+            k.journal.mm(mm)
+            note(k, ["brk", old_end])
+        if new_end > old_end and mm.def_flags & VM_LOCKED:
+            yield from make_pages_present(k, task, old_end, new_end)
     return mm.brk
 
 
 def exit_mmap(k: Kernel, mm: Mm) -> KernelTask[None]:
-    """Drop everything an mm maps, and its page tables (2.6.15 exit_mmap); its last user is gone."""
+    """Drop everything an mm maps, and its page tables (2.6.15 exit_mmap); its last user is gone.
+
+    The journal is told of the end of the mm and of that user on the way, before the first table is free.
+    """
     with (yield from down_write(mm)):
         mm.dead = True
         doomed = list(mm.vmas)
@@ -408,7 +432,6 @@ def exit_mmap(k: Kernel, mm: Mm) -> KernelTask[None]:
         yield from unmap_for_good(k, mm, doomed, free_pgd=True)
         k.c.mm_epoch[mm.id] += np.uint64(1)
         del k.mms[mm.id]
-        k.journal.append(["mm_gone", mm.id])
 
 
 def unmap_for_good(k: Kernel, mm: Mm, doomed: list[VmArea], *, free_pgd: bool = False) -> KernelTask[None]:

@@ -108,12 +108,12 @@ def build_zonelists(topology: Topology) -> dict[int, tuple[int, ...]]:
 
 
 def _node_costs(topology: Topology, local: int, distances: dict[int, int]) -> dict[int, int]:
-    """What it costs to go to each node, but for its load: near ones and those without CPUs first.
+    """What it costs to go to each node, but for its load: near ones first, in 2.6.15 those without CPUs before others.
 
     Since 5.16 a node below the local one is as good as one that is farther by one.
     """
     profile = profile_named(topology.profile)
-    far = {node.id: distances[node.id] + bool(node.cpus) for node in topology.nodes}
+    far = {node.id: distances[node.id] + (profile.zonelist_spares_cpus and bool(node.cpus)) for node in topology.nodes}
     if profile.zonelist_rotates:
         return {nid: cost * len(far) * profile.max_numnodes for nid, cost in far.items()}
     return {nid: (cost + (nid < local)) * profile.max_numnodes for nid, cost in far.items()}

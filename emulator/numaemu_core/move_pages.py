@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from numaemu_core import limits
 from numaemu_core.columns import I8, U8
 from numaemu_core.cred import ptrace_may_access
 from numaemu_core.effects import KernelTask
@@ -17,11 +18,13 @@ from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
 from numaemu_core.lru import isolate_lru_page
-from numaemu_core.migrate import migrate_pages
+from numaemu_core.mempolicy import room_above_low
+from numaemu_core.migrate import can_be_moved, migrate_pages
 from numaemu_core.migration_target import new_pages_on_node
 from numaemu_core.mm_types import Mm, Task, VmArea
-from numaemu_core.page_flags import LRU_ON_LIST
+from numaemu_core.page_flags import LRU_ON_LIST, PG_WRITEBACK
 from numaemu_core.page_table import PTE_READABLE, is_present
+from numaemu_core.rmap import is_cached, page_count
 from numaemu_core.task_locks import down_read, spin_lock
 from numaemu_core.uapi import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL
 from numaemu_core.vmscan import putback_lru_pages
@@ -31,6 +34,8 @@ I4 = npt.NDArray[np.int32]
 
 #: Pages whose statuses are read and written together when nothing moves (DO_PAGES_STAT_CHUNK_NR).
 _STAT_CHUNK: Final = 16
+#: Changes of the target in a call that are not worth another way than the kernel's.
+_RUNS_ONE_BY_ONE: Final = 16
 
 
 def sys_move_pages(
@@ -156,13 +161,55 @@ def _do_pages_move(call: _Call, nodes: I4) -> KernelTask[int]:
     if wrong.any():
         given = int(np.flatnonzero(wrong)[0])
         error = int(wrong[given])
-    for run in np.split(np.arange(given), np.flatnonzero(np.diff(nodes[:given])) + 1):
+    done, left = yield from _move_together(call, nodes[:given].astype(np.int64))
+    if left:
+        return left + call.count - done
+    for run in np.split(np.arange(done, given), np.flatnonzero(np.diff(nodes[done:given])) + 1):
         if len(run):
             last = error != 0 and int(run[-1]) == given - 1
             result = yield from _move_run(call, int(run[0]), int(run[-1]) + 1, int(nodes[run[0]]), quiet_end=last)
             if result:
                 return result
     return -error
+
+
+def _move_together(call: _Call, targets: I8) -> KernelTask[tuple[int, int]]:
+    """Move the first pages of a call whose targets change often, as long as nothing can go wrong with them.
+
+    Queue after queue would come to the same: the pages are different ones, on their lists, known to their entries
+    alone, and every node has room. Gives how many entries of the call are done, and how many pages stayed all the same.
+    """
+    done = 0
+    if np.count_nonzero(np.diff(targets)) < _RUNS_ONE_BY_ONE or not call.writable:
+        return 0, 0
+    while done < len(targets):
+        part = targets[done : done + limits.SWAPOUT_BATCH_PAGES]
+        pfns, status = yield from _candidates(call, done, done + len(part), part)
+        queue, goals = pfns[pfns >= 0], part[pfns >= 0]
+        if not _nothing_is_in_the_way(call.k, queue, goals):
+            break
+        queued, refused = yield from _isolate(call.k, queue)
+        if refused:
+            yield from putback_lru_pages(call.k, queue[:queued])
+            break
+        left = 0
+        for nid in np.unique(goals).tolist():
+            left += yield from _move(call, queue[goals == nid], nid)
+        if left:
+            return done + len(part), left
+        call.store_status(done, np.where(pfns >= 0, part, status), len(part))
+        done += len(part)
+    return done, 0
+
+
+def _nothing_is_in_the_way(k: Kernel, pfns: I8, targets: I8) -> bool:
+    """Will all of these pages move, each to its target?"""
+    alone = bool((page_count(k, pfns) == k.c.mapcount[pfns] + is_cached(k, pfns)).all())
+    idle = not (k.c.pg_flags[pfns] & PG_WRITEBACK).any() and not k.c.page_lock_owner[pfns].any()
+    different = len(np.unique(pfns)) == len(pfns)
+    nodes, counts = np.unique(targets, return_counts=True)
+    room = all(room_above_low(k, nid) >= count for nid, count in zip(nodes.tolist(), counts.tolist(), strict=True))
+    return alone and idle and different and room and bool(can_be_moved(k, pfns).all())
 
 
 def _node_errors(call: _Call, nodes: I4) -> I8:
@@ -228,15 +275,19 @@ def _store_and_move(call: _Call, queue: I8, node: int, at: int, refusal: I8) -> 
     return left
 
 
-def _candidates(call: _Call, start: int, end: int, node: int) -> KernelTask[tuple[I8, I8]]:
-    """(the frames that are to move, -1: not this one; the statuses of those) (add_page_for_migration)."""
+def _candidates(call: _Call, start: int, end: int, node: int | I8) -> KernelTask[tuple[I8, I8]]:
+    """(the frames that are to move to a node, or each to its own, -1: not this one; the statuses of those).
+
+    Mirrors: add_page_for_migration.
+    """
     k = call.k
     with (yield from down_read(call.target.mm)):
         pfns, status = _look_up(k, call.target.mm, call.addresses[start:end])
     found = pfns >= 0
     there = found & (k.nid_of_pfn[pfns] == node)
     shared = found & ~there & (k.c.mapcount[pfns] > 1) & (not call.flags & MPOL_MF_MOVE_ALL)
-    status[there], status[shared] = node, -errno.EACCES
+    status = np.where(there, node, status)
+    status[shared] = -errno.EACCES
     pfns[there | shared] = -1
     return pfns, status
 

@@ -8,7 +8,16 @@ from numaemu_core import limits
 from numaemu_core.effects import KernelTask, Shootdown
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
-from numaemu_core.mm_types import VM_ACCESS_FLAGS, Mm, Task, VmArea
+from numaemu_core.mm_types import (
+    VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
+    VM_NORESERVE,
+    VM_SHARED,
+    VM_WRITE,
+    Mm,
+    Task,
+    VmArea,
+)
 from numaemu_core.mmap import calc_vm_prot_bits, page_align
 from numaemu_core.page_table import (
     PTE_READABLE,
@@ -41,24 +50,38 @@ def sys_mprotect(k: Kernel, task: Task, start: int, length: int, prot: int) -> K
     if not length:
         return 0
     end = start + size
-    if not size or end > limits.TASK_SIZE_BYTES:
-        raise MmError(errno.ENOMEM, "the range lies beyond the address space")
+    if not size or end >= 1 << 64:
+        raise MmError(errno.ENOMEM, "the range wraps around")
     new = calc_vm_prot_bits(prot)
 
     def fixup(vma: VmArea) -> VmArea:
         if new & ~(vma.vm_flags >> _MAY_SHIFT) & VM_ACCESS_FLAGS:
             raise MmError(errno.EACCES, f"the file mapped at {vma.vm_start:#x} was opened for reading")
-        return change_flags(k, vma, start, end, vma.vm_flags & ~VM_ACCESS_FLAGS | new)
+        return change_flags(k, vma, start, end, _new_flags(k, vma, new))
 
     with (yield from down_write(task.mm)):
         try:
             whole = each_vma(task.mm, start, end, fixup)
         finally:
-            k.journal.vmas(task.mm, start, end)
+            end = min(end, limits.TASK_SIZE_BYTES)
+            k.journal.vmas(task.mm, min(start, end), end)
             yield from change_protection(k, task.mm, start, end)
     if not whole:
         raise MmError(errno.ENOMEM, "the range has a hole")
     return 0
+
+
+def _new_flags(k: Kernel, vma: VmArea, access: int) -> int:
+    """The flags of a VMA with other rights; what may be written to is accounted for from then on (mprotect_fixup)."""
+    flags = vma.vm_flags & ~VM_ACCESS_FLAGS | access
+    if flags == vma.vm_flags:
+        return flags
+    if access & VM_WRITE:
+        exempt = VM_ACCOUNT | VM_WRITE | VM_SHARED | VM_NORESERVE
+        return flags if vma.vm_flags & exempt else flags | VM_ACCOUNT
+    if k.profile.mprotect_unaccounts and vma.vm_file is None and vma.anon_vma is None:
+        return flags & ~VM_ACCOUNT
+    return flags
 
 
 def change_protection(k: Kernel, mm: Mm, start: int, end: int) -> KernelTask[None]:

@@ -9,6 +9,7 @@ from numaemu_core import limits
 from numaemu_core.columns import I8
 from numaemu_core.effects import Breathe, KernelTask, Shootdown
 from numaemu_core.errors import MmError
+from numaemu_core.intents import note, noted
 from numaemu_core.kernel import Kernel
 from numaemu_core.memory import make_pages_present
 from numaemu_core.mm_types import VM_LOCKED, VM_LOCKONFAULT, VM_MAYSHARE, Mm, Task, VmArea
@@ -19,7 +20,6 @@ from numaemu_core.mmap import (
     insert_vm_struct,
     leave_anon_vma,
     page_align,
-    split_vma,
     vma_merge,
 )
 from numaemu_core.page_table import PTE_WRITE_RIGHTS, pte_lock_keys
@@ -51,15 +51,20 @@ def sys_mremap(
     wish = _Wish(addr, page_align(k, old_len), page_align(k, new_len), flags, new_addr)
     _check(k, wish, old_len, new_len)
     with (yield from down_write(task.mm)):
+        match noted(k):
+            case ["grown", old_end, new_end]:
+                yield from _populate_if_locked(k, task, old_end, new_end)
+                return addr
+            case ["move", _, start, old_end, target, new_end]:
+                return (yield from _finish_move(k, task, wish, (start, old_end), (target, new_end)))
         vma = task.mm.vmas.find_vma(addr)
-        if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
-            if vma is None or vma.vm_start > addr:
-                raise MmError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
-            return (yield from _mremap_to(k, task, wish))
-        if vma is None or vma.vm_start > addr:
+        if k.profile.mremap_looks_first and (vma is None or vma.vm_start > addr):
             raise MmError(errno.EFAULT, f"nothing is mapped at {addr:#x}")
+        if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+            return (yield from _mremap_to(k, task, wish))
         if wish.old_len >= wish.new_len:
-            yield from do_munmap(k, task.mm, addr + wish.new_len, addr + wish.old_len)
+            if wish.old_len > wish.new_len:  # of nothing not even the edges are cut
+                yield from _cut_off(k, task.mm, addr + wish.new_len, addr + wish.old_len)
             return addr
         vma = _vma_to_resize(k, task, wish)
         if addr + wish.old_len == vma.vm_end and not task.mm.vmas.overlapping(vma.vm_end, addr + wish.new_len):
@@ -77,6 +82,17 @@ def _check(k: Kernel, wish: _Wish, old_len: int, new_len: int) -> None:
         bad = bad or not wish.flags & MREMAP_MAYMOVE or old_len != new_len
     if bad or wish.addr & (k.page_size - 1) or not wish.new_len:
         raise MmError(errno.EINVAL, f"flags {wish.flags:#x}, address {wish.addr:#x} or length {new_len} is not valid")
+
+
+def _cut_off(k: Kernel, mm: Mm, start: int, end: int) -> KernelTask[None]:
+    """The end of a mapping that shrinks.
+
+    Raises:
+        MmError: EINVAL: it lies beyond the address space.
+    """
+    if start < end > limits.TASK_SIZE_BYTES:
+        raise MmError(errno.EINVAL, f"{end:#x} lies beyond the address space")
+    yield from do_munmap(k, mm, start, end)
 
 
 def _vma_to_resize(k: Kernel, task: Task, wish: _Wish) -> VmArea:
@@ -102,10 +118,18 @@ def _expand(k: Kernel, task: Task, vma: VmArea, wish: _Wish) -> KernelTask[int]:
         raise MmError(errno.ENOMEM, "the address space ends before")
     vma.vm_end = new_end
     vma = vma_merge(k, vma)
-    k.journal.vmas(task.mm, vma.vm_start, vma.vm_end)
-    if vma.vm_flags & VM_LOCKED:
-        yield from make_pages_present(k, task, old_end, new_end)
+    with k.journal.together():
+        k.journal.vmas(task.mm, vma.vm_start, vma.vm_end)
+        note(k, ["grown", old_end, new_end])
+    yield from _populate_if_locked(k, task, old_end, new_end)
     return wish.addr
+
+
+def _populate_if_locked(k: Kernel, task: Task, start: int, end: int) -> KernelTask[None]:
+    """Fault in what a locked mapping has got."""
+    vma = task.mm.vmas.find_vma(start)
+    if vma is not None and vma.vm_start <= start < end and vma.vm_flags & VM_LOCKED:
+        yield from make_pages_present(k, task, start, end)
 
 
 def _mremap_to(k: Kernel, task: Task, wish: _Wish) -> KernelTask[int]:
@@ -119,9 +143,11 @@ def _mremap_to(k: Kernel, task: Task, wish: _Wish) -> KernelTask[int]:
     if wish.flags & MREMAP_FIXED:
         yield from do_munmap(k, task.mm, new_addr, new_addr + wish.new_len)
     if old_len > wish.new_len:
-        yield from do_munmap(k, task.mm, wish.addr + wish.new_len, wish.addr + old_len)
+        yield from _cut_off(k, task.mm, wish.addr + wish.new_len, wish.addr + old_len)
         wish = replace(wish, old_len=wish.new_len)
     vma = _vma_to_resize(k, task, wish)
+    if wish.flags & MREMAP_DONTUNMAP:
+        check_address_space(task, wish.old_len)
     if not wish.flags & MREMAP_FIXED and (not new_addr or task.mm.vmas.overlapping(new_addr, new_addr + wish.new_len)):
         new_addr = get_unmapped_area(task.mm, wish.new_len)
     return (yield from _move_vma(k, task, vma, wish, new_addr))
@@ -144,34 +170,42 @@ def _move_vma(k: Kernel, task: Task, vma: VmArea, wish: _Wish, target: int) -> K
         vm_pgoff=target >> k.page_shift if untouched else pgoff,
     )
     insert_vm_struct(k, new)
-    locked = vma.vm_flags & VM_LOCKED
-    old_end = wish.addr + wish.old_len
+    old_end, new_end = wish.addr + wish.old_len, target + wish.new_len
+    # Told before the first entry moves: no entry is ever outside of the VMAs that the journal knows.
+    with k.journal.together():
+        k.journal.vmas(mm, target, new_end)
+        note(k, ["move", mm.id, wish.addr, old_end, target, new_end])
     yield from _move_page_tables(k, mm, wish.addr, old_end, target)
-    new = vma_merge(k, new)
-    k.journal.vmas(mm, target, target + wish.new_len)
+    return (yield from _finish_move(k, task, wish, (wish.addr, old_end), (target, new_end)))
+
+
+def _finish_move(k: Kernel, task: Task, wish: _Wish, old: tuple[int, int], new: tuple[int, int]) -> KernelTask[int]:
+    """The pages have moved: merge the new mapping with its neighbours, take the old one away."""
+    mm = task.mm
+    vma = mm.vmas.find_vma(new[0])
+    if vma is not None and vma.vm_start <= new[0]:
+        vma_merge(k, vma)
+        k.journal.vmas(mm, *new)
+    locked = vma is not None and vma.vm_flags & VM_LOCKED
     if wish.flags & MREMAP_DONTUNMAP:
-        yield from _leave_empty(k, task, wish.addr, old_end)
-    else:
-        yield from do_munmap(k, mm, wish.addr, old_end)
+        _leave_empty(k, task, *old)
+        return new[0]
+    yield from do_munmap(k, mm, *old)
     if locked:
-        yield from make_pages_present(k, task, target, target + wish.new_len)
-    return target
+        yield from make_pages_present(k, task, new[0] + old[1] - old[0], new[1])
+    return new[0]
 
 
-def _leave_empty(k: Kernel, task: Task, start: int, end: int) -> KernelTask[None]:
-    """The old mapping stays, without pages and without its lock (MREMAP_DONTUNMAP)."""
-    yield from ()
-    for edge, below in ((start, False), (end, True)):
-        vma = task.mm.vmas.find_vma(edge)
-        if vma is not None and vma.vm_start < edge < vma.vm_end:
-            split_vma(k, vma, edge, new_below=below)
+def _leave_empty(k: Kernel, task: Task, start: int, end: int) -> None:
+    """The range stays mapped, without pages (MREMAP_DONTUNMAP). The whole VMA loses its lock; it is not split."""
     vma = task.mm.vmas.find_vma(start)
-    assert vma is not None
+    if vma is None or vma.vm_start > start:  # another call took it away between two runs of this one
+        return
     vma.vm_flags &= ~(VM_LOCKED | VM_LOCKONFAULT)
     if vma.vm_start == start and vma.vm_end == end:
         leave_anon_vma(k, vma)
         vma.anon_vma, vma.anon_clone = None, 0
-    k.journal.vmas(task.mm, start, end)
+    k.journal.vmas(task.mm, vma.vm_start, vma.vm_end)
 
 
 def _move_page_tables(k: Kernel, mm: Mm, start: int, end: int, target: int) -> KernelTask[None]:

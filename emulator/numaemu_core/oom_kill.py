@@ -92,6 +92,7 @@ def oom_kill_process(k: Kernel, victim: Task) -> None:
     for one in k.tasks.values():
         if one.mm is victim.mm:
             one.killed = True
+            k.journal.task(one)
     victim.mm.oom_victim = True
     k.spawn("oom_reaper", oom_reap_task(k, victim.mm))
 

@@ -9,8 +9,12 @@ PG_REFERENCED: Final = 1 << 2
 PG_UPTODATE: Final = 1 << 3
 PG_DIRTY: Final = 1 << 4
 PG_WRITEBACK: Final = 1 << 12
+#: Of this machine alone: an entry through which it may have been written is gone, and its dirty byte not yet read.
+PG_HARVEST: Final = 1 << 0
 #: Bit 17 in 2.6.15; the column has 16, and PG_nosave is none of ours.
 PG_RECLAIM: Final = 1 << 13
+#: In place of the absence of PG_swapbacked (4.12): MADV_FREE was said of the page, and it may go without a slot.
+PG_LAZYFREE: Final = 1 << 14
 PG_SWAPCACHE: Final = 1 << 15
 
 # free_state: a frame is in exactly one of these.

@@ -8,6 +8,7 @@ import numpy as np
 from numaemu_core.columns import I8, Bool
 from numaemu_core.effects import KernelTask, WaitPageLocks
 from numaemu_core.kernel import Kernel
+from numaemu_core.lock_stats import PAGE
 from numaemu_core.mmzone import zone_lock_keys
 from numaemu_core.task_locks import spin_lock
 
@@ -27,7 +28,16 @@ def lock_some_pages(k: Kernel, pfns: I8) -> KernelTask[Bool]:
         got = yield from trylock_pages(k, pfns)
         if got.any():
             return got
-        yield WaitPageLocks(pfns)
+        yield from wait_on_pages_locked(k, pfns)
+
+
+def wait_on_pages_locked(k: Kernel, pfns: I8) -> KernelTask[None]:
+    """Sleep until at least one of these frames is not locked; it may be again by then."""
+    stats = k.locks.stats
+    began = stats.clock()
+    stats.classes[PAGE].contended += 1
+    yield WaitPageLocks(pfns)
+    stats.classes[PAGE].waited(stats.clock() - began)
 
 
 def unlock_pages(k: Kernel, pfns: I8) -> KernelTask[None]:

@@ -51,6 +51,7 @@ class TableArena:
         self.rows = columns.pte_tables
         self.table_count = layout.table_count
         self._next_unused = 1
+        self._made = columns.tables_made
         #: Told the number of each table before it is used for the first time: makes its lock.
         self.prepare: Callable[[int], None] = lambda _table: None
         self._free: list[int] = []
@@ -79,7 +80,22 @@ class TableArena:
             raise OutOfMemory(message)
         self.prepare(self._next_unused)
         self._next_unused += 1
+        self._made[0] = self._next_unused
         return self._next_unused - 1
+
+    def recover(self, in_use: set[int]) -> list[int]:
+        """After a crash: these tables are in use, and none is free yet; gives the others that ever were used."""
+        self._next_unused = max(int(self._made[0]), 1)
+        self._free = []
+        gone = np.ones(self._next_unused, np.bool_)
+        gone[[0, *in_use]] = False
+        return np.flatnonzero(gone).tolist()
+
+    def clear(self, tables: list[int]) -> None:
+        """Make tables empty that nothing leads to."""
+        for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
+            batch = np.array(tables[part : part + limits.PTE_LOCK_BATCH])
+            self.rows[batch[self.rows[batch].any(axis=1)]] = 0
 
     def free_table(self, table: int) -> None:
         """Give back a table that nobody can reach any more; its entries are none."""

@@ -5,7 +5,7 @@ interleaving of tasks at their yields is one number, and can be replayed from it
 open windows, read entries and touch bytes with yields in between, or a missing shootdown could never be found.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,14 @@ def open_windows(k: Kernel, mm_ids: frozenset[int]) -> dict[int, int]:
     return {s: int(k.c.window[s]) for s in slots.tolist() if int(k.c.window_mm[s]) - 1 in mm_ids}
 
 
+def machine_in_memory(topology: Topology, allocate: Callable[[int], Any] = zeros) -> Kernel:
+    """A machine just switched on, in memory of this process alone."""
+    layout = layout_of(topology)
+    k = Kernel(layout, columns_in_memory(layout, allocate), Journal(zeros(JOURNAL_BYTES)), NoHost())
+    k.journal.snapshot_from(k.truth)
+    return k
+
+
 @dataclass(slots=True)
 class Running:
     """A task of the performer: a generator, what it waits for, and how it ended."""
@@ -70,7 +78,7 @@ class SeededHost(NoHost):
         """`draw(n)` gives a number below n."""
         self.draw = draw
 
-    def try_spin(self, keys: list[Key]) -> bool:  # type: ignore[override]  # the performer passes lists only
+    def try_spin(self, keys: Sequence[Key]) -> bool:
         """Busy in one of eight."""
         del keys
         return self.draw(8) > 0
@@ -84,15 +92,17 @@ class Performer:
         topology: Topology,
         seed: int | None = None,
         allocate: Callable[[int], Any] = zeros,
+        kernel: Kernel | None = None,
     ) -> None:
-        """A machine just switched on; `allocate` gives its memory: so many bytes, all zero, as a buffer."""
+        """A machine just switched on; `allocate` gives its memory: so many bytes, all zero, as a buffer.
+
+        Or one whose daemon was recovered, which has a `kernel`.
+        """
         self._state = (seed or 0) * 2 + 1
         self.seed = seed
-        layout = layout_of(topology)
-        columns = columns_in_memory(layout, allocate)
-        host = NoHost() if seed is None else SeededHost(self.draw)
-        self.k = Kernel(layout, columns, Journal(zeros(JOURNAL_BYTES)), host)
-        self.k.journal.snapshot_from(self.k.truth)
+        self.k = kernel or machine_in_memory(topology, allocate)
+        if seed is not None:
+            self.k.locks.host = SeededHost(self.draw)
         self.k.spawn = self.start
         self.k.wake_kswapd = self._wake_kswapd
         #: Nodes whose kswapd is awake.
@@ -137,8 +147,13 @@ class Performer:
         """
         task = self.start("call", body)
         self.run(until=lambda: task.done)
-        if task.error is not None:
-            raise task.error
+        # An error refers to frames, and these to the task: it goes alone.
+        error, task.error = task.error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
         return task.result
 
     def run(self, until: Callable[[], bool] | None = None) -> None:

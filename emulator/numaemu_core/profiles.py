@@ -34,6 +34,9 @@ class Profile:
     #: True: the nodes of a tie in distance are examined in rotation from the local one (2.6.15 find_next_best_node);
     #: False: by ascending id, those below the local one at a penalty of one (5.16 and later).
     zonelist_rotates: bool
+    #: True: of nodes at one distance those without CPUs are tried first (2.6.15 find_next_best_node); False: x86 builds
+    #: its zonelists at boot, before it says which CPUs a node has (6.x numa_add_cpu in identify_cpu).
+    zonelist_spares_cpus: bool
     #: True: BIND tries its nodes from the one that is nearest to the CPU (2.6.26); False: by ascending id (2.6.15
     #: bind_zonelist).
     bind_nearest_first: bool
@@ -108,6 +111,9 @@ class Profile:
     move_targets_by_index: bool
     #: True: a page that is being migrated counts as misplaced and immovable (6.7, commit 1cb5d11a370f).
     migration_entries_fail: bool
+    #: True: with STRICT and MOVE, mbind looks no further than the mapping that has a page which cannot be queued (6.1
+    #: queue_pages_pte_range); False: it goes on (6.7, commit 1cb5d11a370f).
+    unmovable_ends_walk: bool
     #: True: migrate_pages pairs old and new nodes by their positions, copies, and with CAP_SYS_NICE takes shared pages,
     #: too (2.6.16 and later); False: it evicts what is on old nodes, and pages come back anywhere (V3).
     migrate_pages_pairs_nodes: bool
@@ -168,9 +174,23 @@ class Profile:
     mlock_reports_faults: bool
     #: True: madvise knows FREE, REMOVE, DONTFORK, COLD and POPULATE, mremap DONTUNMAP (what came from 2.6.16 to 5.18).
     madvise_of_today: bool
+    #: True: MADV_REMOVE is for shared mappings that may be made writable (6.7); False: for those
+    #: that are.
+    remove_asks_maywrite: bool
+    #: True: MADV_POPULATE ends at the first hole (6.9); False: it goes on behind it.
+    populate_ends_at_hole: bool
+    #: True: MADV_WILLNEED places pages of shared memory by the policy of the mapping (6.12 force_shm_swapin_readahead);
+    #: False: by that of the task (6.1, which hands on no mapping).
+    willneed_knows_vma: bool
+    #: True: private memory that was never touched is no longer accounted for when it loses the right to be written to,
+    #: and may merge with what never had it (6.7 mprotect_fixup).
+    mprotect_unaccounts: bool
     #: Passes that MADV_PAGEOUT makes over its pages where swap is not synchronous: one starts the writes and goes on
     #: (5.4 reclaim_pages); in 2005, which had no MADV_PAGEOUT, it is given all those of swapout_pages.
     pageout_passes: int
+    #: True: mremap looks first whether anything is mapped at the old address (mm/mremap.c of 6.1); False: it first
+    #: clears the new place, and the end of what shrinks, whether or not there was anything (2.6.15 do_mremap).
+    mremap_looks_first: bool
     #: True: locking and MAP_POPULATE fault shared writable mappings in for writing (2.6.15); False: for reading.
     populate_writes_shared: bool
     #: Pages that a read fault of a file maps around the one that was asked for (fault_around_bytes, 3.15), 1: none.
@@ -242,6 +262,7 @@ SWAP_V3: Final = Profile(
     name="swap-v3",
     max_numnodes=64,
     zonelist_rotates=True,
+    zonelist_spares_cpus=True,
     bind_nearest_first=False,
     hit_means_first_allowed=False,
     top_cpuset_has_memory=False,
@@ -268,6 +289,7 @@ SWAP_V3: Final = Profile(
     mbind_moves_unlocked=False,
     move_targets_by_index=False,
     migration_entries_fail=False,
+    unmovable_ends_walk=False,
     migrate_pages_pairs_nodes=False,
     unisolated_pages_count=False,
     migration_asks_ptrace=False,
@@ -292,7 +314,12 @@ SWAP_V3: Final = Profile(
     mlock_populates_before_hole=True,
     mlock_reports_faults=False,
     madvise_of_today=False,
+    remove_asks_maywrite=False,
+    populate_ends_at_hole=False,
+    willneed_knows_vma=False,
+    mprotect_unaccounts=False,
     pageout_passes=limits.SWAPOUT_PASSES,
+    mremap_looks_first=False,
     populate_writes_shared=True,
     fault_around_pages=1,
     cpuset_resets_affinity=False,
@@ -311,6 +338,7 @@ LINUX_6_1: Final = Profile(
     name="linux-6.1",
     max_numnodes=1024,
     zonelist_rotates=False,
+    zonelist_spares_cpus=False,
     bind_nearest_first=True,
     hit_means_first_allowed=True,
     top_cpuset_has_memory=True,
@@ -337,6 +365,7 @@ LINUX_6_1: Final = Profile(
     mbind_moves_unlocked=False,
     move_targets_by_index=False,
     migration_entries_fail=False,
+    unmovable_ends_walk=True,
     migrate_pages_pairs_nodes=True,
     unisolated_pages_count=False,
     migration_asks_ptrace=True,
@@ -361,7 +390,12 @@ LINUX_6_1: Final = Profile(
     mlock_populates_before_hole=False,
     mlock_reports_faults=True,
     madvise_of_today=True,
+    remove_asks_maywrite=False,
+    populate_ends_at_hole=False,
+    willneed_knows_vma=False,
+    mprotect_unaccounts=False,
     pageout_passes=1,
+    mremap_looks_first=True,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=True,
@@ -380,6 +414,7 @@ LINUX_6_12: Final = Profile(
     name="linux-6.12",
     max_numnodes=1024,
     zonelist_rotates=False,
+    zonelist_spares_cpus=False,
     bind_nearest_first=True,
     hit_means_first_allowed=True,
     top_cpuset_has_memory=True,
@@ -406,6 +441,7 @@ LINUX_6_12: Final = Profile(
     mbind_moves_unlocked=True,
     move_targets_by_index=True,
     migration_entries_fail=True,
+    unmovable_ends_walk=False,
     migrate_pages_pairs_nodes=True,
     unisolated_pages_count=True,
     migration_asks_ptrace=True,
@@ -430,7 +466,12 @@ LINUX_6_12: Final = Profile(
     mlock_populates_before_hole=False,
     mlock_reports_faults=True,
     madvise_of_today=True,
+    remove_asks_maywrite=True,
+    populate_ends_at_hole=True,
+    willneed_knows_vma=True,
+    mprotect_unaccounts=True,
     pageout_passes=1,
+    mremap_looks_first=True,
     populate_writes_shared=False,
     fault_around_pages=16,
     cpuset_resets_affinity=False,

@@ -46,8 +46,15 @@ class ScanControl:
     """What one run of reclaim has done (struct scan_control). `who` is "kswapd" or "direct"."""
 
     who: str
+    #: Frames of the machine that somebody maps, as the run began.
+    nr_mapped: int
     nr_scanned: int = 0
     nr_reclaimed: int = 0
+
+
+def begin_scan(k: Kernel, who: str) -> ScanControl:
+    """A run of reclaim begins."""
+    return ScanControl(who, int(np.count_nonzero(k.c.mapcount)))
 
 
 # -- who reclaims ------------------------------------------------------------------------------------------------------
@@ -59,7 +66,7 @@ def try_to_free_pages(k: Kernel, nodes: Sequence[int]) -> KernelTask[int]:
     2.6.15 counts fewer than 32 as none; here a page is a page, for machines of a few hundred of them.
     """
     k.count("allocstall")
-    control = ScanControl("direct")
+    control = begin_scan(k, "direct")
     for priority in range(limits.DEF_PRIORITY, -1, -1):
         for nid in nodes:
             zone = k.zones[nid]
@@ -94,7 +101,7 @@ def balance_pgdat(k: Kernel, nid: int) -> KernelTask[int]:
     """
     zone = k.zones[nid]
     k.count("pageoutrun")
-    control = ScanControl("kswapd")
+    control = begin_scan(k, "kswapd")
     zone.prev_priority = limits.DEF_PRIORITY
     for priority in range(limits.DEF_PRIORITY, -1, -1):
         if zone.nr_free >= zone.pages_high or control.nr_reclaimed >= limits.SWAP_CLUSTER_MAX:
@@ -147,7 +154,7 @@ def shrink_zone(k: Kernel, zone: Zone, priority: int, control: ScanControl) -> K
         if nr_active:
             part = min(nr_active, limits.SWAP_CLUSTER_MAX)
             nr_active -= part
-            yield from refill_inactive_zone(k, zone, part)
+            yield from refill_inactive_zone(k, zone, part, control)
         if nr_inactive:
             part = min(nr_inactive, limits.SWAP_CLUSTER_MAX)
             nr_inactive -= part
@@ -179,7 +186,7 @@ def _put_back(k: Kernel, pfns: I8, active: Bool) -> KernelTask[None]:
     yield from free_page_and_swap_cache(k, pfns)
 
 
-def refill_inactive_zone(k: Kernel, zone: Zone, count: int) -> KernelTask[None]:
+def refill_inactive_zone(k: Kernel, zone: Zone, count: int, control: ScanControl) -> KernelTask[None]:
     """Move pages from the tail of the active list to the head of the inactive one.
 
     Mapped pages move only when memory is mostly mapped, or reclaim in distress; in 2.6.15 not if they were referenced.
@@ -190,7 +197,7 @@ def refill_inactive_zone(k: Kernel, zone: Zone, count: int) -> KernelTask[None]:
         return
     k.count("pgrefill", len(pfns))
     distress = 100 >> zone.prev_priority
-    mapped_ratio = 100 * int(np.count_nonzero(k.c.mapcount)) // k.layout.frame_count
+    mapped_ratio = 100 * control.nr_mapped // k.layout.frame_count
     reclaim_mapped = mapped_ratio // 2 + distress + limits.VM_SWAPPINESS >= 100  # noqa: PLR2004 - per cent
     mapped = k.c.mapcount[pfns] > 0
     stay = mapped & (not reclaim_mapped)

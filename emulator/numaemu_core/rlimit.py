@@ -19,6 +19,11 @@ def locked_bytes(mm: Mm, start: int = 0, end: int = limits.TASK_SIZE_BYTES) -> i
     return sum(min(end, vma.vm_end) - max(start, vma.vm_start) for vma in spans)
 
 
+def mapped_bytes(mm: Mm, start: int, end: int) -> int:
+    """How much of a range is mapped (count_vma_pages_range)."""
+    return sum(min(end, vma.vm_end) - max(start, vma.vm_start) for vma in mm.vmas.overlapping(start, end))
+
+
 def may_lock(k: Kernel, task: Task, more_bytes: int) -> bool:
     """Is there room under RLIMIT_MEMLOCK, in pages?"""
     if task.rlimit_memlock is None or "CAP_IPC_LOCK" in task.capabilities:

@@ -12,6 +12,7 @@ import numpy as np
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
 from numaemu_core.effects import KernelTask, Shootdown, SpinBusy
+from numaemu_core.harvest import begin_harvest, end_harvest
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Key, Rank
 from numaemu_core.lru import lru_lock_keys
@@ -37,11 +38,16 @@ def pinned_pages(k: Kernel) -> I8:
     return pins[pins > 0] - 1
 
 
+def is_cached(k: Kernel, pfns: I8) -> Bool:
+    """Which pages are in the swap cache or the page cache: one reference each."""
+    return np.asarray((k.c.pg_flags[pfns] & PG_SWAPCACHE != 0) | (k.c.mapping[pfns] & PAGE_MAPPING_FILE != 0))
+
+
 def page_count(k: Kernel, pfns: I8) -> I8:
     """References of frames: page_count of the kernel, computed."""
     c = k.c
     count = c.mapcount[pfns].astype(np.int64)
-    count += (c.pg_flags[pfns] & PG_SWAPCACHE != 0) | (c.mapping[pfns] & PAGE_MAPPING_FILE != 0)
+    count += is_cached(k, pfns)
     count += c.lru_state[pfns] & LRU_ISOLATED != 0
     pins = pinned_pages(k)
     if len(pins):
@@ -106,8 +112,8 @@ def linear_page_index(k: Kernel, vma: VmArea, vpns: I8) -> I8:
 
 def set_anon_identity(k: Kernel, vma: VmArea, pfns: I8, vpns: I8) -> None:
     """Say whose pages these frames hold: before any entry names them."""
-    k.c.mapping[pfns] = anon_vma_prepare(k, vma).id
     k.c.index[pfns] = linear_page_index(k, vma, vpns).astype(np.uint64)
+    k.c.mapping[pfns] = anon_vma_prepare(k, vma).id
 
 
 # -- who maps a page ---------------------------------------------------------------------------------------------------
@@ -176,7 +182,7 @@ class _Cleared:
     entries: U8
     #: What stands there now: slots, or nothing for pages of files.
     replaced: U8
-    #: Pages that count as dirty only because they might be: taken back when the harvest finds no dirty byte at all.
+    #: Pages that may become dirty until the windows have closed.
     maybe_dirty: Bool
 
 
@@ -227,11 +233,12 @@ def _unmap_from_vma(k: Kernel, mapper: Mapper, all_pfns: I8, going: Bool, cleare
 
 
 def _clear_entries(k: Kernel, mm: Mm, pfns: I8, vpns: I8, flats: I8, entries: U8) -> _Cleared:
-    """Entries become slots, or none for pages of files. What might be dirty counts so from before the entry changes."""
+    """Entries become slots, or none for pages of files; what might be dirty is harvested later."""
     c = k.c
     dirty = c.dirty[flats] != 0
     maybe = ~dirty & is_writable(entries) & (c.pg_flags[pfns] & PG_DIRTY == 0)
-    c.pg_flags[pfns[dirty | maybe]] |= PG_DIRTY
+    c.pg_flags[pfns[dirty]] |= PG_DIRTY
+    begin_harvest(k, pfns[maybe])
     replaced = replaced_entries(k, pfns)
     slots = c.private[pfns[replaced != 0]].astype(np.int64)
     swap_duplicate(k, slots)
@@ -254,22 +261,20 @@ def _finish_unmap(k: Kernel, cleared: list[_Cleared]) -> KernelTask[None]:
     """Wait for the windows, then harvest; where a straggler stays, the entries come back."""
     stragglers: dict[int, int] = yield Shootdown(frozenset(part.mm.id for part in cleared))
     late = {int(k.c.window_mm[slot]) - 1 for slot in stragglers}
-    # A page is as dirty as the dirtiest of its entries: only what no mm has written to is clean.
-    maybe = np.concatenate([part.pfns[part.maybe_dirty] for part in cleared])
-    written = np.concatenate([part.pfns[_may_be_written(k, part, late)] for part in cleared])
-    k.c.pg_flags[maybe[~np.isin(maybe, written)]] &= ~np.uint16(PG_DIRTY)
     for part in cleared:
         if part.mm.id in late:
             yield from _restore(k, part, stragglers)
         else:
+            written = _was_written(k, part)
             # Also where the right to write was taken away just before, from under an open window.
-            k.c.pg_flags[part.pfns[k.c.dirty[part.flats] != 0]] |= PG_DIRTY
+            k.c.pg_flags[part.pfns[written]] |= PG_DIRTY
+            end_harvest(k, part.pfns[part.maybe_dirty], written[part.maybe_dirty])
             k.c.mapcount[part.pfns] -= 1
 
 
-def _may_be_written(k: Kernel, part: _Cleared, late: set[int]) -> Bool:
-    """Which pages were written to through their entries, or may be: a window is open, or their table has gone."""
-    if part.mm.id in late or part.mm.dead:
+def _was_written(k: Kernel, part: _Cleared) -> Bool:
+    """Which pages were written to through their entries, or may have been: their table has gone meanwhile."""
+    if part.mm.dead:
         return np.ones(len(part.pfns), np.bool_)
     return np.asarray((k.c.dirty[part.flats] != 0) | (k.tables.walk(part.mm.pgd, part.vpns) != part.flats))
 
@@ -278,6 +283,7 @@ def _restore(k: Kernel, part: _Cleared, stragglers: dict[int, int]) -> KernelTas
     """Map the pages again where their entry is still as it was left; quarantine the others, which were unmapped."""
     c = k.c
     swapped = part.replaced != 0
+    end_harvest(k, part.pfns[part.maybe_dirty], np.ones(np.count_nonzero(part.maybe_dirty), np.bool_))
     while True:
         alive = not part.mm.dead
         flats = k.tables.walk(part.mm.pgd, part.vpns) if alive else np.full(len(part.vpns), -1)

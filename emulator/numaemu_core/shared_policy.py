@@ -25,7 +25,7 @@ class Mempolicy:
     preferred: int = -1
     #: MPOL_F_STATIC_NODES, MPOL_F_RELATIVE_NODES, MPOL_F_NUMA_BALANCING.
     flags: int = 0
-    #: The mask that the user gave, for STATIC and RELATIVE.
+    #: The mask that the user gave, for policies with any of these flags.
     user_nodes: int = 0
     #: set_mempolicy_home_node, -1: none.
     home_node: int = -1

@@ -60,11 +60,13 @@ def _move_from_swap_cache(k: Kernel, mapping: AddressSpace, indexes: I8, slots: 
         same = (k.slot_frame[slots] == pfns) & (mapping.i_pages[indexes] == swap_entries(k, slots))
         same &= k.c.pg_flags[pfns] & PG_UPTODATE != 0
         back = pfns[same]
-        delete_from_swap_cache(k, back)
-        swap_free(k, slots[same])
-        k.c.mapping[back] = mapping.id
+        # From the second store on recovery takes the page for one of the page cache, whatever else is said of it.
         k.c.index[back] = indexes[same].astype(np.uint64)
         k.c.pg_flags[back] |= PG_DIRTY
+        k.c.mapping[back] = mapping.id
+        k.c.slot_mapping[slots[same]] = 0
+        delete_from_swap_cache(k, back)
+        swap_free(k, slots[same])
         mapping.i_pages[indexes[same]] = make_entries(k, back, PTE_PRESENT)
     yield from unlock_pages(k, pfns)
     yield from free_page_and_swap_cache(k, pfns[~same])
@@ -80,9 +82,12 @@ def shmem_writepage(k: Kernel, mapping: AddressSpace, pfns: I8) -> KernelTask[I8
         moved = pfns[: len(slots)]
         swap_duplicate(k, slots)
         mapping.i_pages[k.c.index[moved].astype(np.int64)] = swap_entries(k, slots)
+        # The slot's identity first, the frame's last: in between, the frame counts.
+        k.c.slot_index[slots] = k.c.index[moved]
+        k.c.slot_mapping[slots] = mapping.id
         k.c.private[moved] = slots
+        k.c.pg_flags[moved] |= PG_SWAPCACHE | PG_DIRTY | PG_UPTODATE
         k.c.mapping[moved] = 0
         k.c.index[moved] = 0
-        k.c.pg_flags[moved] |= PG_SWAPCACHE | PG_DIRTY | PG_UPTODATE
         k.slot_frame[slots] = moved
     return moved

@@ -10,7 +10,7 @@ from numaemu_core.columns import I8, Bool
 from numaemu_core.effects import KernelTask
 from numaemu_core.kernel import Kernel
 from numaemu_core.lru import rotate_reclaimable_page
-from numaemu_core.page_flags import PG_DIRTY, PG_RECLAIM, PG_SWAPCACHE, PG_UPTODATE, PG_WRITEBACK
+from numaemu_core.page_flags import PG_DIRTY, PG_LAZYFREE, PG_RECLAIM, PG_SWAPCACHE, PG_UPTODATE, PG_WRITEBACK
 from numaemu_core.page_lock import trylock_pages, unlock_pages
 from numaemu_core.rmap import page_count, pinned_pages, put_pages
 from numaemu_core.swapfile import SWAP_LOCK, get_swap_pages, slots_over_half, swap_free
@@ -23,7 +23,9 @@ def add_to_swap(k: Kernel, pfns: I8) -> KernelTask[int]:
         slots = get_swap_pages(k, len(pfns))
         mine = pfns[: len(slots)]
         k.c.private[mine] = slots
-        k.c.pg_flags[mine] |= PG_SWAPCACHE | PG_DIRTY | PG_UPTODATE
+        k.c.pg_flags[mine] = k.c.pg_flags[mine] & ~np.uint16(PG_LAZYFREE) | np.uint16(
+            PG_SWAPCACHE | PG_DIRTY | PG_UPTODATE
+        )
         k.slot_frame[slots] = mine
     return len(slots)
 

@@ -89,7 +89,6 @@ NOT_JOURNALLED: Final = frozenset(
     {
         "fault",
         "file_read",
-        "file_write",
         "get_mempolicy",
         "maps",
         "migrate_pages",

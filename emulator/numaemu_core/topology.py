@@ -54,6 +54,9 @@ class Topology:
     swap_device: str | None = None
     #: vm.min_free_kbytes; None: as the kernel chooses, 0: allocations take the last frame.
     min_free_kbytes: int | None = None
+    #: True: the host's memory is taken when the machine starts; False: page by page when it is touched, and a host that
+    #: has no more kills who touches. For machines that use little of what they have.
+    preallocate: bool = True
 
     @property
     def online(self) -> int:
@@ -68,6 +71,7 @@ class Topology:
             "swap": self.swap_bytes,
             "disk": self.disk_bytes,
             **{name: value for name in TUNABLES if (value := getattr(self, name)) is not None},
+            **({} if self.preallocate else {"preallocate": False}),
             "distances": [list(row) for row in self.distances],
             "node": [{"id": n.id, "memory": n.memory_bytes, "cpus": list(n.cpus)} for n in self.nodes],
         }
@@ -95,6 +99,7 @@ def from_dict(description: Mapping[str, object]) -> Topology:
         "fault_around",
         "swap_device",
         "min_free_kbytes",
+        "preallocate",
         "distances",
         "node",
     }
@@ -117,8 +122,11 @@ def from_dict(description: Mapping[str, object]) -> Topology:
         _refuse(f"disk: expected a multiple of the page size {page_size}, got {disk_bytes}")
     distances = _distances(description.get("distances"), len(nodes))
     min_free = _optional_number(description, "min_free_kbytes", 0, sum(node.memory_bytes for node in nodes) >> 11)
+    preallocate = description.get("preallocate", True)
+    if not isinstance(preallocate, bool):
+        _refuse(f"preallocate: expected true or false, got {preallocate!r}")
     tunables = _tunables(description)
-    return Topology(nodes, distances, swap_bytes, page_size, str(profile), disk_bytes, *tunables, min_free)
+    return Topology(nodes, distances, swap_bytes, page_size, str(profile), disk_bytes, *tunables, min_free, preallocate)
 
 
 def _tunables(description: Mapping[str, object]) -> tuple[int | None, int | None, str | None]:

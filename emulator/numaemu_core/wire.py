@@ -7,6 +7,7 @@ here, size, types and counts, before anything acts on it; docs/protocol.md is th
 """
 
 import errno
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,6 +26,8 @@ KIND_SEGV: Final = "segv"
 KIND_BUS: Final = "bus"
 KIND_OOM: Final = "oom"
 KIND_PROTOCOL: Final = "protocol"
+#: The daemon does not know the connection: it is a new one, or nobody said hello.
+KIND_STRANGER: Final = "stranger"
 
 #: In an answer of move_pages: a status that the kernel did not write.
 STATUS_UNWRITTEN: Final = -(1 << 31)
@@ -34,6 +37,13 @@ _WORD: Final = (1 << 64) - 1
 
 class WireError(PeerError):
     """A message that is not what the protocol allows."""
+
+
+class StrangerError(MmError):
+    """The daemon does not know the connection: hello has to be said first, or again to a daemon that is new."""
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(errno.EACCES, detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +141,7 @@ def optional(check: Check) -> Check:
 
 #: Every call: its arguments in order.
 CALLS: Final[dict[str, tuple[Check, ...]]] = {
-    "hello": (token,),
+    "hello": (token, optional(number)),  # …, the connection that it goes on
     "attach": (number, names, optional(number)),  # cpu, capabilities, share_mm
     "adopt": (number,),
     "window": (number,),
@@ -183,7 +193,7 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
 
 #: Last arguments that may be left out, and what they are then: an mmap of anonymous memory names no file, and who calls
 #: move_pages wants the statuses.
-DEFAULTS: Final[dict[str, list[Any]]] = {"mmap": [None, 0, "r+"], "move_pages": [True]}
+DEFAULTS: Final[dict[str, list[Any]]] = {"hello": [None], "mmap": [None, 0, "r+"], "move_pages": [True]}
 
 
 def pack_request(boot_id: str, request_id: int, name: str, args: Sequence[Any], window: int | None = None) -> bytes:
@@ -193,12 +203,20 @@ def pack_request(boot_id: str, request_id: int, name: str, args: Sequence[Any], 
         MmError: EINVAL: an argument does not fit 64 bits, or the message is too long.
     """
     try:
-        body: bytes = msgpack.packb([VERSION, boot_id, request_id, name, list(args), window])
+        body: bytes = msgpack.packb([VERSION, boot_id, request_id, name, list(args), window], default=_whole_number)
     except (OverflowError, TypeError, ValueError) as error:
         raise MmError(errno.EINVAL, f"{name}: an argument cannot be sent: {error}") from None
     if len(body) > limits.MESSAGE_BYTES_MAX:
         raise MmError(errno.EINVAL, f"{name}: a message of {len(body)} bytes is too long")
     return body
+
+
+def _whole_number(value: object) -> int:
+    """A number of another kind, such as numpy's, as Python's. TypeError: it is none."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # whether it is one is the question
+    except TypeError:
+        raise TypeError(f"expected numbers, text or bytes, got a {type(value).__name__}") from None
 
 
 def unpack_request(body: bytes | memoryview, boot_id: str) -> Request:
@@ -247,6 +265,8 @@ def pack_refusal(boot_id: str, request_id: int, error: Exception) -> bytes:
             refusal = [error.errno, [KIND_BUS, error.detail, error.address]]
         case SegmentationFault():
             refusal = [error.errno, [KIND_SEGV, error.detail, error.address]]
+        case StrangerError():
+            refusal = [error.errno, [KIND_STRANGER, error.detail, 0]]
         case OutOfMemory():
             refusal = [error.errno, [KIND_OOM, error.detail, 0]]
         case MmError():
@@ -280,6 +300,8 @@ def unpack_reply(body: bytes | memoryview) -> tuple[str, int, Any]:
             raise SegmentationFault(address, detail)
         case "oom":
             raise OutOfMemory(detail)
+        case "stranger":
+            raise StrangerError(detail)
         case "protocol":
             raise WireError(detail)
         case _:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 _STOPPED = frozenset((b"T", b"t"))
 _MS_PER_S = 1000
+#: Field of /proc/PID/stat, counted from the state.
+_START_TIME = 19
 
 
 def open_pidfd(pid: int) -> int:
@@ -38,14 +40,25 @@ def is_stopped(pid: int) -> bool:
     return _state(pid) in _STOPPED
 
 
+def started_at(pid: int) -> int:
+    """When a process began, in clock ticks of the host: with the pid it names one process. 0 if there is none."""
+    fields = _stat(pid).split()
+    return int(fields[_START_TIME]) if fields else 0
+
+
 def _state(pid: int) -> bytes:
     """The state letter of /proc/PID/stat, empty if there is no such process."""
+    return _stat(pid)[:1]
+
+
+def _stat(pid: int) -> bytes:
+    """/proc/PID/stat from the state on, empty if there is no such process."""
     try:
         line = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
     # The name before it may hold spaces and parentheses of its own.
-    return line[line.rindex(b")") + 2 :][:1]
+    return line[line.rindex(b")") + 2 :]
 
 
 def is_running_pid(pid: int) -> bool:

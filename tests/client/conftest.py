@@ -1,9 +1,11 @@
-"""A machine without a daemon: real memfds, real page tables, and a kernel that answers calls in this process."""
+"""A machine without a daemon: real memfds, real page tables, and a kernel in this process; and recorded programs."""
 
 import contextlib
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from numaemu.attachment import map_views
+from numaemu.replay.records import Record, read_records
 from numaemu.task import Task
 from numaemu.window import Turn
 from numaemu_core import limits
@@ -150,3 +153,48 @@ def task(kernel: FakeKernel) -> Iterator[Task]:
     kernel.add_pages(64)
     with kernel.task() as found:
         yield found
+
+
+# -- recorded programs -------------------------------------------------------------------------------------------------
+
+GOOD = {"r": 0, "e": 0}
+#: A program that agrees, on two nodes of 8 MiB.
+AGREEING = {
+    "id": "one",
+    "kernel": "6.12",
+    "machine": {"cpus": [[0], [1]], "memory_kb": [8192, 8192], "distances": [[10, 20], [20, 10]]},
+    "ops": ["P0 mmap 0 4 anon priv rw", "P0 mbind 0 4 bind 2 64 0", "P0 tw 0 4 1", "P0 where 0 4"],
+    "results": [GOOD, GOOD, {"r": 4, "e": 0}, {**GOOD, "w": "1111"}],
+    "det": True,
+}
+
+
+@pytest.fixture
+def row() -> Callable[..., dict[str, Any]]:
+    """Makes a program that agrees, with some fields changed."""
+    return lambda name="one", **fields: {**AGREEING, "id": name, **fields}
+
+
+@pytest.fixture
+def slow_row(row: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Makes a program that takes a second, and that nobody has answered."""
+    ops = ["P0 mmap 0 1500 anon priv rw", *["P0 tw 0 1500 1", "P0 madvise 0 1500 dontneed"] * 400]
+    return lambda name="slow": row(name, ops=ops, results=None)
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Callable[..., str]:
+    """Writes programs to a file; gives its path."""
+
+    def write(*rows: dict[str, Any], name: str = "some.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def records(recording: Callable[..., str]) -> Callable[..., list[Record]]:
+    """Programs as they are read."""
+    return lambda *rows: list(read_records(recording(*rows)))

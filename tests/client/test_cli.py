@@ -16,9 +16,11 @@ import pytest
 
 import numaemu
 import numaemu_core
+from numaemu.bench.figures import FIGURES
+from numaemu.cli import bench, migratepages, options, reports, status, up
 from numaemu.cli import main as cli
-from numaemu.cli import migratepages, reports, status, up
 from numaemu.cli.options import machine_name
+from numaemu_core.profiles import PROFILES
 from numaemu_host import fdsock
 
 if TYPE_CHECKING:
@@ -95,6 +97,8 @@ def test_version() -> None:
         (["up", "--memory", "lots"], "expected a size such as 64M"),
         (["up", "--nodes", "0"], "nodes: expected a whole number from 1 to 64"),
         (["up", "--page-size", "3000"], "page_size: expected a power of two"),
+        (["stress", "--seconds", "inf"], "--seconds: expected more than 0 and at most 604800, got inf"),
+        (["stress", "--profile", "vms"], "profile: 'vms' is not known; known: "),
         (["up", "--profile", "vms"], "profile: 'vms' is not known"),
         (["up", "--topology", "/nonexistent.toml"], "/nonexistent.toml: No such file or directory"),
     ],
@@ -130,6 +134,12 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -
         cli.main(arguments)
     assert caught.value.code == 2
     assert "usage: numaemu" in capsys.readouterr().err
+
+
+def test_what_help_says_without_looking_is_true() -> None:
+    """Names of profiles and of figures stand in --help as they are where they are defined."""
+    assert sorted(options.PROFILES) == sorted(PROFILES)
+    assert tuple(FIGURES) == bench.NAMES
 
 
 def test_which_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +210,7 @@ STATUS = {
             "state": "starting",
             "restarts": 3,
             "memory_kb": 65536,
-            "done": {"pages_cleaned": 5, "batches": 1},
+            "done": {"pages_cleaned": 5, "batches": 1, "pages_copied": 0},
         },
     ],
 }
@@ -238,13 +248,35 @@ def box(runtime: Path) -> Callable[[], contextlib.AbstractContextManager[None]]:
 
 
 def test_status(box: Callable[[], contextlib.AbstractContextManager[None]], capsys: pytest.CaptureFixture[str]) -> None:
-    """A line a process, numbers to the right; or the same as JSON."""
+    """A line a process, numbers to the right, counts of 0 left out; or the same as JSON, whole."""
     with box():
         assert cli.main(["status", "-m", "box"]) == 0
     assert capsys.readouterr().out == STATUS_TEXT
     with box():
         assert cli.main(["status", "-m", "box", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == STATUS
+
+
+LOCKS = {
+    "mmap_sem.write": {
+        "taken": 12,
+        "contended": 3,
+        "recoveries": 0,
+        "wait_s": 0.25,
+        "wait_max_s": 0.125,
+        "hold_s": 1.5,
+        "hold_max_s": 1.0,
+    }
+}
+LOCK_TEXT = """\
+LOCK            TAKEN  CONTENDED  RECOVERIES  WAITED ms  AT MOST   HELD ms   AT MOST
+mmap_sem.write     12          3           0    250.000  125.000  1500.000  1000.000
+"""
+
+
+def test_lock_table() -> None:
+    """A line a class of locks, times in milliseconds."""
+    assert status.lock_table(LOCKS) == LOCK_TEXT
 
 
 def test_ls(

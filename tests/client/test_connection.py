@@ -18,7 +18,7 @@ from numaemu.connection import Calls, Init, Peer
 from numaemu.errors import MachineGone
 from numaemu.window import Turn
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
-from numaemu_core.wire import Request, WireError, pack_refusal, pack_reply, pack_request, unpack_request
+from numaemu_core.wire import Request, StrangerError, WireError, pack_refusal, pack_reply, pack_request, unpack_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -250,3 +250,99 @@ def test_forked_child(daemon: Daemon, calls: Calls) -> None:
     assert os.waitpid(pid, 0)[1] == 0
     assert calls.call("status") == "done"
     assert len(daemon.peers) == 1
+
+
+# -- a daemon that is new ----------------------------------------------------------------------------------------------
+
+
+class FakeWayBack:
+    """A process that becomes known to whichever daemon there is."""
+
+    def __init__(self) -> None:
+        self.generation = self.now = 1
+        self.renewed: list[int] = []
+
+    def is_over(self, generation: int) -> bool:
+        return self.now > generation
+
+    def renew(self, seen: int, _token: bytes, _init: Init) -> None:
+        self.renewed.append(seen)
+        self.generation = self.now = max(self.now, 2)
+
+
+@pytest.fixture
+def way_back() -> FakeWayBack:
+    """The way back of `returning`."""
+    return FakeWayBack()
+
+
+@pytest.fixture
+def returning(daemon: Daemon, init: subprocess.Popen[bytes], way_back: FakeWayBack) -> Calls:
+    """Calls to a daemon that may be followed by another."""
+    return Calls(Peer(daemon.endpoint, BOOT_ID, bytes(16), Init("box", init.pid), way_back))  # type: ignore[arg-type]  # stands in for one
+
+
+def test_a_request_that_a_new_daemon_does_not_know_is_sent_again(
+    daemon: Daemon, returning: Calls, way_back: FakeWayBack
+) -> None:
+    """A stranger's refusal is no error: hello once more, with the number of the connection, and the same request id."""
+    answers: list[Exception | None] = [None, StrangerError(), None, None]
+
+    def answer(request: Request) -> Answer:
+        refusal = answers.pop(0)
+        if refusal is not None:
+            return pack_refusal(BOOT_ID, request.request_id, refusal)
+        return pack_reply(BOOT_ID, request.request_id, request.args)
+
+    daemon.answer = answer
+    assert returning.call("brk", 7, 1) == [7, 1]
+    assert returning.call("brk", 7, 2) == [7, 2]
+    assert returning.call("brk", 7, 3) == [7, 3]
+    asked = [(request.name, request.request_id) for request in daemon.seen]
+    assert asked == [("hello", 1), ("brk", 2), ("brk", 3), ("hello", 0), ("brk", 3), ("brk", 4)]
+    assert daemon.seen[3].args == [bytes(16), 1]
+    assert way_back.renewed == [1]
+    assert len(daemon.peers) == 2
+
+
+def test_who_waits_when_another_daemon_takes_over_asks_that_one(
+    daemon: Daemon, returning: Calls, way_back: FakeWayBack
+) -> None:
+    """An answer that will not come is not waited for: the generation word says that the daemon is another."""
+    silent = [True]
+
+    def answer(request: Request) -> Answer:
+        if silent.pop() if silent else False:
+            way_back.now = 2
+            return None
+        return pack_reply(BOOT_ID, request.request_id, "at last")
+
+    daemon.answer = answer
+    assert returning.call("brk", 7, 1) == "at last"
+    assert [request.request_id for request in daemon.seen] == [1, 2, 0, 2]
+
+
+def test_a_call_before_which_the_daemon_changed_says_hello_first(
+    daemon: Daemon, returning: Calls, way_back: FakeWayBack
+) -> None:
+    """Nothing is sent to a daemon that is known to be gone."""
+    returning.call("status")
+    way_back.now = 2
+    returning.call("status")
+    assert [request.name for request in daemon.seen] == ["hello", "status", "hello", "status"]
+
+
+def test_the_end_of_the_machine_ends_the_way_back(
+    daemon: Daemon, returning: Calls, way_back: FakeWayBack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When init has gone meanwhile, the caller gets one clear error."""
+
+    def gone(*_: object) -> None:
+        raise MachineGone("box")
+
+    returning.call("status")
+    way_back.now = 2
+    monkeypatch.setattr(way_back, "renew", gone)
+    with pytest.raises(MachineGone):
+        returning.call("status")
+    assert daemon.seen[-1].name == "status"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import numaemu_host
-from numaemu import launch
+from numaemu import launch, places
 from numaemu_core.errors import PeerError
 from numaemu_core.topology import from_dict, uniform
 from numaemu_host import fdsock
@@ -113,3 +113,21 @@ def test_foreground_has_no_log_file(daemon: Callable[[str], Path], capfd: pytest
     assert launch.start("box", TOPOLOGY, foreground=True).process.wait(10) == 0
     assert capfd.readouterr().err == "here\n"
     assert not (place / "log").exists()
+
+
+def test_a_directory_that_goes_away_is_made_again(
+    daemon: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine that ends takes the directory of all machines with it; the start makes it again."""
+    place = daemon("""say({"ready": True, "endpoint": "ipc://x", "pid": os.getpid()})""")
+    real = places.make_machine_dir
+    ends = iter([True, False])
+
+    def make(path: Path) -> None:
+        if next(ends):
+            raise FileNotFoundError(path)
+        real(path)
+
+    monkeypatch.setattr(places, "make_machine_dir", make)
+    assert launch.start("box", TOPOLOGY).process.wait(10) == 0
+    assert place.exists()

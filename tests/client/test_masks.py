@@ -27,10 +27,11 @@ def test_no_such_bit(node: int) -> None:
         mask_words([node])
 
 
-def test_not_a_number() -> None:
-    """What is no whole number is a TypeError."""
-    with pytest.raises(TypeError):
-        mask_words(["1"])  # type: ignore[list-item] # that is the point
+@pytest.mark.parametrize("nodes", [["1"], "1", 1, None])
+def test_no_set_of_numbers(nodes: object) -> None:
+    """What is no set of whole numbers is a TypeError that says what was expected."""
+    with pytest.raises(TypeError, match="nodes: expected a set of node ids, got"):
+        mask_words(nodes)  # type: ignore[arg-type] # that is the point
 
 
 @given(st.sets(st.integers(0, 300)), st.sets(st.integers(0, 300)))

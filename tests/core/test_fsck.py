@@ -295,7 +295,7 @@ def unrecovered_mutex(s: Subject) -> str:
 
 def untold_task(s: Subject) -> str:
     s.other.il_next += 1
-    row = [s.other.mm.id, 1, [], None, 0, 3, 0, -1, 0]
+    row = [s.other.mm.id, 1, [], None, 0, 3, 0, -1, 0, 0, True, None, None, 0, False, 0]
     return f"journal: tasks {s.other.pid}: {row} is told, {[*row[:4], 1, *row[5:]]} is so"
 
 

@@ -290,6 +290,34 @@ def test_every_page_goes_to_the_node_beside_it(machine: Make) -> None:
     assert bytes_of(m, task, base, 6) == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("kind", ["all different", "one twice", "one pinned", "one not there"])
+def test_targets_that_change_all_the_time(machine: Make, kind: str) -> None:
+    """A long list with another target beside each page comes to what page after page would come to."""
+    m = today(machine)
+    task = m.attach()
+    base = filled(m, task, 60)
+    pages = list(range(60))
+    targets = [1 + page % 2 for page in pages]
+    result, statuses, left = 0, list(targets), list(targets)
+    match kind:
+        case "one twice":
+            pages[41] = 40  # 40 has moved to node 1 by then, and moves on
+            left[40], left[41] = 2, 0
+        case "one pinned":
+            m.k.c.pins[5, 0] = m.entry(task, base + 30 * PAGE) // PAGE + 1
+            m.k.c.pin_count[5] = 1
+            result = 30
+            statuses[30:] = [STATUS_UNWRITTEN] * 30
+            left[30:] = [0] * 30
+        case "one not there":
+            pages[20] = 99
+            statuses[20], left[20] = -errno.EFAULT, 0
+    assert move(m, task, [base + page * PAGE for page in pages], targets) == (result, statuses)
+    assert m.where(task, base, 60) == left
+    assert bytes_of(m, task, base, 60) == list(range(1, 61))
+    m.k.c.pin_count[5] = 0
+
+
 #: (pages, targets, result, statuses, where): what a list with something odd in it comes to.
 LISTS = [
     ([0, 1, 1], [1, 1, 1], 0, [1, 1, -errno.EBUSY], [1, 1, 0]),

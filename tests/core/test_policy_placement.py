@@ -203,7 +203,7 @@ def test_page_cache_goes_round(
 ) -> None:
     """Page cache is interleaved by a counter of the task, many pages at a time as one by one; a fork copies it."""
     m = machine(**QUAD, profile=profile)
-    m.k.il_weights[1] = 3
+    interleave.set_il_weight(m.k, 1, 3)
     task = m.attach(2)
     set_policy(m, task, mode, 11)
     found = [m.call(mempolicy.alloc_page_cache(m.k, task, count)) for count in calls]

@@ -41,6 +41,7 @@ BAD: dict[str, tuple[Mapping[str, object], str, str]] = {
         "topology: unknown key 'swop'",
         "known: disk, distances, fault_around, min_free_kbytes, node, page_",
     ),
+    "preallocate-text": ({"node": [NODE], "preallocate": "no"}, "preallocate: expected true or false", "'no'"),
     "unknown-node-key": (with_node(cpu=[1]), "node 0: unknown key 'cpu'", "known: cpus, id, memory"),
     "page-size-odd": ({"node": [NODE], "page_size": 5000}, "page_size: expected a power of two", "5000"),
     "page-size-small": ({"node": [NODE], "page_size": 2048}, "page_size: expected a power of two", "2048"),
@@ -151,6 +152,7 @@ def topologies(draw: st.DrawFn) -> Topology:
         {
             "page_size": page_size,
             "swap": draw(st.integers(0, 40)) * page_size,
+            "preallocate": draw(st.booleans()),
             "distances": [[10 if i == j else draw(st.integers(11, 255)) for j in ids] for i in ids],
             "node": [
                 {

@@ -176,12 +176,49 @@ def test_a_process_that_keeps_dying_is_started_with_pauses(machine: Machine) -> 
     assert [line["pause_s"] for line in machine.events("process_died")] == [0.0, 0.1, 0.2]
 
 
-def test_dead_kernel_takes_the_machine_down(machine: Machine) -> None:
-    """Without its kernel the machine ends, with a line in the log and an exit code that say so."""
+def test_a_dead_kernel_is_restarted_with_its_memory(machine: Machine) -> None:
+    """The next kernel daemon gets the segments of the last one, the generation moves, and the boot id stays."""
+    old, status = machine.row("kernel"), machine.command("status")
+    before = machine.memory(old["pid"])
+    machine.signal(old, signal.SIGKILL)
+    new = machine.wait_state("kernel", None, lambda row: row["restarts"] == 1 and row["state"] == "up")
+    assert new["pid"] != old["pid"]
+    after = machine.memory(new["pid"])
+    assert all(os.fstat(before[key]).st_ino == os.fstat(after[key]).st_ino for key in after)
+    now = machine.command("status")
+    assert (now["generation"], now["boot_id"]) == (status["generation"] + 1, status["boot_id"])
+    assert len(machine.events("kernel_died")) == 1
+    for fd in (*before.values(), *after.values()):
+        os.close(fd)
+
+
+def test_everybody_says_hello_to_a_new_kernel(machine: Machine) -> None:
+    """Nodes and the swap node let go of a dead kernel daemon and greet its successor, as the processes they were."""
+    pids = {row["pid"] for row in machine.rows() if row["role"] in {"node", "swap"}}
+    wait_for(lambda: len(machine.kernel("heard")) == 3, "three hellos")
+    machine.signal(machine.row("kernel"), signal.SIGKILL)
+    machine.wait_state("kernel", None, lambda row: row["restarts"] == 1 and row["state"] == "up")
+    wait_for(lambda: {message[3] for message in machine.kernel("heard")} == pids, "three hellos again")
+
+
+def test_who_holds_on_to_a_dead_kernel_is_replaced(machine: Machine) -> None:
+    """A stopped process cannot say that it has let go: it is killed, and the next kernel daemon comes."""
+    row = machine.row("node", 0)
+    machine.signal(row, signal.SIGSTOP)
+    machine.wait_state("node", 0, lambda row: row["state"] == "stopped")
+    machine.signal(machine.row("kernel"), signal.SIGKILL)
+    machine.wait_state("kernel", None, lambda row: row["restarts"] == 1 and row["state"] == "up")
+    assert machine.wait_state("node", 0, lambda row: row["state"] == "up")["pid"] != row["pid"]
+
+
+def test_a_kernel_that_fails_again_and_again_takes_the_machine_down(launch: Launch) -> None:
+    """When no successor comes up, the machine ends with its last words, and an exit code that says so."""
+    machine = launch(kernel="standin_kernel_once")
+    assert machine.first_line()["ready"] is True
     machine.signal(machine.row("kernel"), signal.SIGKILL)
     machine.assert_gone()
     assert machine.init.returncode == 1
-    assert len(machine.events("kernel_died")) == 1
+    assert "no second time" in machine.events("machine_going_down")[0]["reason"]
 
 
 def test_killed_init_takes_all_processes_along(machine: Machine, launch: Launch) -> None:

@@ -60,6 +60,19 @@ def test_segments_have_their_sizes_and_only_pools_their_memory(fds: dict[str, in
     assert segments.segment_bytes(LAYOUT, "journal") >= 2 * limits.JOURNAL_HALF_BYTES + 64
 
 
+def test_memory_that_is_taken_when_it_is_touched() -> None:
+    """Without preallocation neither pools nor the swap area have memory at the start, and none is asked of the host."""
+    layout = layout_of(from_dict({**DESCRIPTION, "preallocate": False}))
+    for owner, name in (("node.1", "pool.1"), ("swap", "swap")):
+        made = segments.create_owned(layout, owner)
+        assert os.fstat(made[name]).st_blocks == 0
+        assert os.fstat(made[name]).st_size == layout.segments[name].size
+        for fd in made.values():
+            os.close(fd)
+    taken = segments.allocated_bytes(LAYOUT) - segments.allocated_bytes(layout)
+    assert taken == sum(LAYOUT.segments[name].size for name in ("pool.1", "pool.5", "swap"))
+
+
 def test_mutexes_are_free_when_the_kernel_hands_them_out(fds: dict[str, int]) -> None:
     """Every LRU, zone and swap lock can be taken once and given back."""
     machine = segments.MappedMachine(LAYOUT, fds)

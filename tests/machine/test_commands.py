@@ -32,6 +32,9 @@ def test_a_machine_lives_from_up_to_down(runtime: Path) -> None:
     roles = sorted((process["role"], process["node"]) for process in status["processes"] if process["node"] is not None)
     assert roles == [("node", 0), ("node", 1), ("node", 2)]
     assert {"init", "kernel", "swap"} <= {process["role"] for process in status["processes"]}
+    assert "\nmmap_sem.write " in numaemu("-m", "one", "status", "--locks").stdout
+    locks = json.loads(numaemu("-m", "one", "status", "--locks", "--json").stdout)["locks"]
+    assert locks["zone"].keys() >= {"taken", "contended", "recoveries", "wait_s", "hold_s"}
     assert "available: 3 nodes (0-2)" in numaemu("-m", "one", "hardware").stdout
     assert "numa_hit" in numaemu("-m", "one", "stat").stdout
     assert "Node 2 MemTotal:" in numaemu("-m", "one", "meminfo", "2").stdout

@@ -167,6 +167,6 @@ def test_product_code(rule: Rule) -> None:
 
 @pytest.mark.parametrize("rule", [bare_suppression, undocumented_test], ids=lambda rule: rule.__name__)
 def test_test_code(rule: Rule) -> None:
-    """Every test says what it shows, and no file of tests/ or tools/ silences a tool without a reason."""
-    found = findings(rule, sources("tests", "tools"))
+    """Every test says what it shows, and no file of tests/, tools/ or examples/ silences a tool without a reason."""
+    found = findings(rule, sources("tests", "tools", "examples"))
     assert not found, "\n".join(found)

@@ -6,12 +6,16 @@ import argparse
 import dataclasses
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from numaemu.cli.options import examples
 
 if TYPE_CHECKING:
     from numaemu.bench.rounds import Figure
+
+
+#: As in numaemu.bench.figures, which --help does without.
+NAMES: Final = ("hit-read-64", "fault-1", "round-64M", "boot", "idle", "bytes-per-frame")
 
 
 def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not name its type
@@ -21,9 +25,9 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         help="measure the machine beside what it could not be faster than",
         description="Measures each figure and its peer in turns on machines of its own: medians of seven rounds, the "
         "ratio pair by pair, the spread. Quote ratios: absolute times depend on the host.",
-        **examples("numaemu bench\nnumaemu bench --json"),
+        **examples("numaemu bench\nnumaemu bench fault-1 --json"),
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="figures to measure (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)} (default: all)")
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     parser.set_defaults(run=run)
 
@@ -36,9 +40,10 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         raise ValueError(f"no figure is called {unknown[0]!r}; there are: {', '.join(FIGURES)}")
     found: list[Figure] = []
-    for name in args.names or FIGURES:
+    names = args.names or list(FIGURES)
+    for number, name in enumerate(names, 1):
         if sys.stderr.isatty():
-            print(f"\rmeasuring {name} …\x1b[K", end="", file=sys.stderr, flush=True)
+            print(f"\rmeasuring {name}, {number} of {len(names)} …\x1b[K", end="", file=sys.stderr, flush=True)
         found.append(FIGURES[name]())
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         ids = [node.id for node in nodes]
         source, target = node_set(args.source, ids), node_set(args.target, ids)
         cpu = min(cpu for node in nodes for cpu in node.cpus)
+        machine.numa_maps(args.pid)  # while ours is not there, which could have that pid: it must be
         with machine.attach(cpu, _CAPABILITIES) as task:
             left = task.migrate_pages(args.pid, source, target)
     if left:

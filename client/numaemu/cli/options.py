@@ -8,6 +8,8 @@ import os
 from typing import Any, Final
 
 DEFAULT_MACHINE: Final = "default"
+#: As in numaemu_core.profiles, which --help does without; the default first.
+PROFILES: Final = ("swap-v3", "linux-6.1", "linux-6.12")
 _EXAMPLES: Final = "examples:"
 
 

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             lines = [] if args.json else list(_lines(outcome, show=args.show))
             if lines:
                 progress.clear()
-                print("\n".join(lines))
+                print("\n".join(lines), flush=True)
             progress.step(f"{sums.programs - sums.programs_agreeing} differ")
     if args.json:
         print_json(sums.as_dict())
@@ -147,8 +147,6 @@ def _report(sums: Sums, *, summary: bool) -> None:
         for (word, fields), count in sums.kinds.most_common():
             print(f"{count:6} {word:<14} {fields:<12} {sums.examples[word, fields]}")
     for excuse, first in sums.excused:
-        stale = (
-            "" if first == excuse.call else f" (now {'it agrees' if first is None else f'call {first} is the first'})"
-        )
-        print(f"excused: {excuse.file} {excuse.id} call {excuse.call}: {excuse.reason}{stale}")
+        now = "" if first == excuse.call else " (it agrees)" if first is None else f" (the first is call {first})"
+        print(f"excused: {excuse.file} {excuse.id} call {excuse.call}: {excuse.reason}{now}")
     print(sums.line())

@@ -16,11 +16,17 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "status",
         help="how each process of a machine is",
-        description="Says how each process of a machine is.",
-        **examples("numaemu status\nnumaemu status --json | jq '.processes[] | select(.restarts > 0)'"),
+        description="Says how each process of a machine is. With --locks also, for each class of locks: how often one "
+        "was taken, was not to be had at once, and had a dead holder; how long it was waited for and held, in sum and "
+        "at most. The page locks of a task count as one, from its first to its last.",
+        **examples(
+            "numaemu status\nnumaemu status --json | jq '.processes[] | select(.restarts > 0)'\n"
+            "numaemu status --locks --json | jq '.locks[\"mmap_sem.write\"]'"
+        ),
     )
     add_machine(parser)
     add_json(parser)
+    parser.add_argument("--locks", action="store_true", help="also what was counted of the locks since boot")
     parser.set_defaults(run=run_status)
     parser = subparsers.add_parser(
         "ls",
@@ -36,6 +42,8 @@ def run_status(args: argparse.Namespace) -> int:
     from numaemu import control, places  # noqa: PLC0415 - --help answers without it
 
     found = control.status(places.machine_dir(machine_name(args)))
+    if args.locks:
+        found["locks"] = _locks(machine_name(args))
     if args.json:
         print_json(found)
         return 0
@@ -43,12 +51,36 @@ def run_status(args: argparse.Namespace) -> int:
     rows: list[tuple[str, ...]] = [("ROLE", "NODE", "PID", "STATE", "RESTARTS", "MEMORY", "DONE")]
     rows += [_process_row(process) for process in found["processes"]]
     print(table(rows, left_columns={0, 3, 6}), end="")
+    if args.locks:
+        print()
+        print(lock_table(found["locks"]), end="")
     return 0
+
+
+def _locks(name: str) -> dict[str, dict[str, float]]:
+    """What the kernel daemon has counted of each class of locks."""
+    import numaemu as nm  # noqa: PLC0415 - --help answers without it
+
+    with nm.connect(name) as machine:
+        found: dict[str, dict[str, float]] = machine.status()["locks"]
+    return found
+
+
+def lock_table(locks: dict[str, dict[str, float]]) -> str:
+    """A line for each class of locks, in their order; times in milliseconds."""
+    rows: list[tuple[str, ...]] = [
+        ("LOCK", "TAKEN", "CONTENDED", "RECOVERIES", "WAITED ms", "AT MOST", "HELD ms", "AT MOST")
+    ]
+    for name, stat in locks.items():
+        counts = (f"{stat[key]:.0f}" for key in ("taken", "contended", "recoveries"))
+        times = (f"{stat[key] * 1e3:.3f}" for key in ("wait_s", "wait_max_s", "hold_s", "hold_max_s"))
+        rows.append((name, *counts, *times))
+    return table(rows, left_columns={0})
 
 
 def _process_row(process: dict[str, Any]) -> tuple[str, ...]:
     node, memory_kb = process.get("node"), process.get("memory_kb")
-    done = ", ".join(f"{count} {name}" for name, count in (process.get("done") or {}).items())
+    done = ", ".join(f"{count} {name}" for name, count in (process.get("done") or {}).items() if count)
     return (
         str(process["role"]),
         "-" if node is None else str(node),

@@ -7,7 +7,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from numaemu.cli.options import add_machine, examples, machine_name
+from numaemu.cli.options import PROFILES, add_machine, examples, machine_name
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _NODES: Final = 2
 _MEMORY: Final = "64M"
 _SWAP: Final = "128M"
-_PROFILE: Final = "swap-v3"
+_PROFILE: Final = PROFILES[0]
 _PAGE_SIZE: Final = "4096"
 
 
@@ -40,7 +40,8 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
     add("--memory", metavar="SIZE", help=f"memory of each node (default: {_MEMORY})")
     add("--swap", metavar="SIZE", help=f"swap area of the machine (default: {_SWAP}, or what the topology says)")
     add("--topology", metavar="FILE", help="a TOML file with nodes, CPUs and distances, in place of --nodes, --memory")
-    add("--profile", metavar="NAME", help=f"whose semantics (default: {_PROFILE}, or what the topology says)")
+    names = ", ".join(PROFILES[:-1]) + f" or {PROFILES[-1]}"
+    add("--profile", metavar="NAME", help=f"which kernel: {names} (default: {_PROFILE}, or what the topology says)")
     add("--page-size", metavar="SIZE", help=f"4096 to 65536 (default: {_PAGE_SIZE}, or what the topology says)")
     add("--foreground", action="store_true", help="stay, log to this terminal, end with Ctrl-C")
     parser.set_defaults(run=run, usage_error=parser.error)

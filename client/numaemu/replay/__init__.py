@@ -3,7 +3,7 @@
 * `records`: the files, a program a line.
 * `words`: the words of a program's lines: addresses, masks, flags.
 * `program`: runs a program, line by line, on a machine in memory or one of real processes.
-* `operations`: what each line asks for, in system calls, and what it reports.
+* `operations`, `observations`: what each line asks for, in system calls, and what it reports.
 * `in_memory`, `in_processes`: the two kinds of machine.
 * `compare`: which answers count, and whether they are the same.
 * `runner`: many programs, several at a time.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
+import struct
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,7 +19,7 @@ from numaemu_core.fsck import fsck
 from numaemu_core.performer import Performer
 from numaemu_core.syscalls import SYSCALLS
 from numaemu_core.sysctl import write_sysctl
-from numaemu_core.uapi import CAPABILITIES
+from numaemu_core.uapi import CAPABILITIES, RLIMIT_MEMLOCK
 from numaemu_core.wire import CALLS
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 #: Linux's value: the module has no name for it before Python 3.13.
 _MAP_NORESERVE: Final = 0x4000
+_WORD_BYTES: Final = 8
 
 
 def _untouched(size_bytes: int) -> mmap.mmap:
@@ -53,7 +55,7 @@ class InMemory:
         """A process on the first CPU with every capability."""
         first_cpu = min(self._k.cpu_node)
         task = fork.attach(self._k, first_cpu, sorted(CAPABILITIES), None)
-        task.rlimit_memlock = MEMLOCK_BYTES
+        self.call(task.pid, "setrlimit", RLIMIT_MEMLOCK, MEMLOCK_BYTES)
         return task.pid
 
     def fork(self, pid: int) -> int:
@@ -96,6 +98,8 @@ class InMemory:
     def touch(self, pid: int, addr: int, pages: int, values: list[int] | None) -> tuple[str, list[int]]:
         """Access what is there, run by run, and fault in what is not."""
         task = self._living_task(pid)
+        if addr % self._page_size:
+            return self._touch_across(task, addr, pages, values)
         written = None if values is None else np.array(values, np.int64)
         marks = ""
         found: list[int] = []
@@ -119,6 +123,45 @@ class InMemory:
         self._performer.run()
         return marks, [] if written is not None else found
 
+    def _touch_across(self, task: Task, addr: int, pages: int, values: list[int] | None) -> tuple[str, list[int]]:
+        """The same from the middle of a page on: what counts as the ends of a page may lie in two."""
+        marks, found = "", []
+        for number in range(pages):
+            start = addr + number * self._page_size
+            new = b"" if values is None else struct.pack("<q", values[number])
+            try:
+                ends = [self._access_word(task, at, new) for at in (start, start + self._page_size - _WORD_BYTES)]
+                marks += "."
+                found.append(ends[0] if ends[0] == ends[1] else -1)
+            except SegmentationFault as fault:
+                marks += "B" if isinstance(fault, BusError) else "S"
+                found.append(-2)
+        self._performer.run()
+        return marks, [] if values is not None else found
+
+    def _access_word(self, task: Task, addr: int, new: bytes) -> int:
+        """Read 8 bytes anywhere, or write `new`: not a byte of it where one of their pages may not be accessed."""
+        k, first = self._k, addr // self._page_size
+        vpns = np.arange(first, (addr + _WORD_BYTES - 1) // self._page_size + 1)
+        while True:
+            flats = k.tables.walk(task.mm.pgd, vpns)
+            entries = np.where(flats >= 0, k.c.pte[flats], np.uint64(0))
+            good = usable_prefix(entries, write=bool(new))
+            if good == len(vpns):
+                break
+            self._fault(task, (first + good) * self._page_size, 1, write=bool(new))
+        k.c.accessed[flats] = 1
+        body = b""
+        for flat, entry, vpn in zip(flats.tolist(), entries.tolist(), vpns.tolist(), strict=True):
+            low = max(addr - vpn * self._page_size, 0)
+            high = min(addr + _WORD_BYTES - vpn * self._page_size, self._page_size)
+            cells = k.c.frames[entry >> k.page_shift, low:high]
+            if new:
+                k.c.dirty[flat] = 1
+                cells[:] = np.frombuffer(new, np.uint8)[len(body) : len(body) + high - low]
+            body += cells.tobytes()
+        return int.from_bytes(body, "little", signed=True)
+
     def _fault(self, task: Task, addr: int, pages: int, *, write: bool) -> None:
         try:
             self._performer.call(memory.sys_fault(self._k, task, addr, pages * self._page_size, write=write))
@@ -140,7 +183,10 @@ class InMemory:
             found += np.where(first_words == cells[pfns, -1], first_words, -1).tolist()
         else:
             k.c.dirty[flats[:good]] = 1
-            cells[pfns, 0] = cells[pfns, -1] = values[:good]
+            values = values[:good]
+            # What is there already is not written: a page of zeros takes no memory of the host.
+            other = (cells[pfns, 0] != values) | (cells[pfns, -1] != values)
+            cells[pfns[other], 0] = cells[pfns[other], -1] = values[other]
         return good
 
     def _refused_pages(self, mm: Mm, addr: int, pages: int) -> int:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import errno
-import re
 import struct
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from numaemu.replay import words
+from numaemu.replay import moving, words
 from numaemu.replay.host import Refused
-from numaemu.replay.words import PAGE, address, flags, length
+from numaemu.replay.observations import numa_maps, pagemap, snap, statuses_of, where
+from numaemu.replay.words import PAGE, address, flags, integer, length
 from numaemu_core import uapi
-from numaemu_core.wire import STATUS_UNWRITTEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,23 +19,12 @@ if TYPE_CHECKING:
     from numaemu.replay.program import Program
     from numaemu.replay.records import Answer
 
-#: Pages of the arena that `nm` shows: everything from page 0 up to here.
-_ARENA_PAGES: Final = 1 << 20
-_STATUS_MARKS: Final = {-errno.ENOENT: "-", -errno.EFAULT: "z", -errno.EBUSY: "b", -errno.EACCES: "a"}
 _MASK_BITS_MAX: Final = PAGE * 8
 #: What the interpreter filled its buffer for an edge with.
 _UNWRITTEN: Final = "5a" * 8
 _FILL_CHUNK_PAGES: Final = 4096
-#: The status array of move_pages can be written to.
-_WRITABLE: Final = True
 #: Words of a mask that the interpreter looks at.
 _BUFFER_WORDS: Final = 64
-#: A node that is none.
-_GARBAGE: Final = 0x5A5A5A5A
-
-
-def _number(word: str) -> int:
-    return int(word, 0)
 
 
 # -- the runner's own --------------------------------------------------------------------------------------------------
@@ -86,7 +74,7 @@ def mmap(program: Program, pid: int, *args: str) -> Answer:
         if name not in program.files:
             return {"r": -1, "e": errno.ENOENT, "open": 1}
         file, ino = program.files[name]
-    start = _number(offset[0]) * PAGE if offset else 0
+    start = integer(offset[0]) * PAGE if offset else 0
     mode = "r" if readonly else "r+"
     at = program.host.call(pid, "mmap", address(addr), length(size), words.RIGHTS[rights], bits, file, start, mode)
     answer: Answer = {}
@@ -131,7 +119,7 @@ def mlock_onfault(program: Program, pid: int, addr: str, size: str) -> Answer:
 
 def madvise(program: Program, pid: int, addr: str, size: str, advice: str) -> Answer:
     """`madvise addr len NAME`."""
-    number = words.ADVICE[advice] if advice in words.ADVICE else _number(advice)
+    number = words.ADVICE[advice] if advice in words.ADVICE else integer(advice)
     return {"r": program.host.call(pid, "madvise", address(addr), length(size), number)}
 
 
@@ -181,6 +169,8 @@ def file_read(program: Program, pid: int, name: str, page: str, count: str) -> A
     values = []
     for number in range(int(page), int(page) + int(count)):
         body = program.host.call(pid, "file_read", full, number * PAGE, PAGE)
+        if len(body) < PAGE:  # the file ends here
+            break
         first, last = struct.unpack_from("<q", body)[0], struct.unpack_from("<q", body, PAGE - 8)[0]
         values.append(first if first == last else -1)
     return {"r": len(values), "v": values}
@@ -196,8 +186,8 @@ def fill(program: Program, pid: int, addr: str, count: str) -> Answer:
         marks, _ = program.host.touch(pid, start, part, [0] * part)
         good = marks.count(".")
         done += good
-        statuses = _statuses(program, pid, pid, [start + i * PAGE for i in range(good)])
-        nodes.update(node for node in statuses if node >= 0)
+        found = statuses_of(program, pid, pid, [start + i * PAGE for i in range(good)])
+        nodes.update(node for node in found if node >= 0)
         if good < part:
             break
         start += part * PAGE
@@ -211,7 +201,7 @@ def fill(program: Program, pid: int, addr: str, count: str) -> Answer:
 def mbind(program: Program, pid: int, *args: str) -> Answer:
     """`mbind addr len mode mask maxnode flags`."""
     addr, size, how, mask, maxnode, moving = args
-    bits = _number(maxnode)
+    bits = integer(maxnode)
     result = program.host.call(
         pid, "mbind", address(addr), length(size), words.mode(how), words.mask_for(mask, bits), bits, flags(moving)
     )
@@ -220,14 +210,14 @@ def mbind(program: Program, pid: int, *args: str) -> Answer:
 
 def set_mempolicy(program: Program, pid: int, how: str, mask: str, maxnode: str) -> Answer:
     """`set_mempolicy mode mask maxnode`."""
-    bits = _number(maxnode)
+    bits = integer(maxnode)
     return {"r": program.host.call(pid, "set_mempolicy", words.mode(how), words.mask_for(mask, bits), bits)}
 
 
 def home_node(program: Program, pid: int, addr: str, size: str, node: str, how: str) -> Answer:
     """`home_node addr len node flags`."""
     result = program.host.call(
-        pid, "set_mempolicy_home_node", address(addr), length(size), _number(node) % (1 << 64), _number(how)
+        pid, "set_mempolicy_home_node", address(addr), length(size), integer(node) % (1 << 64), integer(how)
     )
     return {"r": result}
 
@@ -235,13 +225,13 @@ def home_node(program: Program, pid: int, addr: str, size: str, node: str, how: 
 def get_mempolicy(program: Program, pid: int, *args: str) -> Answer:
     """`get_mempolicy m|null|bad k|null|bad|edge maxnode addr flags`: the kernel writes the mode, then the mask."""
     mode_to, mask_to, maxnode_word, addr, how = args
-    maxnode = _number(maxnode_word)
+    maxnode = integer(maxnode_word)
     answer: Answer = {}
     if mask_to == "k":
         answer |= {"mw": 0, "mask": []}
     elif mask_to == "edge":
         answer["mask"] = [_UNWRITTEN]
-    mask_bytes = -(-(maxnode - 1) // words.WORD_BITS) * 8 if maxnode else 0
+    mask_bytes = words.mask_bytes(maxnode)
     too_long = mask_to != "null" and mask_bytes > PAGE
     asked = None if mask_to == "null" else min(maxnode, _MASK_BITS_MAX)
     try:
@@ -254,160 +244,13 @@ def get_mempolicy(program: Program, pid: int, *args: str) -> Answer:
         answer["mode"] = mode
     if too_long:
         return answer | {"r": -1, "e": errno.EINVAL}
-    if mask_to == "bad" or (mask_to == "edge" and mask_bytes > words.WORD_BITS // 8):
+    if mask_bytes > {"bad": 0, "edge": words.WORD_BITS // 8}.get(mask_to, mask_bytes):
         return answer | {"r": -1, "e": errno.EFAULT}
     if mask_to != "null":
         answer["mask"] = words.hex_mask((body or b"").ljust(mask_bytes, b"\0")[:mask_bytes])
         if mask_to == "k":
             answer["mw"] = min(mask_bytes // 8, _BUFFER_WORDS)
     return answer
-
-
-# -- moving ------------------------------------------------------------------------------------------------------------
-
-
-def _page_list(word: str) -> list[int]:
-    """Pages of move_pages: `a:b` ranges and addresses, by comma."""
-    found: list[int] = []
-    for part in word.split(","):
-        span = re.fullmatch(r"(\d+):(\d+)", part)
-        if span:
-            found.extend(words.ARENA + page * PAGE for page in range(int(span[1]), int(span[2]) + 1))
-        else:
-            found.append(address(part))
-    return found
-
-
-def _target(program: Program, pid: int, who: str) -> int:
-    """The process that is meant: self, Pk, or a number: that of init, who is root's as the runner is, or nobody's."""
-    if who == "self":
-        return pid
-    if who == "pid:1":
-        return program.runner
-    if who.startswith("pid:"):
-        return int(who[4:])
-    return program.known_pids[who]
-
-
-def move_pages(program: Program, pid: int, who: str, pages: str, nodes: str, how: str, *options: str) -> Answer:
-    """`move_pages who pages nodes|null flags [count=N] [status=null|bad] [pages=null|bad] [nodes=bad]`."""
-    chosen = dict(option.split("=", 1) for option in options)
-    addresses: list[int] | None = _page_list(pages)
-    assert addresses is not None
-    count = _number(chosen["count"]) % (1 << 64) if "count" in chosen else len(addresses)
-    targets: list[int] | None = None
-    if nodes != "null":
-        given = [int(node) for node in nodes.split(",")]
-        targets = [given[i % len(given)] for i in range(len(addresses))]
-    if chosen.get("nodes") == "bad":
-        targets = []
-    if count > len(addresses) and targets:  # the kernel reads on, in what the interpreter has there
-        addresses.append(0)
-        targets.append(_GARBAGE)
-    if "pages" in chosen:
-        addresses = []
-    writable = chosen.get("status") is None
-    result, status = program.host.call(
-        pid, "move_pages", _target(program, pid, who), count, addresses, targets, flags(how), writable
-    )
-    answer: Answer = {"r": result} if result >= 0 else {"r": -1, "e": -result}
-    if writable:
-        answer["st"] = _written(status)[: len(_page_list(pages))]
-    return answer
-
-
-def _written(status: bytes) -> list[int | None]:
-    """The statuses of move_pages, None for those that the kernel did not write."""
-    return [None if value == STATUS_UNWRITTEN else value for value in memoryview(status).cast("i")]
-
-
-def migrate_pages(program: Program, pid: int, who: str, maxnode: str, old: str, new: str) -> Answer:
-    """`migrate_pages who maxnode oldmask newmask`."""
-    bits = _number(maxnode)
-    result = program.host.call(
-        pid,
-        "migrate_pages",
-        _target(program, pid, who),
-        bits,
-        words.mask_for(old, bits),
-        words.mask_for(new, bits),
-    )
-    return {"r": result}
-
-
-def _statuses(program: Program, pid: int, target: int, addresses: list[int]) -> list[int]:
-    if not addresses:
-        return []
-    result, status = program.host.call(pid, "move_pages", target, len(addresses), addresses, None, 0, _WRITABLE)
-    if result < 0:
-        raise Refused(-result)
-    return memoryview(status).cast("i").tolist()
-
-
-def _where(program: Program, pid: int, target: int, start: int, count: int) -> str:
-    statuses = _statuses(program, pid, target, [start + i * PAGE for i in range(count)])
-    # One character a page: those behind "9" stand for nodes from 10 on.
-    return "".join(chr(ord("0") + status) if status >= 0 else _STATUS_MARKS.get(status, "?") for status in statuses)
-
-
-# -- observing ---------------------------------------------------------------------------------------------------------
-
-
-def where(program: Program, pid: int, addr: str, count: str) -> Answer:
-    """`where addr n`: move_pages without nodes, by the process itself."""
-    return {"w": _where(program, pid, pid, address(addr), int(count))}
-
-
-def _pagemap(program: Program, pid: int, start: int, count: int) -> str:
-    marks: str = program.host.call(pid, "pagemap", start, count * PAGE)
-    return marks
-
-
-def pagemap(program: Program, pid: int, addr: str, count: str) -> Answer:
-    """`pm addr n`."""
-    return {"pm": _pagemap(program, pid, address(addr), int(count))}
-
-
-def _numa_maps(program: Program, pid: int) -> list[list[Any]]:
-    """Each VMA of the arena: first page, pages, rights, policy, counts."""
-    spans = {}
-    for line in program.host.call(pid, "maps").splitlines():
-        span, rights, *_ = line.split()
-        start, end = (int(bound, 16) for bound in span.split("-"))
-        spans[start] = ((end - start) // PAGE, rights)
-    rows: list[list[Any]] = []
-    for line in program.host.call(pid, "numa_maps").splitlines():
-        start = int(line.split(" ", 1)[0], 16)
-        if not words.ARENA <= start < words.ARENA + _ARENA_PAGES * PAGE:
-            continue
-        text = line.split(" ", 1)[1].replace("prefer (many)", "prefer(many)")
-        policy, counts = _policy_and_counts(text)
-        rows.append([(start - words.ARENA) // PAGE, *spans[start], policy, counts])
-    return rows
-
-
-def _policy_and_counts(text: str) -> tuple[str, str]:
-    """The policy without spaces, and the counts without those that depend on the moment."""
-    text = text.replace("weighted interleave", "weightedinterleave")
-    policy, _, rest = text.partition(" ")
-    rest = rest.replace("\\040(deleted)", "")
-    kept = [word for word in rest.split() if not word.startswith(("kernelpagesize_kB=", "active="))]
-    return policy, " ".join(kept)
-
-
-def numa_maps(program: Program, pid: int) -> Answer:
-    """`nm`."""
-    return {"nm": _numa_maps(program, pid)}
-
-
-def snap(program: Program, pid: int, count: str) -> Answer:
-    """`snap n`: where, pm and nm, asked by the privileged runner."""
-    pages = int(count)
-    return {
-        "w": _where(program, program.runner, pid, words.ARENA, pages),
-        "pm": _pagemap(program, pid, words.ARENA, pages),
-        "nm": _numa_maps(program, pid),
-    }
 
 
 # -- the process itself ------------------------------------------------------------------------------------------------
@@ -457,7 +300,7 @@ def set_rlimit(program: Program, pid: int, what: str, value: str) -> Answer:
 
 def mlockall(program: Program, pid: int, how: str) -> Answer:
     """`mlockall N`."""
-    return {"r": program.host.call(pid, "mlockall", _number(how))}
+    return {"r": program.host.call(pid, "mlockall", integer(how))}
 
 
 def munlockall(program: Program, pid: int) -> Answer:
@@ -484,12 +327,12 @@ OPERATIONS: Final[dict[str, Callable[..., Answer]]] = {
     "home_node": home_node,
     "madvise": madvise,
     "mbind": mbind,
-    "migrate_pages": migrate_pages,
+    "migrate_pages": moving.migrate_pages,
     "mlock": _range_call("mlock"),
     "mlock_onfault": mlock_onfault,
     "mlockall": mlockall,
     "mmap": mmap,
-    "move_pages": move_pages,
+    "move_pages": moving.move_pages,
     "mprotect": mprotect,
     "mremap": mremap,
     "munlock": _range_call("munlock"),

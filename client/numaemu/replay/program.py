@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from numaemu.replay import operations
 from numaemu.replay.host import Host, Killed, Refused
+from numaemu_core import uapi
 
 if TYPE_CHECKING:
     from numaemu.replay.records import Answer, Record
+
+#: Where the interpreter of the recordings has its own memory, and about how much.
+_IMAGE: Final = 0x200000
+_IMAGE_BYTES: Final = 2 << 20
 
 
 class Program:
@@ -23,7 +28,7 @@ class Program:
         self.node_of_cpu = {cpu: nid for nid, cpus in enumerate(record.machine["cpus"]) for cpu in cpus}
         self.runner = host.attach()
         #: Processes that are alive.
-        self.pids: dict[str, int] = {"P0": host.attach()}
+        self.pids: dict[str, int] = {"P0": self._new_process()}
         #: All that there ever were: a call may name one that is gone.
         self.known_pids = dict(self.pids)
         #: Name and inode number in the machine by the program's names.
@@ -60,7 +65,7 @@ class Program:
         if who == "-":
             return self._of_the_runner(word, args)
         if word == "new":
-            self._add(who, self.host.attach())
+            self._add(who, self._new_process())
             return {}
         pid = self.pids.get(who)
         if pid is None:
@@ -75,6 +80,13 @@ class Program:
         if word not in operations.OPERATIONS:
             raise ValueError(f"no operation {word!r}")
         return operations.OPERATIONS[word](self, pid, *args)
+
+    def _new_process(self) -> int:
+        """A process with what an interpreter takes of its address space: RLIMIT_AS and mlockall count that, too."""
+        pid = self.host.attach()
+        bits = uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS | uapi.MAP_FIXED
+        self.host.call(pid, "mmap", _IMAGE, _IMAGE_BYTES, uapi.PROT_NONE, bits, None, 0, "r+")
+        return pid
 
     def _add(self, who: str, pid: int) -> None:
         self.pids[who] = self.known_pids[who] = pid

@@ -23,6 +23,7 @@ _PAGE_BYTES: Final = 4096
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 #: What has to be in a line, and of which type.
 _NEEDED: Final = {"id": str, "kernel": str, "machine": dict, "ops": list}
+_KINDS: Final = {str: "text", dict: "an object", list: "a list"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def _record_of(file: str, row: Any) -> Record:  # noqa: ANN401 - whatever JSON h
         _refuse(f"expected an object, got a {type(row).__name__}")
     for name, kind in _NEEDED.items():
         if not isinstance(row.get(name), kind):
-            _refuse(f"{name}: expected a {kind.__name__}, got {row.get(name)!r}")
+            _refuse(f"{name}: expected {_KINDS[kind]}, got {row.get(name)!r}")
     machine = row["machine"]
     shape = [machine.get(name) for name in ("cpus", "memory_kb", "distances")]
     if not all(isinstance(part, list) and len(part) == len(shape[0]) for part in shape):

@@ -69,6 +69,11 @@ RIGHTS: Final = {
 }
 
 
+def integer(word: str) -> int:
+    """A number as C writes it."""
+    return int(word, 0)
+
+
 def _pages_and_bytes(word: str) -> int:
     parts = re.fullmatch(r"(-?\d+)([+-]\d+)?", word)
     if parts is None:
@@ -136,6 +141,11 @@ def mask_for(word: str, maxnode: int) -> list[int] | None:
         needed = min(-(-max(maxnode, 1) // WORD_BITS) + 1, PAGE * 8 // WORD_BITS)
         words = words + [0] * (needed - len(words))
     return words
+
+
+def mask_bytes(maxnode: int) -> int:
+    """Bytes of a mask that get_mempolicy writes, in the arithmetic of an unsigned long: whole words."""
+    return (maxnode - 1 + WORD_BITS - 1) % _ULONG // WORD_BITS * 8
 
 
 def hex_mask(body: bytes) -> list[str]:

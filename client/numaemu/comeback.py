@@ -1,0 +1,83 @@
+"""The way back to a kernel daemon that is new: the machine lives on when its daemon dies, and so do we.
+
+A word of shared memory counts the daemons; it moves when a new one takes calls. The process then says once, on the
+descriptor socket, that it is the client that it was; each of its threads says hello again for its connection, and sends
+what was not answered once more, under the number that it had.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Final
+
+from numaemu.errors import MachineGone
+from numaemu_core.wire import VERSION
+from numaemu_host import fdsock, pidfd
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+    from numaemu.connection import Init
+
+_ANSWER_S: Final = 30.0
+_PAUSE_S: Final = 0.01
+
+
+class WayBack:
+    """Which daemon this process is known to."""
+
+    def __init__(self, place: Path, words: memoryview, sock: socket.socket, generation: int) -> None:
+        """`place` is the descriptor socket, `words[0]` counts the daemons; `sock` is open to that of `generation`."""
+        self._place = place
+        self._words = words
+        self._sock = sock
+        self._guard = threading.RLock()
+        self._closed = False
+        #: The daemon that knows us.
+        self.generation = generation
+
+    def is_over(self, generation: int) -> bool:
+        """Has another daemon than that one taken over?"""
+        return bool(self._words[0] > generation)
+
+    def renew(self, seen: int, token: bytes, init: Init) -> None:
+        """Become known to the daemon of now, unless another thread has seen to it since the generation was `seen`.
+
+        Waits as long as it takes for a daemon to be there. MachineGone if the machine has ended, or was let go.
+        """
+        while not self._tried(seen, token):
+            if self._closed or pidfd.has_exited(init.fd):
+                raise MachineGone(init.name)
+            time.sleep(_PAUSE_S)
+
+    def _tried(self, seen: int, token: bytes) -> bool:
+        with self._guard:
+            if self.generation > seen:
+                return True
+            try:
+                sock = fdsock.connect(self._place, _ANSWER_S)
+            except OSError:  # none is there yet
+                return False
+            try:
+                fdsock.send(sock, {"hello": "client", "version": VERSION, "token": token})
+                answer, fds = fdsock.recv(sock)
+            except (OSError, EOFError):  # it has just died
+                sock.close()
+                return False
+            for fd in fds:
+                os.close(fd)
+            if self._closed or not isinstance(answer, dict) or not isinstance(answer.get("again"), int):
+                sock.close()
+                return False
+            self._sock.close()
+            self._sock = sock
+            self.generation = answer["again"]
+            return True
+
+    def close(self) -> None:
+        """Let the daemon know that this process uses the machine no more. Takes no lock: a forked child calls it."""
+        self._closed = True
+        self._sock.close()
