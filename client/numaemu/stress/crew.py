@@ -30,6 +30,8 @@ STUCK_S: Final = 90.0
 #: How long stacks of a stuck process are waited for.
 _STACKS_S: Final = 3.0
 _TURN_S: Final = 0.05
+#: Workers that are started between two turns.
+_STARTS: Final = 4
 #: How long a process is stopped: what waits for its window does so for the shorter ones, and gives up in the longest.
 _PAUSES_S: Final = (0.02, 0.05, 0.1, 0.5)
 _READ_BYTES: Final = 1 << 16
@@ -125,8 +127,8 @@ class Crew:
         return member
 
     def fill_up(self) -> None:
-        """Whoever is missing is started."""
-        while self._vacant and self._free_families:
+        """Whoever is missing is started, a few at a time: the others are to be listened to meanwhile."""
+        for _ in range(min(_STARTS, len(self._vacant), len(self._free_families))):
             number = self._vacant.pop()
             family = self._free_families.pop()
             self.board.blocks[family] = ZERO
