@@ -60,6 +60,13 @@ class Member:
     failure: list[str] = field(default_factory=list)
 
 
+def _signal(member: Member, number: signal.Signals) -> None:
+    """Send a signal, unless the process has ended."""
+    if member.process.exitcode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member.process.pid, number)
+
+
 class Crew:
     """All processes of a run. A context manager: nobody is left at its end."""
 
@@ -234,7 +241,7 @@ class Crew:
         now = time.monotonic()
         if not member.asked_at:
             member.asked_at = now
-            os.kill(member.process.pid, SIGNAL_WHERE)
+            _signal(member, SIGNAL_WHERE)
         elif now > member.asked_at + _STACKS_S:
             where = [f"{member.kind} {member.post.serial} was stuck {', '.join(stuck)}", *member.stacks[:_STACK_LINES]]
             self.failed.append("\n    ".join(where))
@@ -250,7 +257,7 @@ class Crew:
             victim = self._random.choice(victims)
             victim.stopped_until = time.monotonic() + self._random.choice(_PAUSES_S)
             self.pauses += 1
-            os.kill(victim.process.pid, signal.SIGSTOP)
+            _signal(victim, signal.SIGSTOP)
 
     def let_go_on(self, *, everybody: bool = False) -> None:
         """Whoever was stopped for long enough goes on."""
@@ -258,7 +265,7 @@ class Crew:
         for member in self.members:
             if member.stopped_until and (everybody or now >= member.stopped_until):
                 member.stopped_until = 0.0
-                os.kill(member.process.pid, signal.SIGCONT)
+                _signal(member, signal.SIGCONT)
 
     def kill_one(self) -> bool:
         """SIGKILL some process that has begun; whether there was one."""
