@@ -29,19 +29,9 @@ def stress(*words: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize("profile", ["swap-v3", "linux-6.12"])
 def test_a_short_run_with_kills_loses_nothing(profile: str) -> None:
     """Killed clients, nodes, swap nodes and daemons cost no page; the report says what was done and who was killed."""
-    words = [
-        "--clients",
-        "6",
-        "--seconds",
-        "7",
-        "--seed",
-        "11",
-        "--kill",
-        "client,node,swap,daemon",
-        "--profile",
-        profile,
-    ]
-    done = stress(*words, "--json")
+    words = f"--clients 6 --seconds 7 --seed 11 --kill client,node,swap,daemon --profile {profile} --json"
+    done = stress(*words.split())
+    assert done.stdout, done.stderr
     report = json.loads(done.stdout)
     assert (report["lost"], report["wrong"], report["fsck"], report["failed"]) == (0, 0, [], []), report
     assert done.returncode == 0
