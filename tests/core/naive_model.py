@@ -696,6 +696,8 @@ class World:
         met_twice = self.today and flags & MPOL_MF_MOVE_ALL and len(queued) < len(wrong)
         if self.loose or met_twice or any(len(self.present(p.cell)) >= MANY_MAPPERS for p in wrong if p.cell):
             results = {-1 - count for count in range(len(wrong) + 1)}
+        if self.loose and self.today:  # the new node may be full
+            results.add(errno.ENOMEM)
 
         def done(_result: int) -> None:
             for page in queued.values():
