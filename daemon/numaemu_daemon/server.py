@@ -119,7 +119,7 @@ class Server:
         self._calls.redo(living.connections, truth, self._send)
         for number in living.dead:
             self._k.journal.append(["client_gone", number])
-        for number, owner in truth.connections.items():
+        for number, owner in list(truth.connections.items()):  # the journal follows its own records
             if owner not in living.clients:
                 self._k.journal.append(["hung_up", number])
         orphans = [pid for pid, task in self._k.tasks.items() if task.owner not in living.clients]

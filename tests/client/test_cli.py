@@ -98,7 +98,7 @@ def test_version() -> None:
         (["up", "--nodes", "0"], "nodes: expected a whole number from 1 to 64"),
         (["up", "--page-size", "3000"], "page_size: expected a power of two"),
         (["stress", "--seconds", "inf"], "--seconds: expected more than 0 and at most 604800, got inf"),
-        (["stress", "--profile", "vms"], "profile: 'vms' is not known; known: "),
+        (["stress", "--profile", "vms"], "profile 'vms' is not known; known: "),
         (["up", "--profile", "vms"], "profile: 'vms' is not known"),
         (["up", "--topology", "/nonexistent.toml"], "/nonexistent.toml: No such file or directory"),
     ],

@@ -187,10 +187,12 @@ def test_a_client_that_dies_with_the_daemon_leaves_nothing_behind(boot: Boot, ev
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout is not None
         assert client.stdout.readline() == "ready\n"
-        kill_kernel(machine)
+        os.kill(kernel_row(machine)["pid"], signal.SIGSTOP)  # only its successor learns of the client's end
         client.kill()
         client.wait()
+        kill_kernel(machine)
     eventually(lambda: machine.figures("vmstat")["nr_free_pages"] == free, "frames were not freed")
+    assert kernel_row(machine)["restarts"] == 1
 
 
 def test_pins_and_windows_outlive_the_daemon(boot: Boot) -> None:

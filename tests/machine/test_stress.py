@@ -28,15 +28,16 @@ def stress(*words: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.parametrize("profile", ["swap-v3", "linux-6.12"])
 def test_a_short_run_with_kills_loses_nothing(profile: str) -> None:
-    """Killed clients, nodes and swap nodes cost no page; the report says how much was done and who was killed."""
-    words = ["--clients", "6", "--seconds", "6", "--seed", "11", "--kill", "client,node,swap", "--profile", profile]
-    done = stress(*words, "--json")
+    """Killed clients, nodes, swap nodes and daemons cost no page; the report says what was done and who was killed."""
+    words = f"--clients 6 --seconds 7 --seed 11 --kill client,node,swap,daemon --profile {profile} --json"
+    done = stress(*words.split())
+    assert done.stdout, done.stderr
     report = json.loads(done.stdout)
     assert (report["lost"], report["wrong"], report["fsck"], report["failed"]) == (0, 0, [], []), report
     assert done.returncode == 0
     assert {"reads_verified", "pages_written", "mbinds", "pages_moved"} <= {k for k, n in report["counts"].items() if n}
     assert report["machine"]["pgfault"] > 0
-    assert set(report["kills"]) == {"client", "node", "swap"}
+    assert set(report["kills"]) == {"client", "node", "swap", "daemon"}
     assert sum(report["kills"].values()) > 0
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from numaemu.stress.plan import Plan
 
 _CLIENTS_MAX: Final = 200
+#: A week.
+_SECONDS_MAX: Final = 604800
 
 
 def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not name its type
@@ -30,7 +32,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
             "numaemu stress\n"
             "numaemu stress --clients 64 --seconds 60 --kill client,node,swap\n"
             "numaemu stress --profile linux-6.12 --seed 7 --json\n"
-            "numaemu stress --swap 0              # somebody is killed for memory, again and again"
+            "numaemu stress --swap 0"
         ),
     )
     parser.add_argument("--clients", type=int, default=8, metavar="N", help="client processes (default: %(default)s)")
@@ -39,7 +41,11 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
     parser.add_argument("--kill", default="", metavar="WHAT,...", help="kill some of: client, node, swap, daemon")
     parser.add_argument("--profile", default="swap-v3", metavar="P", help="the kernel (default: %(default)s)")
     parser.add_argument("--memory", metavar="SIZE", help="memory of each of the 4 nodes (default: too little)")
-    parser.add_argument("--swap", metavar="SIZE", help="the swap area (default: enough)")
+    parser.add_argument(
+        "--swap",
+        metavar="SIZE",
+        help="the swap area; 0: memory runs out (default: enough)",
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -72,8 +78,8 @@ def _plan(args: argparse.Namespace) -> Plan:
 
     if not 1 <= args.clients <= _CLIENTS_MAX:
         raise ValueError(f"--clients: expected 1 to {_CLIENTS_MAX}, got {args.clients}")
-    if not args.seconds > 0:
-        raise ValueError(f"--seconds: expected more than 0, got {args.seconds}")
+    if not 0 < args.seconds <= _SECONDS_MAX:
+        raise ValueError(f"--seconds: expected more than 0 and at most {_SECONDS_MAX}, got {args.seconds}")
     kill = tuple(dict.fromkeys(word for word in args.kill.split(",") if word))
     for word in kill:
         if word not in KILLABLE:

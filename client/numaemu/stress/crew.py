@@ -30,6 +30,8 @@ STUCK_S: Final = 90.0
 #: How long stacks of a stuck process are waited for.
 _STACKS_S: Final = 3.0
 _TURN_S: Final = 0.05
+#: Workers that are started between two turns.
+_STARTS: Final = 4
 #: How long a process is stopped: what waits for its window does so for the shorter ones, and gives up in the longest.
 _PAUSES_S: Final = (0.02, 0.05, 0.1, 0.5)
 _READ_BYTES: Final = 1 << 16
@@ -56,6 +58,13 @@ class Member:
     #: It is stopped until then.
     stopped_until: float = 0.0
     failure: list[str] = field(default_factory=list)
+
+
+def _signal(member: Member, number: signal.Signals) -> None:
+    """Send a signal, unless the process has ended."""
+    if member.process.exitcode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member.process.pid, number)
 
 
 class Crew:
@@ -125,8 +134,8 @@ class Crew:
         return member
 
     def fill_up(self) -> None:
-        """Whoever is missing is started."""
-        while self._vacant and self._free_families:
+        """Whoever is missing is started, a few at a time: the others are to be listened to meanwhile."""
+        for _ in range(min(_STARTS, len(self._vacant), len(self._free_families))):
             number = self._vacant.pop()
             family = self._free_families.pop()
             self.board.blocks[family] = ZERO
@@ -232,7 +241,7 @@ class Crew:
         now = time.monotonic()
         if not member.asked_at:
             member.asked_at = now
-            os.kill(member.process.pid, SIGNAL_WHERE)
+            _signal(member, SIGNAL_WHERE)
         elif now > member.asked_at + _STACKS_S:
             where = [f"{member.kind} {member.post.serial} was stuck {', '.join(stuck)}", *member.stacks[:_STACK_LINES]]
             self.failed.append("\n    ".join(where))
@@ -248,7 +257,7 @@ class Crew:
             victim = self._random.choice(victims)
             victim.stopped_until = time.monotonic() + self._random.choice(_PAUSES_S)
             self.pauses += 1
-            os.kill(victim.process.pid, signal.SIGSTOP)
+            _signal(victim, signal.SIGSTOP)
 
     def let_go_on(self, *, everybody: bool = False) -> None:
         """Whoever was stopped for long enough goes on."""
@@ -256,7 +265,7 @@ class Crew:
         for member in self.members:
             if member.stopped_until and (everybody or now >= member.stopped_until):
                 member.stopped_until = 0.0
-                os.kill(member.process.pid, signal.SIGCONT)
+                _signal(member, signal.SIGCONT)
 
     def kill_one(self) -> bool:
         """SIGKILL some process that has begun; whether there was one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TextIO
 
 import numpy as np
 
@@ -45,7 +45,8 @@ def run(plan: Plan, tell: Tell) -> Report:
         for file in FILES:
             machine.create_file(file.name, file.pages_each * plan.workers * PAGE_BYTES, file.kind)
         until = time.monotonic() + plan.seconds
-        with Crew(plan, machine.name, memory, until) as crew:
+        log_path = places.machine_dir(machine.name) / places.LOG  # it goes with the machine, and what it said is wanted
+        with log_path.open(errors="replace") as log, Crew(plan, machine.name, memory, until) as crew:
             killer = Killer(plan, machine.name, crew)
             try:
                 _work(plan, machine.name, crew, killer, tell)
@@ -56,7 +57,7 @@ def run(plan: Plan, tell: Tell) -> Report:
                 report.machine = {name: figures[name] for name in _MACHINE if name in figures}
             except nm.MachineGone as gone:
                 # What clients say of it is left out: it is the same, over and over.
-                report.failed = [str(gone), *_last_words(machine.name)]
+                report.failed = [str(gone), *_last_words(log)]
                 crew.failed.clear()
             counts = crew.board.totals()
             report.lost, report.wrong, report.torn = (counts.pop(name) for name in _VERDICTS)
@@ -90,13 +91,9 @@ def _work(plan: Plan, name: str, crew: Crew, killer: Killer, tell: Tell) -> None
             tell((now - began) / plan.seconds, crew.board.totals())
 
 
-def _last_words(name: str) -> list[str]:
-    """What the machine logged at last: an invariant that did not hold, as a rule."""
-    try:
-        lines = (places.machine_dir(name) / places.LOG).read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    return lines[-_LAST_LINES:]
+def _last_words(log: TextIO) -> list[str]:
+    """What the machine logged at last that is no daily business: an invariant that did not hold, as a rule."""
+    return [line for line in log.read().splitlines() if '"level": "info"' not in line][-_LAST_LINES:]
 
 
 def _end(plan: Plan, crew: Crew, report: Report) -> None:
