@@ -372,6 +372,8 @@ def sys_munmap(k: Kernel, task: Task, addr: int, length: int) -> KernelTask[int]
 
 def do_munmap(k: Kernel, mm: Mm, start: int, end: int) -> KernelTask[None]:
     """Cut the range out of the VMAs and drop its pages; mmap_sem is held for writing (2.6.15 do_munmap)."""
+    if start == end:  # not even its edges are cut
+        return
     isolate_range(k, mm, start, end)
     doomed = mm.vmas.overlapping(start, end)
     if not doomed:

@@ -63,8 +63,7 @@ def sys_mremap(
         if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
             return (yield from _mremap_to(k, task, wish))
         if wish.old_len >= wish.new_len:
-            if wish.old_len > wish.new_len:  # of nothing not even the edges are cut
-                yield from _cut_off(k, task.mm, addr + wish.new_len, addr + wish.old_len)
+            yield from _cut_off(k, task.mm, addr + wish.new_len, addr + wish.old_len)
             return addr
         vma = _vma_to_resize(k, task, wish)
         if addr + wish.old_len == vma.vm_end and not task.mm.vmas.overlapping(vma.vm_end, addr + wish.new_len):

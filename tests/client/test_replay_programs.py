@@ -97,6 +97,17 @@ PROGRAMS: dict[str, str] = {
         P0 mremap 2 2 2 none => {"at": 2}
         P0 nm => {"nm": [[0, 8, "rw-p", "default", ""]]}
     """,
+    "mremap of nothing maps shared memory once more": """
+        P0 mmap 0 8 anon shared rw
+        P0 tw 0 8 1
+        P0 mremap 2 0 2 maymove|fixed 20 => {"at": 20}
+        P0 tr 20 2 => {"v": [1002, 1003]}
+        P0 munmap 20 2
+        P0 nm => {"nm": [[0, 8, "rw-s", "default", "file=/dev/zero dirty=8 N0=8"]]}
+        P0 mmap 8 8 anon priv rw
+        P0 mremap 10 0 2 maymove|fixed 20 => {"e": 22}
+        P0 nm => {"nm": [[0, 8, "rw-s", "default", "file=/dev/zero dirty=8 N0=8"], [8, 8, "rw-p", "default", ""]]}
+    """,
     "mprotect beyond the address space changes what is there": """
         P0 mmap 0 2 anon priv rw
         P0 mprotect 0 #0x7fffffffffffffff r => {"e": 12}
