@@ -15,7 +15,7 @@ from numaemu_core.effects import KernelTask, ReadPages
 from numaemu_core.errors import BusError, OutOfMemory
 from numaemu_core.install_page import file_page_prot, install_new_pages, make_entries, set_ptes
 from numaemu_core.kernel import Kernel
-from numaemu_core.lru import add_to_list_heads, lru_lock_keys
+from numaemu_core.lru import add_to_list_heads, lru_lock_keys, mark_page_accessed
 from numaemu_core.mempolicy import alloc_page_cache, alloc_page_object, alloc_page_vma
 from numaemu_core.mm_types import VM_SHARED, AddressSpace, FileKind, Task, VmArea
 from numaemu_core.mmzone import free_pages
@@ -69,8 +69,13 @@ def page_cache_read(k: Kernel, task: Task | None, mapping: AddressSpace, indexes
     if on_disk:
         yield from _read_from_disk(k, mapping, missing, pfns)
     else:
-        yield from _add_to_page_cache(k, mapping, missing, pfns, PG_UPTODATE | PG_REFERENCED)
+        yield from _add_to_page_cache(k, mapping, missing, pfns, PG_UPTODATE | _first_use(k))
     return enough
+
+
+def _first_use(k: Kernel) -> int:
+    """What a new page is marked with for whoever it was made for, where no later step says so."""
+    return 0 if k.profile.uses_activate else PG_REFERENCED
 
 
 def _add_to_page_cache(k: Kernel, mapping: AddressSpace, indexes: I8, pfns: I8, flags: int) -> KernelTask[Bool]:
@@ -96,7 +101,7 @@ def _read_from_disk(k: Kernel, mapping: AddressSpace, indexes: I8, pfns: I8) -> 
         return
     locked = yield from lock_new_pages(k, pfns)
     indexes, pfns = indexes[locked], pfns[locked]
-    mine = yield from _add_to_page_cache(k, mapping, indexes, pfns, PG_REFERENCED)
+    mine = yield from _add_to_page_cache(k, mapping, indexes, pfns, _first_use(k))
     new = pfns[mine]
     if len(new):
         yield ReadPages(disk_slots(k, mapping, indexes[mine]), new)
@@ -181,8 +186,9 @@ def _map_locked(k: Kernel, vma: VmArea, flats: I8, indexes: I8, pfns: I8, *, wri
         same = (k.c.pte[flats] == _NOTHING) & still_in_cache(k, vma.vm_file, indexes, pfns)
         mapped = pfns[same]
         k.c.mapcount[mapped] += 1
-        k.c.pg_flags[mapped] |= PG_REFERENCED | (PG_DIRTY if write and k.profile.write_fault_dirties_page else 0)
+        k.c.pg_flags[mapped] |= PG_DIRTY if write and k.profile.write_fault_dirties_page else 0
         set_ptes(k, flats[same], make_entries(k, mapped, file_page_prot(vma)), dirty=int(write))
+    yield from mark_page_accessed(k, mapped)
     yield from unlock_pages(k, pfns)
     yield from put_pages(k, pfns[~same])
 
@@ -215,6 +221,7 @@ def _do_cow_fault(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, index
         whole = still_in_cache(k, mapping, indexes[at], pfns[at])
         new = copies[got]
         copy_rows(k.c.frames, new[whole], k.c.frames, pfns[at][whole])
+        yield from mark_page_accessed(k, pfns[at][whole])
         yield from unlock_pages(k, pfns[at])
         yield from release_pages(k, kept)
         yield from free_pages(k, np.concatenate((copies[~got], new[~whole])))

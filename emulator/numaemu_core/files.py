@@ -17,6 +17,7 @@ from numaemu_core.effects import Breathe, KernelTask, WaitWriteback
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.filemap import page_cache_read, remove_from_page_cache, resident_pfns, still_in_cache
 from numaemu_core.kernel import ANON_INO_STEP, Kernel
+from numaemu_core.lru import mark_page_accessed
 from numaemu_core.mm_types import AddressSpace, FileKind, Task
 from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_DIRTY, PG_WRITEBACK
 from numaemu_core.page_lock import lock_some_pages, unlock_pages
@@ -138,6 +139,8 @@ def _copy_in(k: Kernel, task: Task, mapping: AddressSpace, first: int, start: in
         whole = still_in_cache(k, mapping, left[at], pfns[at])
         _put_bytes(k, pfns[at[whole]], left[at[whole]] - first, start, part)
         k.c.pg_flags[pfns[at][whole]] |= PG_DIRTY
+        if k.profile.uses_activate:
+            yield from mark_page_accessed(k, pfns[at][whole])
         yield from unlock_pages(k, pfns[at])
         yield from put_pages(k, pfns[at][~whole])
         left = np.delete(left, at[whole])
@@ -186,6 +189,8 @@ def sys_file_read(k: Kernel, task: Task, name: str, offset: int, length: int) ->
         at = here[got]
         at = at[still_in_cache(k, mapping, left[at], pfns[at])]
         pages[left[at] - first] = k.c.frames[pfns[at]]
+        if k.profile.uses_activate:
+            yield from mark_page_accessed(k, pfns[at])
         yield from unlock_pages(k, pfns[here][got])
         left = np.delete(left, at)
     begin = offset - first * k.page_size

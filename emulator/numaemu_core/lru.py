@@ -22,6 +22,7 @@ from numaemu_core.page_flags import (
     LRU_ON_LIST,
     LRU_PG_ACTIVE,
     PG_DIRTY,
+    PG_REFERENCED,
     PG_WRITEBACK,
 )
 from numaemu_core.task_locks import spin_lock
@@ -46,6 +47,23 @@ def lru_cache_add_active(k: "Kernel", pfns: I8) -> KernelTask[None]:
     """New pages go to the head of the active list (mm/swap.c lru_cache_add_active)."""
     with (yield from spin_lock(k, lru_lock_keys(k, pfns))):
         add_to_list_heads(k, pfns, LRU_ACTIVE)
+
+
+def mark_page_accessed(k: "Kernel", pfns: I8) -> KernelTask[None]:
+    """Somebody used these pages: PG_REFERENCED, and as the profile has it the second time the head of the active list.
+
+    A page that stands several times was used so often. Mirrors: mark_page_accessed, mm/swap.c (2.6.15).
+    """
+    while len(pfns):
+        used, first = np.unique(pfns, return_index=True)
+        with (yield from spin_lock(k, lru_lock_keys(k, used))):
+            again = (k.c.lru_state[used] == LRU_INACTIVE) & (k.c.pg_flags[used] & PG_REFERENCED != 0)
+            again &= k.profile.uses_activate
+            k.c.pg_flags[used[~again]] |= PG_REFERENCED
+            k.c.pg_flags[used[again]] &= ~np.uint16(PG_REFERENCED)
+            add_to_list_heads(k, used[again], LRU_ACTIVE)
+        k.count("pgactivate", int(np.count_nonzero(again)))
+        pfns = np.delete(pfns, first)
 
 
 def isolate_lru_page(k: "Kernel", pfns: I8) -> Bool:

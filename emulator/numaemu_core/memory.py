@@ -18,6 +18,7 @@ from numaemu_core.filemap import do_no_page
 from numaemu_core.harvest import begin_harvest, end_harvest
 from numaemu_core.install_page import install_new_pages, set_ptes
 from numaemu_core.kernel import Kernel
+from numaemu_core.lru import mark_page_accessed
 from numaemu_core.memory_one import try_anonymous_page
 from numaemu_core.mempolicy import alloc_page_vma
 from numaemu_core.mm_types import (
@@ -272,12 +273,14 @@ def release_mappings(
 ) -> KernelTask[dict[int, int]]:
     """Entries of an mm no longer map these frames, tables are unlinked: shoot down, then let go of both.
 
-    `written`: pages of files and the flat indexes of entries through which somebody may have written to them: the
+    `written`: pages of files and the flat indexes of entries through which somebody may have used or written them: the
     dirty bytes go to the pages. Gives the stragglers for whose sake all of it went into quarantine, if there were any.
     """
     stragglers: dict[int, int] = yield Shootdown(frozenset([mm.id]))
     for file_pfns, flats in written:
         end_harvest(k, file_pfns, (k.c.dirty[flats] != 0) | bool(stragglers))
+        if k.profile.uses_activate:
+            yield from mark_page_accessed(k, file_pfns[k.c.accessed[flats] != 0])
     if stragglers:
         k.quarantine.add(stragglers, pfns, tables)
         return stragglers

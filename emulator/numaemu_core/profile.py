@@ -150,6 +150,10 @@ class Profile:
     #: True: a write fault on a shared mapping makes the page dirty (5.x fault_dirty_shared_page); False: only its
     #: entry, until that is unmapped (2.6.15).
     write_fault_dirties_page: bool
+    #: True: each fault that maps a page of a file or the swap cache, each read and write of a file, and the end of an
+    #: accessed mapping count as a use of the page, and the second use makes it active (2.6.15 filemap_nopage,
+    #: do_swap_page, zap_pte_range); False: the first use marks it, and reclaim sees the rest (6.x).
+    uses_activate: bool
     #: True: pages can be locked as they are touched (mlock2, MCL_ONFAULT: 4.4).
     mlock_on_fault: bool
     #: True: mlock counts what it locks again a second time against the limit (2.6.15; not since 4.9, commit 0cf2f6f6).

@@ -11,11 +11,11 @@ from numaemu_core.effects import KernelTask, ReadPages
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.install_page import make_entries, set_ptes
 from numaemu_core.kernel import Kernel
-from numaemu_core.lru import lru_cache_add_active
+from numaemu_core.lru import lru_cache_add_active, mark_page_accessed
 from numaemu_core.mempolicy import alloc_page_cache, alloc_page_vma
 from numaemu_core.mm_types import VM_LOCKED, Task, VmArea
 from numaemu_core.mmzone import free_pages
-from numaemu_core.page_flags import PG_REFERENCED, PG_SWAPCACHE, PG_UPTODATE
+from numaemu_core.page_flags import PG_SWAPCACHE, PG_UPTODATE
 from numaemu_core.page_lock import lock_new_pages, lock_some_pages, unlock_pages
 from numaemu_core.page_table import PTE_WRITABLE, is_swapped, pte_lock_keys, vm_page_prot
 from numaemu_core.rmap import set_anon_identity
@@ -191,7 +191,7 @@ def _map_locked(
             set_ptes(k, at, fresh, dirty=0)
         passed = mapped[np.isin(slots[same], lone) & (c.swap_count[slots[same]] == 1)]
         delete_from_swap_cache(k, passed)
-    c.pg_flags[mapped] |= PG_REFERENCED
+    yield from mark_page_accessed(k, mapped)
     k.count("pgfault", len(mapped))
     if k.profile.write_gives_slot_up and (write or vma.vm_flags & VM_LOCKED):
         yield from remove_exclusive_swap_page(k, mapped, references=2)

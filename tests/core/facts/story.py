@@ -238,7 +238,7 @@ class Story:
             raise Misspelt(f"{statement}: no view {verb!r}")
         got = VIEWS[verb](self, task, words)
         words.end()
-        if verb == "page":
+        if isinstance(got, set):
             self._compare_words(statement, got)
             return
         wanted: Any = statement.right

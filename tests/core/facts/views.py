@@ -158,6 +158,12 @@ def _page(s: Story, task: Task, words: Words) -> set[str]:
     return _state_of(s, task, page_number, frame)
 
 
+def _fpage(s: Story, _task: Task, words: Words) -> set[str]:
+    """`fpage f 0 = inactive referenced`: words that are true of a page of a file."""
+    entry = int(s.k.files[words.plain[0]].i_pages[number(words.plain[1])])
+    return _words_of_frame(s, entry // PAGE if entry & PTE_PRESENT else -1)
+
+
 def _state_of(s: Story, task: Task, page_number: int, pfn: int) -> set[str]:
     c = s.k.c
     flat = s.k.tables.pte_offset(task.mm.pgd, s.base + page_number)
@@ -168,10 +174,15 @@ def _state_of(s: Story, task: Task, page_number: int, pfn: int) -> set[str]:
         words |= {"written" if c.dirty[flat] else "unwritten", "zero" if entry // PAGE == s.k.zero_pfn else "own"}
     if entry & PTE_SWAPPED:
         words.add(f"slot={c.swap_count[entry // PAGE]}")
+    return words | _words_of_frame(s, pfn)
+
+
+def _words_of_frame(s: Story, pfn: int) -> set[str]:
     if pfn < 0:
-        return words | {"nowhere"}
+        return {"nowhere"}
+    c = s.k.c
     flags, state = int(c.pg_flags[pfn]), int(c.lru_state[pfn])
-    words |= {names[0] if flags & bit else names[1] for bit, names in _FLAGS.items()}
+    words = {names[0] if flags & bit else names[1] for bit, names in _FLAGS.items()}
     words |= {"locked" if c.page_lock_owner[pfn] else "unlocked", f"node={s.k.nid_of_pfn[pfn]}"}
     words |= {f"count={page_count(s.k, np.array([pfn]))[0]}", f"mapcount={c.mapcount[pfn]}"}
     words.add(_LISTS.get(state, "isolated" if state & LRU_ISOLATED else "?"))
@@ -218,6 +229,7 @@ def _killed(_s: Story, task: Task, _words: Words) -> bool:
 
 VIEWS: Final[dict[str, View]] = {
     "counters": _counters,
+    "fpage": _fpage,
     "fpolicy": _fpolicy,
     "frames": _frames,
     "fwhere": _fwhere,
