@@ -107,6 +107,9 @@ def _unmap_and_move(k: Kernel, pfns: I8, targets: I8) -> KernelTask[I8]:
     late = yield from try_to_migrate(k, pfns[here])
     state[here[late]] = _FAILED
     here = here[~late]
+    _learn_of_writes(k, pfns[here])
+    state[here[~can_be_moved(k, pfns[here])]] = _FAILED
+    here = here[state[here] == _AGAIN]
     here = here[_is_nobody_elses(k, pfns[here])]
     for nid in np.unique(k.nid_of_pfn[targets[here]]).tolist():
         there = here[k.nid_of_pfn[targets[here]] == nid]
@@ -125,12 +128,23 @@ def _unmap_and_move(k: Kernel, pfns: I8, targets: I8) -> KernelTask[I8]:
 
 def can_be_moved(k: Kernel, pfns: I8) -> Bool:
     """Pages of ramfs that were written to cannot: there is no way to write them out (fallback_migrate_folio)."""
-    can = np.ones(len(pfns), np.bool_)
+    return ~_of_ramfs(k, pfns) | (k.c.pg_flags[pfns] & PG_DIRTY == 0)
+
+
+def _of_ramfs(k: Kernel, pfns: I8) -> Bool:
+    which = np.zeros(len(pfns), np.bool_)
     owners = k.c.mapping[pfns].astype(np.int64)
     for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
-        if k.address_spaces[owner].kind is FileKind.RAMFS:
-            can &= (owners != owner) | (k.c.pg_flags[pfns] & PG_DIRTY == 0)
-    return can
+        which |= (owners == owner) & (k.address_spaces[owner].kind is FileKind.RAMFS)
+    return which
+
+
+def _learn_of_writes(k: Kernel, pfns: I8) -> None:
+    """What the entries of pages of ramfs know of writes, the pages know now; no window is open (try_to_migrate_one)."""
+    pages = pfns[_of_ramfs(k, pfns)]
+    if len(pages):
+        found = _migration_entries(k, pages)
+        k.c.pg_flags[pages[found.positions[k.c.dirty[found.flats] != 0]]] |= PG_DIRTY
 
 
 def _is_nobody_elses(k: Kernel, pfns: I8) -> Bool:

@@ -157,6 +157,23 @@ def test_pages_of_ramfs_move_while_they_are_clean(
     assert m.where(task, base, 2) == left
 
 
+@pytest.mark.parametrize("profile", TODAY)
+def test_a_page_of_ramfs_that_only_its_entry_knows_to_be_written_stays(machine: Make, profile: str) -> None:
+    """A page that was mapped by a read is written without a fault; the page beside it moves."""
+    m = today(machine, profile)
+    task = m.attach()
+    files.create_file(m.k, "/r", "ramfs", 2 * PAGE)
+    base = m.call(mmap.sys_mmap(m.k, task, 0, 2 * PAGE, RW, MAP_SHARED, "/r", 0, "r+"))
+    m.touch(task, base, 2, write=False)
+    m.poke(task, base + PAGE, 7)
+    m.k.c.dirty[m.k.tables.pte_offset(task.mm.pgd, base // PAGE + 1)] = 1
+    with pytest.raises(MmError) as refusal:
+        m.mbind(task, base, 2, MPOL_BIND, {1}, STRICT_MOVE)
+    assert refusal.value.errno == errno.EIO
+    assert m.where(task, base, 2) == [1, 0]
+    assert bytes_of(m, task, base, 2) == [0, 7]
+
+
 def test_a_page_of_a_file_moves_with_its_cache(machine: Make) -> None:
     """Tmpfs finds the page in its new frame: who maps the file later sees the same bytes on the new node."""
     m = today(machine)
