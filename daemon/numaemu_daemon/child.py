@@ -44,6 +44,8 @@ class ChildConfig:
     init_pid: int
     #: Counts the kernel daemons that the machine has had.
     generation: int = 1
+    #: What processes of the machine know, and nobody else: proves on the bus that one is there.
+    bus_key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(slots=True)
@@ -70,6 +72,8 @@ class Child:
     log: Log
     #: Counts the kernel daemons that the machine has had.
     generation: int = 1
+    #: Proves on the bus that this is a process of the machine.
+    bus_key: bytes = field(default=b"", repr=False)
     _told: dict[str, int] = field(default_factory=dict)
     _told_at: float = 0.0
 
@@ -174,6 +178,7 @@ def _join(config: ChildConfig, sock: socket.socket, init_pidfd: int, log: Log) -
         owner_uid=os.getuid(),
         log=log,
         generation=config.generation,
+        bus_key=config.bus_key,
     )
 
 

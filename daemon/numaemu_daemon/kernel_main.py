@@ -19,6 +19,7 @@ from numaemu_daemon import zap
 from numaemu_daemon.bus import Bus
 from numaemu_daemon.child import Child
 from numaemu_daemon.clients import AccessSlots, Client
+from numaemu_daemon.guests import Guests
 from numaemu_daemon.kswapd import KswapdTasks
 from numaemu_daemon.logs import Event
 from numaemu_daemon.options import BUS_SOCKET, DESCRIPTOR_SOCKET, KERNEL_SOCKET
@@ -58,7 +59,11 @@ def _serve(
 ) -> None:
     kernel = machine.kernel
     zap_handler = zap.open_handler(context)
-    bus = Bus(_bind(context, f"ipc://{child.directory / BUS_SOCKET}"), child.log)
+    bus_socket = _router(context)
+    bus_socket.sndhwm = 0  # what is under way is bounded by what was asked for; none of it may be lost
+    bus_guests = Guests(context, bus_socket, time.monotonic, child.log, stranger_s=None)
+    bus_socket.bind(f"ipc://{child.directory / BUS_SOCKET}")
+    bus = Bus(bus_socket, bus_guests, child.bus_key, child.log)
     bus.written = lambda pfns: end_swap_write(kernel, pfns)
     slots = AccessSlots(kernel.c)
     scheduler = Scheduler(kernel, slots, bus, time.monotonic, fenced=fenced)
@@ -89,9 +94,13 @@ def _serve(
         child.ready()
         child.log.info(Event.KERNEL_SERVES, membarrier=fenced)
 
+    router = _router(context)
+    guests = Guests(context, router, time.monotonic, child.log)
+    router.bind(f"ipc://{child.directory / KERNEL_SOCKET}")
     server = Server(
         kernel,
-        sockets=(_bind(context, f"ipc://{child.directory / KERNEL_SOCKET}"), bus, zap_handler),
+        sockets=(router, bus, zap_handler),
+        guests=guests,
         listener=listener,
         scheduler=scheduler,
         slots=slots,
@@ -111,7 +120,11 @@ def _serve(
         resume(kernel)
         server.take_over(machine.living, machine.truth)
     gc.freeze()  # what is here stays: collections need not look at it
-    server.serve()
+    try:
+        server.serve()
+    finally:
+        guests.close()
+        bus_guests.close()
 
 
 def client_segments(child: Child) -> list[str]:
@@ -120,13 +133,17 @@ def client_segments(child: Child) -> list[str]:
     return [*pools, "ptes", "pte_bits", "control", "locks", "mmap_sem"]
 
 
-def _bind(context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> "zmq.Socket[bytes]":
-    """A ROUTER that only authenticated peers reach, and that never waits for a slow one."""
+def _router(context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":
+    """A ROUTER that only authenticated peers reach, that never waits for a slow one, and keeps little for each.
+
+    Nobody takes over the identity of another (`router_handover` is off): a second peer with the same one is not heard.
+    """
     router = context.socket(zmq.ROUTER)
     router.linger = 0
     router.router_mandatory = True
+    router.router_handover = False
     router.maxmsgsize = limits.MESSAGE_BYTES_MAX
+    router.sndhwm = router.rcvhwm = limits.QUEUED_MESSAGES
     router.handshake_ivl = _HANDSHAKE_MS
     router.zap_domain = zap.DOMAIN
-    router.bind(endpoint)
     return router

@@ -5,13 +5,15 @@ as it uses the machine. ZeroMQ ROUTER: its threads' calls. One epoll holds every
 that the poller looks at a handful of things however many clients there are.
 """
 
+import contextlib
 import errno
 import functools
 import math
 import os
 import select
 import socket
-from collections import deque
+import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -28,12 +30,16 @@ from numaemu_daemon.bus import Bus
 from numaemu_daemon.calls import Calls
 from numaemu_daemon.clients import AccessSlots, Client, Connection, close_client, new_client
 from numaemu_daemon.comeback import Comeback, client_row
+from numaemu_daemon.guests import Guests, descriptors
 from numaemu_daemon.logs import Event, Log
 from numaemu_daemon.scheduler import Scheduler
+from numaemu_daemon.turns import Turns
 from numaemu_host import fdsock
 
-#: Requests that one turn of the loop takes, so that tasks run between them.
-REQUESTS_PER_TURN = 64
+#: How long no new client is taken where the host has no descriptor left.
+_PAUSE_S = 0.1
+#: Rounds of a loop that never sleeps between two looks at peers whose time may be over.
+_ROUNDS_BETWEEN_LOOKS = 64
 
 
 class Server:
@@ -44,6 +50,7 @@ class Server:
         k: Kernel,
         *,
         sockets: tuple["zmq.Socket[bytes]", Bus, "zmq.Socket[bytes]"],
+        guests: Guests,
         listener: socket.socket,
         scheduler: Scheduler,
         slots: AccessSlots,
@@ -57,7 +64,9 @@ class Server:
         serves: Callable[[], None],
         log: Log,
     ) -> None:
-        """`sockets`: clients' ROUTER, bus, ZAP handler; `hello` gives the answer on the descriptor socket.
+        """`sockets`: clients' ROUTER, bus, ZAP handler; `guests` watches the first.
+
+        `hello` gives the answer on the descriptor socket.
 
         `report` takes what was done so far, and gives the seconds after which it wants to be told again; `recoveries`
         counts the locks whose holder had died, `repair_locks` looks for more of them; `serves` is called once calls are
@@ -65,6 +74,8 @@ class Server:
         """
         self._k = k
         self._router, self._bus, self._zap = sockets
+        bus = self._bus
+        self._guests = guests
         self._listener = listener
         self._scheduler = scheduler
         self._slots = slots
@@ -81,7 +92,7 @@ class Server:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._poller = zmq.Poller()
-        for item in (self._router, self._bus.socket, self._zap, self._epoll.fileno()):
+        for item in (self._router, bus.socket, self._zap, guests.socket, bus.guests.socket, self._epoll.fileno()):
             self._poller.register(item, zmq.POLLIN)
         self._clients: dict[bytes, Client] = {}
         self._connections: dict[bytes, Connection] = {}
@@ -90,10 +101,19 @@ class Server:
         self._next_connection = self._next_client = 1
         #: What was on its way when the last daemon died is being finished; calls wait.
         self._finishing = True
-        #: Requests that wait while fsck brings the machine to rest; None while none does.
-        self._held: deque[tuple[Connection, Request]] | None = deque()
+        #: Requests that wait for their turn; all of them, while fsck brings the machine to rest.
+        self._turns: Turns[Client, tuple[Connection, Request]] = Turns()
+        #: Clients that have not said hello on the descriptor socket, the oldest first, and when they came.
+        self._silent: dict[Client, float] = {}
+        self._of_process: Counter[int] = Counter()
+        self._clients_max = min(limits.MAX_CLIENTS, descriptors() // 8)
+        #: When new clients are taken again.
+        self._paused_until: float | None = None
         self._checks: list[tuple[Connection, Request]] = []
         self.refused = 0
+        self._rounds = 0
+        #: Answers that could not be sent.
+        self.unheard = 0
         self.stopping = False
         self.watch(listener.fileno(), self._accept)
 
@@ -114,9 +134,10 @@ class Server:
         self._returning = living.connections
         for client in living.clients.values():
             self._clients[client.token] = client
+            self._of_process[client.pid] += 1
             self.watch(client.pidfd, functools.partial(self._gone, client, dead=True))
         self._slots.recover(living.clients)
-        self._calls.redo(living.connections, truth, self._send)
+        self._calls.redo(living.connections, truth, self._answer_again)
         for number in living.dead:
             self._k.journal.append(["client_gone", number])
         for number, owner in list(truth.connections.items()):  # the journal follows its own records
@@ -133,6 +154,7 @@ class Server:
             "tasks": len(self._k.tasks),
             "calls": self._calls.served,
             "refused": self.refused,
+            "dropped": self._guests.dropped + self._bus.guests.dropped,
             "lock_recoveries": self._recoveries(),
             "locks": self._k.locks.stats.as_dict(),
             "sleeping": self._scheduler.sleeping(),
@@ -150,10 +172,22 @@ class Server:
             timeout = self._scheduler.step()
             if self._checks or self._finishing:
                 self._check_at_rest()
-            if timeout is None or timeout:
+            if self._turns and not self._at_rest_soon:
+                timeout = 0
+            elif timeout is None or timeout:
                 timeout = self._before_sleep(timeout)
             for item, _ in self._poller.poll(timeout):
                 self._take(item)
+            if self._turns:
+                self._serve_turns()
+                self._rounds += 1
+                if not self._rounds % _ROUNDS_BETWEEN_LOOKS:  # else it looks before it sleeps
+                    self._look_after_peers()
+
+    @property
+    def _at_rest_soon(self) -> bool:
+        """Nothing is begun any more, until what is on its way has ended."""
+        return bool(self._checks) or self._finishing
 
     def _take(self, item: object) -> None:
         if item is self._router:
@@ -162,6 +196,10 @@ class Server:
             self._bus.receive()
         elif item is self._zap:
             zap.answer(self._zap, self._uids)
+        elif item is self._guests.socket:
+            self._guests.receive()
+        elif item is self._bus.guests.socket:
+            self._bus.guests.receive()
         else:
             for descriptor, _ in self._epoll.poll(0):
                 handler = self._handlers.get(descriptor)
@@ -177,71 +215,154 @@ class Server:
             if zone.freed and not self._scheduler.active and self._bus.tell_to_clean(nid):
                 zone.freed = 0
         done = {"calls": self._calls.served, "shootdowns": self._scheduler.shootdowns, "tasks": len(self._k.tasks)}
-        again_s = self._report(done)
-        if again_s is None:
+        waits_s = [wait_s for wait_s in (self._report(done), self._look_after_peers()) if wait_s is not None]
+        if not waits_s:
             return timeout_ms
-        again_ms = math.ceil(1000 * again_s)
+        again_ms = math.ceil(1000 * min(waits_s))
         return again_ms if timeout_ms is None else min(timeout_ms, again_ms)
+
+    def _look_after_peers(self) -> float | None:
+        """Hang up on those whose time is over; gives the seconds until there may be others, None if there are none."""
+        found = (self._guests.expire(), self._bus.guests.expire(), self._expire())
+        return min((wait_s for wait_s in found if wait_s is not None), default=None)
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        for _ in range(REQUESTS_PER_TURN):
-            frames = self._router.recv_multipart()
-            if len(frames) == 2:  # noqa: PLR2004 - identity and body
-                self._request(frames[0], frames[1])
+        for _ in range(limits.RECEIVED_PER_TURN):
+            identity = self._router.recv()
+            connection = self._connections.get(identity)
+            if connection is None:
+                self._receive_of_stranger(identity)
             else:
-                self._refuse(frames[0], WireError("expected one frame"), 0)
+                body = self._router.recv()
+                if self._router.rcvmore:
+                    self._refuse_client(connection, self._too_many_frames(), 0)
+                else:
+                    self._request(connection, body)
             events = self._router.get(zmq.EVENTS)
             if not (isinstance(events, int) and events & zmq.POLLIN):
                 return
 
-    def _request(self, identity: bytes, body: bytes) -> None:
+    def _too_many_frames(self) -> WireError:
+        """Drop the other frames of a message, one by one: there may be any number of them."""
+        while self._router.rcvmore:
+            self._router.recv()
+        return WireError("expected one frame")
+
+    def _receive_of_stranger(self, identity: bytes) -> None:
+        """A connection that is not known may say hello. Its descriptor comes with the message."""
+        frame = self._router.recv(copy=False)
+        descriptor = int(frame.get(zmq.SRCFD))
+        try:
+            if self._router.rcvmore:
+                raise self._too_many_frames()
+            request = unpack_request(frame.bytes, self._boot_id)
+            if request.name != "hello":
+                self._refuse(identity, descriptor, StrangerError("say hello first"), request.request_id)
+                return
+        except MmError as refusal:
+            self._refuse(identity, descriptor, refusal, refusal.request_id)
+        except WireError as refusal:
+            self._refuse(identity, descriptor, refusal, 0)
+        else:
+            self._connect(identity, descriptor, request)
+
+    def _request(self, connection: Connection, body: bytes) -> None:
+        """A request of a client waits for its turn; one that was sent before is answered or ignored."""
         try:
             request = unpack_request(body, self._boot_id)
         except MmError as refusal:
-            self._refuse(identity, refusal, refusal.request_id)
+            self._refuse_client(connection, refusal, refusal.request_id)
             return
         except WireError as refusal:
-            self._refuse(identity, refusal, 0)
+            self._refuse_client(connection, refusal, 0)
             return
-        connection = self._connections.get(identity)
-        if request.name == "hello":
-            self._connect(identity, request)
-        elif connection is None:
-            self._refuse(identity, StrangerError("say hello first"), request.request_id)
-        elif request.name == "fsck":
-            self._checks.append((connection, request))
-            self._held = self._held if self._held is not None else deque()
-        elif self._held is not None:
-            self._held.append((connection, request))
+        client, number = connection.client, request.request_id
+        if request.name == "hello":  # its answer was lost
+            self._send(connection, pack_reply(self._boot_id, number, connection.number))
+        elif number <= connection.last_request:
+            if number == connection.last_request and connection.last_reply is not None:
+                self._send(connection, connection.last_reply)
+        elif connection.waiting is not None:
+            if number != connection.waiting:
+                self._refuse_client(
+                    connection, MmError(errno.EAGAIN, "a call of this connection is on its way"), number
+                )
+        elif client.request_bytes + len(body) > limits.REQUEST_BYTES_PER_CLIENT:
+            self._refuse_client(
+                connection, MmError(errno.EAGAIN, "too many bytes of this client are on their way"), number
+            )
         else:
-            self._calls.serve(connection, request, self._send)
+            connection.waiting, connection.request_bytes = number, len(body)
+            client.request_bytes += len(body)
+            if request.window is not None and not self._at_rest_soon:
+                self._begin(connection, request)  # others may be waiting for that window
+            else:
+                self._turns.add(client, (connection, request))
 
-    def _connect(self, identity: bytes, request: Request) -> None:
-        """Bind an identity to the client of the token; once: a repeated hello is answered again."""
-        known = self._connections.get(identity)
-        if known is not None:
-            self._send(known, pack_reply(self._boot_id, request.request_id, known.number))
-            return
+    def _serve_turns(self) -> None:
+        """Begin a request of each client in turn, of no more than a few: what they need runs between two rounds."""
+        for _ in range(min(len(self._turns), limits.SERVED_PER_TURN)):
+            if not self._turns or self._at_rest_soon:
+                return
+            self._begin(*self._turns.take()[1])
+
+    def _begin(self, connection: Connection, request: Request) -> None:
+        client = connection.client
+        client.running += 1
+        if client.running >= limits.RUNNING_CALLS_PER_CLIENT:
+            self._turns.pause(client)
+        if request.name == "fsck":
+            self._checks.append((connection, request))
+        else:
+            self._calls.serve(connection, request, self._answer)
+
+    def _answer(self, connection: Connection, body: bytes) -> None:
+        """A call that had its turn is over."""
+        client = connection.client
+        client.running -= 1
+        client.request_bytes -= connection.request_bytes
+        connection.waiting, connection.request_bytes = None, 0
+        self._turns.go_on(client)
+        self._send(connection, body)
+
+    def _answer_again(self, connection: Connection, body: bytes) -> None:
+        """A call that was on its way when the last daemon died is over."""
+        connection.waiting = None
+        self._send(connection, body)
+
+    def _connect(self, identity: bytes, descriptor: int, request: Request) -> None:
+        """Bind an identity to the client of the token, for a connection that is new or goes on."""
         token, number = request.args
         client = self._clients.get(token)
         if client is None:
-            self._refuse(identity, MmError(errno.EACCES, "no client has that token"), request.request_id)
+            self._refuse(identity, descriptor, MmError(errno.EACCES, "no client has that token"), request.request_id)
             return
-        returning = self._returning.get(number)
-        if returning is not None and returning.client is client:
-            connection = self._returning.pop(number)
-            connection.identity = identity
-        else:
+        connection = self._connection_of(client, number)
+        if connection is None:
             connection = Connection(self._next_connection, identity, client, last_request=request.request_id)
             self._next_connection += 1
             client.connections.append(connection)
             self._k.journal.append(["connection", connection.number, client.number])
             connection.last_reply = pack_reply(self._boot_id, request.request_id, connection.number)
             self._forget_idle(client)
+        connection.identity, connection.descriptor = identity, descriptor
         self._connections[identity] = connection
+        self._guests.greeted(descriptor)
         self._send(connection, pack_reply(self._boot_id, request.request_id, connection.number))
+
+    def _connection_of(self, client: Client, number: int | None) -> Connection | None:
+        """The connection of that number, if it is this client's: of the last daemon, or one that was cut."""
+        if number is None:
+            return None
+        returning = self._returning.get(number)
+        if returning is not None and returning.client is client:
+            return self._returning.pop(number)
+        known = next((one for one in client.connections if one.number == number and one.identity), None)
+        if known is not None:
+            self._connections.pop(known.identity, None)
+        return known
 
     def _forget_idle(self, client: Client) -> None:
         """Threads end without a word: of too many connections the oldest whose call is over goes.
@@ -261,16 +382,24 @@ class Server:
         if connection.identity:  # else it has not come back yet, and will ask
             self._post(connection.identity, body)
 
-    def _refuse(self, identity: bytes, refusal: Exception, request_id: int) -> None:
+    def _refuse_client(self, connection: Connection, refusal: Exception, request_id: int) -> None:
+        self._refuse(connection.identity, connection.descriptor, refusal, request_id)
+
+    def _refuse(self, identity: bytes, descriptor: int, refusal: Exception, request_id: int) -> None:
+        """Say no, unless that was said too often: then the connection is over."""
         self.refused += 1
-        self._log.info(Event.REQUEST_REFUSED, reason=str(refusal), request=request_id)
-        self._post(identity, pack_refusal(self._boot_id, request_id, refusal))
+        if self.refused & (self.refused - 1) == 0:  # the first of them, and ever fewer: a log is not to be flooded
+            self._log.info(Event.REQUEST_REFUSED, reason=str(refusal), request=request_id, refused=self.refused)
+        if self._guests.strike(descriptor):
+            self._post(identity, pack_refusal(self._boot_id, request_id, refusal))
 
     def _post(self, identity: bytes, body: bytes) -> None:
         try:
             self._router.send_multipart([identity, body], zmq.NOBLOCK)
         except zmq.ZMQError as error:  # gone, or it never reads: nobody else waits for it
-            self._log.info(Event.REPLY_DROPPED, reason=str(error))
+            self.unheard += 1
+            if self.unheard & (self.unheard - 1) == 0:
+                self._log.info(Event.REPLY_DROPPED, reason=str(error), unheard=self.unheard)
 
     # -- fsck ----------------------------------------------------------------------------------------------------------
 
@@ -284,36 +413,69 @@ class Server:
         if self._checks:
             self._repair_locks()
         found = fsck(self._k) if self._checks else []
-        for connection, request in self._checks:
+        checks, self._checks = self._checks, []
+        for connection, request in checks:
             connection.last_request = request.request_id
-            self._send(connection, pack_reply(self._boot_id, request.request_id, found))
-        self._checks.clear()
-        held, self._held = self._held or deque(), None
-        for connection, request in held:
-            if not connection.client.gone:
-                self._calls.serve(connection, request, self._send)
+            connection.last_reply = pack_reply(self._boot_id, request.request_id, found)
+            self._answer(connection, connection.last_reply)
 
     # -- clients come and go -------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError:  # it went away, or we have no descriptor left
-            return
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:
+                self._pause()
+            return  # else it went away
         sock.settimeout(0)  # a client that does not read must not stop us
-        credentials = fdsock.peer_credentials(sock)
-        if credentials[1] not in self._uids:
+        pid, uid, _ = credentials = fdsock.peer_credentials(sock)
+        if uid not in self._uids:
+            sock.close()
+            return
+        if len(self._clients) >= self._clients_max and self._silent:
+            self._gone(next(iter(self._silent)), dead=False)
+        if len(self._clients) >= self._clients_max or self._of_process[pid] >= limits.CLIENTS_PER_PROCESS:
+            with contextlib.suppress(OSError):
+                fdsock.send(sock, {"error": "too many clients, of this process or in all"})
             sock.close()
             return
         try:
             client = new_client(sock, credentials)
-        except OSError:  # it has died already
+        except OSError:  # it has died already, or there is no descriptor left
             sock.close()
             return
         self._clients[client.token] = client
+        self._silent[client] = time.monotonic()
+        self._of_process[client.pid] += 1
         self.watch(sock.fileno(), lambda: self._greet(client))
         self.watch(client.pidfd, lambda: self._gone(client, dead=True))
-        self._log.info(Event.CLIENT_CONNECTED, client_pid=client.pid, client_uid=client.uid)
+        self._log.debug(Event.CLIENT_CONNECTED, client_pid=client.pid, client_uid=client.uid)
+
+    def _pause(self) -> None:
+        """No descriptor is left: the listener would be readable all the time, and nothing could be done about it."""
+        if self._paused_until is None:
+            self.unwatch(self._listener.fileno())
+            self._log.warning(Event.DESCRIPTORS_SHORT, clients=len(self._clients))
+        self._paused_until = time.monotonic() + _PAUSE_S
+
+    def _expire(self) -> float | None:
+        """Hang up on clients that say nothing, and take new ones again; gives the seconds to the next time, if any."""
+        if not self._silent and self._paused_until is None:
+            return None
+        now, waits_s = time.monotonic(), []
+        if self._paused_until is not None:
+            if self._paused_until <= now:
+                self._paused_until = None
+                self.watch(self._listener.fileno(), self._accept)
+            else:
+                waits_s.append(self._paused_until - now)
+        for client, since in list(self._silent.items()):
+            if since + limits.STRANGER_S > now:
+                waits_s.append(since + limits.STRANGER_S - now)
+                break
+            self._gone(client, dead=False)
+        return min(waits_s, default=None)
 
     def _greet(self, client: Client) -> None:
         """A client's descriptor socket has something: its hello, or its end."""
@@ -337,6 +499,7 @@ class Server:
                 self._gone(client, dead=False)
                 return
             client.greeted = True
+            self._silent.pop(client, None)
             client.number = self._next_client
             self._next_client += 1
             self._k.journal.append(["client", client.number, client_row(client)])
@@ -356,6 +519,7 @@ class Server:
         sock, stranger.sock = stranger.sock, None
         assert sock is not None
         del self._clients[stranger.token]
+        self._forget_process(stranger)
         self.unwatch(stranger.pidfd)
         self.unwatch(sock.fileno())
         close_client(stranger, os.close)
@@ -372,6 +536,8 @@ class Server:
         if self._clients.pop(client.token, None) is None:
             return
         client.gone = True
+        self._forget_process(client)
+        self._turns.forget(client)
         self._log.info(Event.CLIENT_GONE, client_pid=client.pid, dead=dead, tasks=len(client.tasks))
         if client.sock is not None:
             self.unwatch(client.sock.fileno())
@@ -390,6 +556,10 @@ class Server:
             if pid not in self._k.tasks:
                 self._slots.give_back(slot)
         self._calls.release_pins()
+
+    def _forget_process(self, client: Client) -> None:
+        self._silent.pop(client, None)
+        self._of_process -= Counter({client.pid: 1})
 
     def owner_of(self, pid: int) -> Client | None:
         """The client whose task it is, None where nobody has it."""
