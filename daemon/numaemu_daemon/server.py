@@ -20,20 +20,19 @@ from typing import Any
 import zmq
 
 from numaemu_core import limits
-from numaemu_core.errors import MmError
 from numaemu_core.fsck import fsck
 from numaemu_core.journal import Truth
 from numaemu_core.kernel import Kernel
-from numaemu_core.wire import VERSION, Request, StrangerError, WireError, pack_refusal, pack_reply, unpack_request
+from numaemu_core.wire import VERSION, pack_reply
 from numaemu_daemon import zap
 from numaemu_daemon.bus import Bus
 from numaemu_daemon.calls import Calls
-from numaemu_daemon.clients import AccessSlots, Client, Connection, close_client, new_client
+from numaemu_daemon.clients import AccessSlots, Client, close_client, new_client
 from numaemu_daemon.comeback import Comeback, client_row
 from numaemu_daemon.guests import Guests, descriptors
 from numaemu_daemon.logs import Event, Log
+from numaemu_daemon.requests import Requests
 from numaemu_daemon.scheduler import Scheduler
-from numaemu_daemon.turns import Turns
 from numaemu_host import fdsock
 
 #: How long no new client is taken where the host has no descriptor left.
@@ -95,25 +94,15 @@ class Server:
         for item in (self._router, bus.socket, self._zap, guests.socket, bus.guests.socket, self._epoll.fileno()):
             self._poller.register(item, zmq.POLLIN)
         self._clients: dict[bytes, Client] = {}
-        self._connections: dict[bytes, Connection] = {}
-        #: Connections of clients of the last daemon, by number, until they say hello again.
-        self._returning: dict[int, Connection] = {}
-        self._next_connection = self._next_client = 1
-        #: What was on its way when the last daemon died is being finished; calls wait.
-        self._finishing = True
-        #: Requests that wait for their turn; all of them, while fsck brings the machine to rest.
-        self._turns: Turns[Client, tuple[Connection, Request]] = Turns()
+        self._requests = Requests(k, self._router, guests, self._clients, self._calls, boot_id, log)
+        self._next_client = 1
         #: Clients that have not said hello on the descriptor socket, the oldest first, and when they came.
         self._silent: dict[Client, float] = {}
         self._of_process: Counter[int] = Counter()
         self._clients_max = min(limits.MAX_CLIENTS, descriptors() // 8)
         #: When new clients are taken again.
         self._paused_until: float | None = None
-        self._checks: list[tuple[Connection, Request]] = []
-        self.refused = 0
         self._rounds = 0
-        #: Answers that could not be sent.
-        self.unheard = 0
         self.stopping = False
         self.watch(listener.fileno(), self._accept)
 
@@ -129,15 +118,15 @@ class Server:
 
     def take_over(self, living: Comeback, truth: Truth) -> None:
         """Go on for the clients of the last daemon, and finish what it had begun."""
-        self._next_connection = truth.marks.get("connection", 1)
+        self._requests.next_connection = truth.marks.get("connection", 1)
         self._next_client = truth.marks.get("client", 1)
-        self._returning = living.connections
+        self._requests.returning = living.connections
         for client in living.clients.values():
             self._clients[client.token] = client
             self._of_process[client.pid] += 1
             self.watch(client.pidfd, functools.partial(self._gone, client, dead=True))
         self._slots.recover(living.clients)
-        self._calls.redo(living.connections, truth, self._answer_again)
+        self._calls.redo(living.connections, truth, self._requests.answer_again)
         for number in living.dead:
             self._k.journal.append(["client_gone", number])
         for number, owner in list(truth.connections.items()):  # the journal follows its own records
@@ -150,10 +139,10 @@ class Server:
         """Numbers about the daemon itself."""
         return {
             "clients": len(self._clients),
-            "connections": len(self._connections),
+            "connections": self._requests.connections(),
             "tasks": len(self._k.tasks),
             "calls": self._calls.served,
-            "refused": self.refused,
+            "refused": self._requests.refused,
             "dropped": self._guests.dropped + self._bus.guests.dropped,
             "lock_recoveries": self._recoveries(),
             "locks": self._k.locks.stats.as_dict(),
@@ -170,28 +159,23 @@ class Server:
         """Until `stopping`."""
         while not self.stopping:
             timeout = self._scheduler.step()
-            if self._checks or self._finishing:
+            if self._requests.resting:
                 self._check_at_rest()
-            if self._turns and not self._at_rest_soon:
+            if self._requests.turns and not self._requests.resting:
                 timeout = 0
             elif timeout is None or timeout:
                 timeout = self._before_sleep(timeout)
             for item, _ in self._poller.poll(timeout):
                 self._take(item)
-            if self._turns:
-                self._serve_turns()
+            if self._requests.turns:
+                self._requests.serve_turns()
                 self._rounds += 1
                 if not self._rounds % _ROUNDS_BETWEEN_LOOKS:  # else it looks before it sleeps
                     self._look_after_peers()
 
-    @property
-    def _at_rest_soon(self) -> bool:
-        """Nothing is begun any more, until what is on its way has ended."""
-        return bool(self._checks) or self._finishing
-
     def _take(self, item: object) -> None:
         if item is self._router:
-            self._receive()
+            self._requests.receive()
         elif item is self._bus.socket:
             self._bus.receive()
         elif item is self._zap:
@@ -226,198 +210,24 @@ class Server:
         found = (self._guests.expire(), self._bus.guests.expire(), self._expire())
         return min((wait_s for wait_s in found if wait_s is not None), default=None)
 
-    # -- requests ------------------------------------------------------------------------------------------------------
-
-    def _receive(self) -> None:
-        for _ in range(limits.RECEIVED_PER_TURN):
-            identity = self._router.recv()
-            connection = self._connections.get(identity)
-            if connection is None:
-                self._receive_of_stranger(identity)
-            else:
-                body = self._router.recv()
-                if self._router.rcvmore:
-                    self._refuse_client(connection, self._too_many_frames(), 0)
-                else:
-                    self._request(connection, body)
-            events = self._router.get(zmq.EVENTS)
-            if not (isinstance(events, int) and events & zmq.POLLIN):
-                return
-
-    def _too_many_frames(self) -> WireError:
-        """Drop the other frames of a message, one by one: there may be any number of them."""
-        while self._router.rcvmore:
-            self._router.recv()
-        return WireError("expected one frame")
-
-    def _receive_of_stranger(self, identity: bytes) -> None:
-        """A connection that is not known may say hello. Its descriptor comes with the message."""
-        frame = self._router.recv(copy=False)
-        descriptor = int(frame.get(zmq.SRCFD))
-        try:
-            if self._router.rcvmore:
-                raise self._too_many_frames()
-            request = unpack_request(frame.bytes, self._boot_id)
-            if request.name != "hello":
-                self._refuse(identity, descriptor, StrangerError("say hello first"), request.request_id)
-                return
-        except MmError as refusal:
-            self._refuse(identity, descriptor, refusal, refusal.request_id)
-        except WireError as refusal:
-            self._refuse(identity, descriptor, refusal, 0)
-        else:
-            self._connect(identity, descriptor, request)
-
-    def _request(self, connection: Connection, body: bytes) -> None:
-        """A request of a client waits for its turn; one that was sent before is answered or ignored."""
-        try:
-            request = unpack_request(body, self._boot_id)
-        except MmError as refusal:
-            self._refuse_client(connection, refusal, refusal.request_id)
-            return
-        except WireError as refusal:
-            self._refuse_client(connection, refusal, 0)
-            return
-        client, number = connection.client, request.request_id
-        if request.name == "hello":  # its answer was lost
-            self._send(connection, pack_reply(self._boot_id, number, connection.number))
-        elif number <= connection.last_request:
-            if number == connection.last_request and connection.last_reply is not None:
-                self._send(connection, connection.last_reply)
-        elif connection.waiting is not None:
-            if number != connection.waiting:
-                self._refuse_client(
-                    connection, MmError(errno.EAGAIN, "a call of this connection is on its way"), number
-                )
-        elif client.request_bytes + len(body) > limits.REQUEST_BYTES_PER_CLIENT:
-            self._refuse_client(
-                connection, MmError(errno.EAGAIN, "too many bytes of this client are on their way"), number
-            )
-        else:
-            connection.waiting, connection.request_bytes = number, len(body)
-            client.request_bytes += len(body)
-            if request.window is not None and not self._at_rest_soon:
-                self._begin(connection, request)  # others may be waiting for that window
-            else:
-                self._turns.add(client, (connection, request))
-
-    def _serve_turns(self) -> None:
-        """Begin a request of each client in turn, of no more than a few: what they need runs between two rounds."""
-        for _ in range(min(len(self._turns), limits.SERVED_PER_TURN)):
-            if not self._turns or self._at_rest_soon:
-                return
-            self._begin(*self._turns.take()[1])
-
-    def _begin(self, connection: Connection, request: Request) -> None:
-        client = connection.client
-        client.running += 1
-        if client.running >= limits.RUNNING_CALLS_PER_CLIENT:
-            self._turns.pause(client)
-        if request.name == "fsck":
-            self._checks.append((connection, request))
-        else:
-            self._calls.serve(connection, request, self._answer)
-
-    def _answer(self, connection: Connection, body: bytes) -> None:
-        """A call that had its turn is over."""
-        client = connection.client
-        client.running -= 1
-        client.request_bytes -= connection.request_bytes
-        connection.waiting, connection.request_bytes = None, 0
-        self._turns.go_on(client)
-        self._send(connection, body)
-
-    def _answer_again(self, connection: Connection, body: bytes) -> None:
-        """A call that was on its way when the last daemon died is over."""
-        connection.waiting = None
-        self._send(connection, body)
-
-    def _connect(self, identity: bytes, descriptor: int, request: Request) -> None:
-        """Bind an identity to the client of the token, for a connection that is new or goes on."""
-        token, number = request.args
-        client = self._clients.get(token)
-        if client is None:
-            self._refuse(identity, descriptor, MmError(errno.EACCES, "no client has that token"), request.request_id)
-            return
-        connection = self._connection_of(client, number)
-        if connection is None:
-            connection = Connection(self._next_connection, identity, client, last_request=request.request_id)
-            self._next_connection += 1
-            client.connections.append(connection)
-            self._k.journal.append(["connection", connection.number, client.number])
-            connection.last_reply = pack_reply(self._boot_id, request.request_id, connection.number)
-            self._forget_idle(client)
-        connection.identity, connection.descriptor = identity, descriptor
-        self._connections[identity] = connection
-        self._guests.greeted(descriptor)
-        self._send(connection, pack_reply(self._boot_id, request.request_id, connection.number))
-
-    def _connection_of(self, client: Client, number: int | None) -> Connection | None:
-        """The connection of that number, if it is this client's: of the last daemon, or one that was cut."""
-        if number is None:
-            return None
-        returning = self._returning.get(number)
-        if returning is not None and returning.client is client:
-            return self._returning.pop(number)
-        known = next((one for one in client.connections if one.number == number and one.identity), None)
-        if known is not None:
-            self._connections.pop(known.identity, None)
-        return known
-
-    def _forget_idle(self, client: Client) -> None:
-        """Threads end without a word: of too many connections the oldest whose call is over goes.
-
-        A thread that still has it is told that it is a stranger, and says hello once more.
-        """
-        if len(client.connections) <= limits.MAX_CONNECTIONS_PER_CLIENT:
-            return
-        oldest = next((one for one in client.connections if one.last_reply is not None), None)
-        if oldest is not None:
-            client.connections.remove(oldest)
-            self._connections.pop(oldest.identity, None)
-            self._returning.pop(oldest.number, None)
-            self._k.journal.append(["hung_up", oldest.number])
-
-    def _send(self, connection: Connection, body: bytes) -> None:
-        if connection.identity:  # else it has not come back yet, and will ask
-            self._post(connection.identity, body)
-
-    def _refuse_client(self, connection: Connection, refusal: Exception, request_id: int) -> None:
-        self._refuse(connection.identity, connection.descriptor, refusal, request_id)
-
-    def _refuse(self, identity: bytes, descriptor: int, refusal: Exception, request_id: int) -> None:
-        """Say no, unless that was said too often: then the connection is over."""
-        self.refused += 1
-        if self.refused & (self.refused - 1) == 0:  # the first of them, and ever fewer: a log is not to be flooded
-            self._log.info(Event.REQUEST_REFUSED, reason=str(refusal), request=request_id, refused=self.refused)
-        if self._guests.strike(descriptor):
-            self._post(identity, pack_refusal(self._boot_id, request_id, refusal))
-
-    def _post(self, identity: bytes, body: bytes) -> None:
-        try:
-            self._router.send_multipart([identity, body], zmq.NOBLOCK)
-        except zmq.ZMQError as error:  # gone, or it never reads: nobody else waits for it
-            self.unheard += 1
-            if self.unheard & (self.unheard - 1) == 0:
-                self._log.info(Event.REPLY_DROPPED, reason=str(error), unheard=self.unheard)
-
     # -- fsck ----------------------------------------------------------------------------------------------------------
 
     def _check_at_rest(self) -> None:
         """Once nothing is on its way any more, check, answer, and let the others go on."""
         if self._scheduler.active or self._bus.copies:
             return
-        if self._finishing:
-            self._finishing = False
+        if self._requests.finishing:
+            self._requests.finishing = False
             self._serves()
-        if self._checks:
-            self._repair_locks()
-        found = fsck(self._k) if self._checks else []
-        checks, self._checks = self._checks, []
+        checks, self._requests.checks = self._requests.checks, []
+        if not checks:
+            return
+        self._repair_locks()
+        found = fsck(self._k)
         for connection, request in checks:
             connection.last_request = request.request_id
             connection.last_reply = pack_reply(self._boot_id, request.request_id, found)
-            self._answer(connection, connection.last_reply)
+            self._requests.answer(connection, connection.last_reply)
 
     # -- clients come and go -------------------------------------------------------------------------------------------
 
@@ -537,7 +347,6 @@ class Server:
             return
         client.gone = True
         self._forget_process(client)
-        self._turns.forget(client)
         self._log.info(Event.CLIENT_GONE, client_pid=client.pid, dead=dead, tasks=len(client.tasks))
         if client.sock is not None:
             self.unwatch(client.sock.fileno())
@@ -545,10 +354,7 @@ class Server:
         if client.number:
             self._k.journal.append(["client_gone", client.number])
         close_client(client, os.close)
-        for connection in client.connections:
-            self._connections.pop(connection.identity, None)
-            self._returning.pop(connection.number, None)
-            self._k.journal.append(["hung_up", connection.number])
+        self._requests.client_gone(client)
         for slot in list(client.slots) if dead else []:
             self._slots.give_back(slot)
         self._calls.end_tasks(client)

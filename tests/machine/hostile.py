@@ -11,6 +11,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import numaemu as nm
 from numaemu import places
@@ -133,7 +134,7 @@ class Polite:
         except BaseException as error:  # noqa: BLE001 - told by the thread that waits
             self.error = error
 
-    def __enter__(self) -> "Polite":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
