@@ -71,6 +71,8 @@ class Guests:
         #: Processes whose connections were dropped: how many, and until when none may come.
         self._barred: dict[int, tuple[int, float]] = {}
         self.dropped = 0
+        #: Called with the descriptor of a connection that is over.
+        self.went: Callable[[int], None] = lambda _descriptor: None
         endpoint = f"inproc://guests-{id(self):x}"
         router.monitor(endpoint, zmq.EVENT_ACCEPTED | _GONE)
         self.socket = context.socket(zmq.PAIR)
@@ -122,6 +124,7 @@ class Guests:
         if guest is not None:
             self._of_process -= Counter({guest.pid: 1})
             self._no_stranger(descriptor, guest)
+            self.went(descriptor)
 
     def _no_stranger(self, descriptor: int, guest: Guest) -> None:
         if self._strangers.pop(descriptor, None) is not None:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import time
 from typing import Any
 
@@ -45,6 +46,7 @@ def main(child: Child) -> None:
     locks = ProcessLocks(child.layout, machine.columns, machine.mutexes, OfdLock(child.fds["mmap_sem"]), stats)
     journal = Journal(np.frombuffer(journal_segment.view, np.uint8))
     fenced = membarrier.register()
+    _raise_descriptor_limit()
     found = machine_for(child, machine, locks, journal, fenced=fenced)
     found.kernel.locks.stats = stats
     context = zmq.Context()
@@ -59,11 +61,7 @@ def _serve(
 ) -> None:
     kernel = machine.kernel
     zap_handler = zap.open_handler(context)
-    bus_socket = _router(context)
-    bus_socket.sndhwm = 0  # what is under way is bounded by what was asked for; none of it may be lost
-    bus_guests = Guests(context, bus_socket, time.monotonic, child.log, stranger_s=None)
-    bus_socket.bind(f"ipc://{child.directory / BUS_SOCKET}")
-    bus = Bus(bus_socket, bus_guests, child.bus_key, child.log)
+    bus = _bus(child, context)
     bus.written = lambda pfns: end_swap_write(kernel, pfns)
     slots = AccessSlots(kernel.c)
     scheduler = Scheduler(kernel, slots, bus, time.monotonic, fenced=fenced)
@@ -124,13 +122,27 @@ def _serve(
         server.serve()
     finally:
         guests.close()
-        bus_guests.close()
+        bus.guests.close()
+
+
+def _bus(child: Child, context: "zmq.Context[zmq.Socket[bytes]]") -> Bus:
+    router = _router(context)
+    router.sndhwm = 0  # what is under way is bounded by what was asked for; none of it may be lost
+    guests = Guests(context, router, time.monotonic, child.log, stranger_s=None)
+    router.bind(f"ipc://{child.directory / BUS_SOCKET}")
+    return Bus(router, guests, child.bus_key, child.log)
 
 
 def client_segments(child: Child) -> list[str]:
     """The segments that a client maps: pools by ascending node, page tables, control, locks."""
     pools = [pool_name(nid) for nid in child.layout.node_pfns]
     return [*pools, "ptes", "pte_bits", "control", "locks", "mmap_sem"]
+
+
+def _raise_descriptor_limit() -> None:
+    """As many as the host allows: ZeroMQ ends its process when it has none left for a connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _router(context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":

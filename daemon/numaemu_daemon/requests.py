@@ -5,6 +5,7 @@ a limit gets an errno, and who goes on with it loses the connection.
 """
 
 import errno
+from typing import Final
 
 import zmq
 
@@ -17,6 +18,9 @@ from numaemu_daemon.clients import Client, Connection
 from numaemu_daemon.guests import Guests
 from numaemu_daemon.logs import Event, Log
 from numaemu_daemon.turns import Turns
+
+#: An identity that ZeroMQ has drawn: a zero, and a number that the peer is not told.
+_IDENTITY_BYTES: Final = 5
 
 
 class Requests:
@@ -41,6 +45,8 @@ class Requests:
         self._boot_id = boot_id
         self._log = log
         self._connections: dict[bytes, Connection] = {}
+        self._by_descriptor: dict[int, Connection] = {}
+        guests.went = self._hung_up
         #: Connections of clients of the last daemon, by number, until they say hello again.
         self.returning: dict[int, Connection] = {}
         self.next_connection = 1
@@ -176,10 +182,21 @@ class Requests:
         connection.waiting = None
         self._send(connection, body)
 
+    def _hung_up(self, descriptor: int) -> None:
+        """A connection is over: nobody else has its identity, and its thread may go on with another one."""
+        connection = self._by_descriptor.pop(descriptor, None)
+        if connection is not None and connection.descriptor == descriptor:
+            self._connections.pop(connection.identity, None)
+            connection.identity, connection.descriptor = b"", -1
+
     def _connect(self, identity: bytes, descriptor: int, request: Request) -> None:
         """Bind an identity to the client of the token, for a connection that is new or goes on."""
         token, number = request.args
         client = self._clients.get(token)
+        if len(identity) != _IDENTITY_BYTES or identity[0]:
+            no = MmError(errno.EACCES, "who chooses an identity may have chosen another's")
+            self._refuse(identity, descriptor, no, request.request_id)
+            return
         if client is None:
             self._refuse(identity, descriptor, MmError(errno.EACCES, "no client has that token"), request.request_id)
             return
@@ -192,6 +209,7 @@ class Requests:
             connection.last_reply = pack_reply(self._boot_id, request.request_id, connection.number)
             self._forget_idle(client)
         connection.identity, connection.descriptor = identity, descriptor
+        self._by_descriptor[descriptor] = connection
         self._connections[identity] = connection
         self._guests.greeted(descriptor)
         self._send(connection, pack_reply(self._boot_id, request.request_id, connection.number))
@@ -203,7 +221,7 @@ class Requests:
         returning = self.returning.get(number)
         if returning is not None and returning.client is client:
             return self.returning.pop(number)
-        known = next((one for one in client.connections if one.number == number and one.identity), None)
+        known = next((one for one in client.connections if one.number == number), None)
         if known is not None:
             self._connections.pop(known.identity, None)
         return known

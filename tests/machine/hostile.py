@@ -9,6 +9,7 @@ import resource
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -136,11 +137,20 @@ class Polite:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._wait_for_faults(1)
         return self
 
+    def _wait_for_faults(self, more: int) -> None:
+        enough, deadline = self.faults + more, time.monotonic() + PATIENCE_S
+        while self.faults < enough and self.error is None:
+            assert time.monotonic() < deadline, "the polite client was not served"
+            time.sleep(0.002)
+
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+        try:
+            self._wait_for_faults(100)
+        finally:
+            self._over.set()
+            self._thread.join()
         if self.error is not None:
             raise self.error
-        assert self.faults
