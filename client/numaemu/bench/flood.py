@@ -17,34 +17,37 @@ _MIB: Final = 1 << 20
 
 def flood_p99(kind: str) -> Figure:
     """The 99th percentile of a polite client's faults, beside a flooder (`client` or `stranger`) and without."""
-    with nm.boot(nodes=2, memory="64M", swap="64M") as machine, machine.attach() as task:
-        with _flooder(machine.name, kind) as say:
+    with (
+        nm.boot(nodes=2, memory="64M", swap="64M") as machine,
+        machine.attach() as task,
+        _flooder(machine.name, kind) as say,
+    ):
 
-            def p99() -> float:
-                buf = task.mmap(_FAULTS * PAGE)
-                taken: list[float] = []
-                for offset in range(0, _FAULTS * PAGE, PAGE):
-                    began = time.perf_counter()
-                    task.write(buf.start + offset, b"x")
-                    taken.append(time.perf_counter() - began)
-                task.munmap(buf.start, buf.length)
-                return sorted(taken)[len(taken) * 99 // 100] * 1e6
+        def p99() -> float:
+            buf = task.mmap(_FAULTS * PAGE)
+            taken: list[float] = []
+            for offset in range(0, _FAULTS * PAGE, PAGE):
+                began = time.perf_counter()
+                task.write(buf.start + offset, b"x")
+                taken.append(time.perf_counter() - began)
+            task.munmap(buf.start, buf.length)
+            return sorted(taken)[len(taken) * 99 // 100] * 1e6
 
-            def beside() -> float:
+        def beside() -> float:
+            say()
+            try:
+                return p99()
+            finally:
                 say()
-                try:
-                    return p99()
-                finally:
-                    say()
 
-            return compare(
-                f"flood-p99-{kind}",
-                "us",
-                beside,
-                p99,
-                peer_is="the same faults without the flood",
-                reach="<= 3 x its time",
-            )
+        return compare(
+            f"flood-p99-{kind}",
+            "us",
+            beside,
+            p99,
+            peer_is="the same faults without the flood",
+            reach="<= 3 x its time",
+        )
 
 
 def flood_p99_client() -> Figure:

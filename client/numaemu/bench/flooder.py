@@ -1,7 +1,7 @@
 """A peer that means it badly: `python -m numaemu.bench.flooder MACHINE client|stranger`.
 
 A line on stdin lets it flood, the next one stops it; it says a line when it has understood. As a client it pipelines
-requests without waiting for any answer, as a stranger it sends what is no request. When it is hung up on it comes again.
+requests without waiting for any answer, as a stranger it sends what is no request. Hung up on, it comes again.
 """
 
 import os
