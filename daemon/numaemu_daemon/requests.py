@@ -175,6 +175,7 @@ class Requests:
         client.request_bytes -= connection.request_bytes
         connection.waiting, connection.request_bytes = None, 0
         self.turns.go_on(client)
+        self._guests.forgive(connection.descriptor)
         self._send(connection, body)
 
     def answer_again(self, connection: Connection, body: bytes) -> None:
