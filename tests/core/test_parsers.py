@@ -211,6 +211,16 @@ def test_recorded_programs(path: Path, text: bytes) -> None:
     refused(read, ValueError, TopologyError)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"swap": []}, {"swap": {}}, {"nondet": [[0]], "det": False}, {"nondet": 5}], ids=str
+)
+def test_a_recording_with_a_list_where_a_word_belongs_is_refused(path: Path, changes: dict[str, Any]) -> None:
+    """What cannot be a key of anything is a ValueError like other values of a wrong type."""
+    path.write_text(json.dumps(PROGRAM | changes))
+    with pytest.raises(ValueError, match="no recorded program"):
+        records.check_machines(list(records.read_records(str(path))), None)
+
+
 WORD_PARSERS = {
     parser.__name__: parser
     for parser in (

@@ -121,6 +121,9 @@ def _record_of(file: str, row: Any) -> Record:  # noqa: ANN401 - whatever JSON h
         _refuse("ops: expected lines of text, who and what")
     if results and not (isinstance(results, list) and len(results) == len(ops)):
         _refuse(f"results: expected as many as ops, {len(ops)}")
+    swap = row.get("swap", "ram")
+    if not isinstance(swap, str):
+        _refuse(f"swap: expected text, got {swap!r}")
     nondet = row.get("nondet") or []
     if not isinstance(nondet, list) or not all(isinstance(call, int) for call in nondet):
         _refuse(f"nondet: expected numbers of calls, got {nondet!r}")
@@ -134,7 +137,7 @@ def _record_of(file: str, row: Any) -> Record:  # noqa: ANN401 - whatever JSON h
         tuple(ops),
         tuple(results),
         frozenset(nondet) if not row.get("det", True) else frozenset(),
-        row.get("swap", "ram"),
+        swap,
         _number(row, "page_cluster", 0),
         _number(row, "fault_around", 65536),
         row,
