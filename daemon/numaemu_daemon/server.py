@@ -208,7 +208,9 @@ class Server:
     def _look_after_peers(self) -> float | None:
         """Hang up on those whose time is over; gives the seconds until there may be others, None if there are none."""
         found = (self._guests.expire(), self._bus.guests.expire(), self._expire())
-        return min((wait_s for wait_s in found if wait_s is not None), default=None)
+        if found == (None, None, None):
+            return None
+        return min(wait_s for wait_s in found if wait_s is not None)
 
     # -- fsck ----------------------------------------------------------------------------------------------------------
 
