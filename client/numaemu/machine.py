@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import operator
 import os
 import weakref
@@ -58,17 +59,26 @@ class Machine:
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
-    def attach(self, cpu: int = 0, capabilities: Iterable[str] = (), share_mm: int | None = None) -> Task:
+    def attach(
+        self,
+        cpu: int = 0,
+        capabilities: Iterable[str] = (),
+        share_mm: int | None = None,
+        remote: bool = False,  # noqa: FBT001, FBT002 - as programs call it
+    ) -> Task:
         """A new task on a CPU, with an mm of its own, or with that of the task whose pid is `share_mm`.
 
-        `capabilities` are names such as CAP_SYS_RESOURCE. Mirrors: a process that has just been executed.
+        `capabilities` are names such as CAP_SYS_RESOURCE. A `remote` task, and its forks, read and write through the
+        kernel daemon and not in memory that this process maps: slower, with the same results, and nothing can be
+        pinned. Mirrors: a process that has just been executed.
 
         Raises:
-            OSError: EINVAL: no such CPU, or no such capability; ESRCH: no such task; EAGAIN: too many.
+            OSError: EINVAL: no such CPU, or no such capability; ESRCH: no such task; EAGAIN: too many; EPERM: another
+            user's task, or a capability that the owner of the machine has not granted to this user.
         """
         if isinstance(capabilities, str):
             raise TypeError(f"capabilities: expected a set of names, got {capabilities!r}")
-        return self._new_task(self._calls.call("attach", cpu, sorted(capabilities), share_mm))
+        return self._new_task(self._calls.call("attach", cpu, sorted(capabilities), share_mm), remote=remote)
 
     def adopt(self, pid: int) -> Task:
         """Take over a task that another process of the same user forked; that one's handle is void then.
@@ -78,10 +88,11 @@ class Machine:
         """
         return self._new_task(self._calls.call("adopt", pid))
 
-    def _new_task(self, identity: list[int]) -> Task:
+    def _new_task(self, identity: list[int], *, remote: bool = False) -> Task:
         """A handle for a task of the daemon: pid, mm, top table."""
         pid, mm_id, pgd = identity
-        task = Task(self._new_task, self._attachment, self._calls, pid, mm_id, pgd)
+        new_task = functools.partial(self._new_task, remote=remote)
+        task = Task(new_task, self._attachment, self._calls, pid, mm_id, pgd, remote=remote)
         self._tasks.add(task)
         return task
 

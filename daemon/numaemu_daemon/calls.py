@@ -256,8 +256,8 @@ class Calls:
 
 
 def _journalled_bytes(request: Request) -> int:
-    """Bytes of a file that a call carries into the journal."""
-    return len(request.args[3]) if request.name == "file_write" else 0
+    """Bytes of a file or of memory that a call carries into the journal."""
+    return len(request.args[-1]) if request.name in {"file_write", "write"} else 0
 
 
 def _own_window(client: Client, request: Request) -> int | None:

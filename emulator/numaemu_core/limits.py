@@ -105,6 +105,8 @@ JOURNAL_ROW_BYTES_MAX: Final = 128
 
 #: One message on the wire, either way.
 MESSAGE_BYTES_MAX: Final = 1 << 20
+#: Bytes of memory that one call reads or writes for a remote client: a write stands in the journal.
+REMOTE_BYTES_MAX: Final = 256 << 10
 #: The secret that binds a connection to the process that got the descriptors.
 TOKEN_BYTES: Final = 16
 #: Words of a node mask on the wire: one page of bits.
@@ -121,4 +123,5 @@ assert FAULT_BATCH_PAGES <= FAULT_REQUEST_PAGES
 assert SWAPOUT_TRYLOCK_PASSES < SWAPOUT_PASSES
 assert TASK_SIZE_BYTES <= 1 << (PAGE_SHIFT_MIN + TABLE_LEVELS * TABLE_SHIFT)
 assert (MAX_VMAS + MAX_SHARED_POLICIES + MAX_TASKS + MAX_MMS) * JOURNAL_ROW_BYTES_MAX <= JOURNAL_HALF_BYTES * 3 // 4
+assert REMOTE_BYTES_MAX <= MESSAGE_BYTES_MAX // 2
 assert JOURNALLED_WRITES_BYTES <= JOURNAL_HALF_BYTES // 8

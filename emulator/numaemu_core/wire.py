@@ -120,6 +120,14 @@ def octets(value: object) -> bytes:
     return value
 
 
+def chunk(value: object) -> bytes:
+    """Bytes of memory that a remote client writes."""
+    data = octets(value)
+    if len(data) > limits.REMOTE_BYTES_MAX:
+        raise MmError(errno.EINVAL, f"expected at most {limits.REMOTE_BYTES_MAX} bytes, got {len(data)}")
+    return data
+
+
 def array_of(dtype: str) -> Check:
     """Numbers of a fixed width: a list of them, or little-endian bytes; as an array."""
     info = np.iinfo(dtype)
@@ -150,6 +158,9 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "fork": (number,),
     "set_cpu": (number, number),
     "fault": (number, ulong, ulong, flag),
+    "read": (number, ulong, ulong),  # for a client that does not map the memory: pid, address, length
+    "write": (number, ulong, chunk),
+    "touch": (number, ulong, ulong, flag),
     "mmap": (number, ulong, ulong, ulong, ulong, optional(text), ulong, text),  # …, file, offset, "r" or "r+"
     "create_file": (text, text, number),
     "file_write": (number, text, number, octets),
