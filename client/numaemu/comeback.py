@@ -8,6 +8,7 @@ what was not answered once more, under the number that it had.
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 from typing import TYPE_CHECKING, Final
@@ -42,6 +43,15 @@ class WayBack:
     def is_over(self, generation: int) -> bool:
         """Has another daemon than that one taken over?"""
         return bool(self._words[0] > generation)
+
+    def _hung_up(self) -> bool:
+        """Is the daemon gone that the descriptor socket was open to? It says nothing by itself but that it ends."""
+        sock = self._sock
+        if sock.fileno() < 0:  # another thread has just seen to it
+            return True
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     def renew(self, seen: int, token: bytes, init: Init) -> None:
         """Become known to the daemon of now, unless another thread has seen to it since the generation was `seen`.
@@ -81,3 +91,15 @@ class WayBack:
         """Let the daemon know that this process uses the machine no more. Takes no lock: a forked child calls it."""
         self._closed = True
         self._sock.close()
+
+
+class RemoteWayBack(WayBack):
+    """The same for a process that does not map the memory: the end of the descriptor socket tells of a daemon's."""
+
+    def __init__(self, place: Path, sock: socket.socket, generation: int) -> None:
+        """`place` is the descriptor socket, `sock` is open to the daemon of `generation`."""
+        super().__init__(place, memoryview(b""), sock, generation)
+
+    def is_over(self, generation: int) -> bool:
+        """Is another daemon than that one known, or the one that was known gone?"""
+        return self.generation > generation or self._hung_up()

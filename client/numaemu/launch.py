@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from numaemu_core.admission import Admission
     from numaemu_core.topology import Topology
 
 #: A machine of 64 nodes on a busy host takes some seconds.
@@ -47,10 +48,11 @@ def start(
     name: str,
     topology: Topology,
     *,
+    admission: Admission | None = None,
     owner_pid: int | None = None,
     foreground: bool = False,
 ) -> Started:
-    """Start a machine and wait until it serves.
+    """Start a machine and wait until it serves; `admission` says whom it admits beside this user.
 
     It ends with the process `owner_pid`, if one is given. `foreground`: its log goes to our stderr, not to a file.
 
@@ -64,7 +66,7 @@ def start(
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         try:
-            command = _command(place, topology, writer, owner_pid)
+            command = _command(place, topology, writer, owner_pid) + _admission_options(place, admission)
             process = _execute(command, place, writer, foreground=foreground)
         finally:
             os.close(writer)
@@ -78,6 +80,13 @@ def _command(place: Path, topology: Topology, ready_fd: int, owner_pid: int | No
     if owner_pid is not None:
         command += ["--owner-pid", str(owner_pid)]
     return command
+
+
+def _admission_options(place: Path, admission: Admission | None) -> list[str]:
+    if admission is None:
+        return []
+    options = ["--admission", json.dumps(admission.as_dict())]
+    return [*options, "--visitors", str(places.visitors_dir(place))] if admission.uids else options
 
 
 def _execute(command: list[str], place: Path, ready_fd: int, *, foreground: bool) -> subprocess.Popen[bytes]:

@@ -29,13 +29,17 @@ if TYPE_CHECKING:
 _machines: weakref.WeakSet[Machine] = weakref.WeakSet()
 
 
-def connect(name: str = "default") -> Machine:
+def connect(name: str = "default", *, remote: bool = False) -> Machine:
     """The running machine of that name; `numaemu up` starts one.
 
+    `name`: NAME, or OWNER/NAME or a path for a machine of another user that admits this one. With `remote`, and of
+    another user always, this process gets none of the memory, and all its tasks are remote.
+
     Raises:
-        ConnectionRefusedError: there is none. ValueError: that is no name. PeerError: it speaks another version.
+        ConnectionRefusedError: there is none. ValueError: that is no name. PeerError: it speaks another version, or
+        does not admit this user.
     """
-    return Machine(attach_process(places.machine_dir(name)))
+    return Machine(attach_process(places.find(name), remote=remote))
 
 
 class Machine:
@@ -91,6 +95,7 @@ class Machine:
     def _new_task(self, identity: list[int], *, remote: bool = False) -> Task:
         """A handle for a task of the daemon: pid, mm, top table."""
         pid, mm_id, pgd = identity
+        remote = remote or self._attachment.views is None
         new_task = functools.partial(self._new_task, remote=remote)
         task = Task(new_task, self._attachment, self._calls, pid, mm_id, pgd, remote=remote)
         self._tasks.add(task)
@@ -177,9 +182,16 @@ class Machine:
         return found
 
     def status(self) -> dict[str, Any]:
-        """How each process is, as `numaemu status --json` says; beside it what the kernel daemon counts, by name."""
+        """How each process is, as `numaemu status --json` says; beside it what the kernel daemon counts, by name.
+
+        Other users are told of no process.
+        """
         counted: dict[str, Any] = self._calls.call("status")
-        return {**control.status(places.machine_dir(self.name)), **counted}
+        place = self._attachment.place
+        if place is None:  # init does not talk to other users
+            peer = self._attachment.peer
+            return {"machine": self.name, "boot_id": peer.boot_id, "processes": [], **counted}
+        return {**control.status(place), **counted}
 
     def fsck(self) -> list[str]:
         """Every invariant that does not hold just now, a sentence each; none if all is well."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from numaemu_core.admission import Admission
 from numaemu_core.layout import Layout, layout_of
 from numaemu_core.topology import Topology
 from numaemu_daemon import handshake, logs, segments
@@ -44,6 +45,9 @@ class ChildConfig:
     init_pid: int
     #: Counts the kernel daemons that the machine has had.
     generation: int = 1
+    #: Whom the machine admits beside its owner, and the directory for other users, "" for none.
+    admission: Admission = field(default_factory=Admission)
+    visitors: str = ""
 
 
 @dataclass(slots=True)
@@ -70,6 +74,9 @@ class Child:
     log: Log
     #: Counts the kernel daemons that the machine has had.
     generation: int = 1
+    #: Whom the machine admits beside its owner, and the directory for other users, None for none.
+    admission: Admission = field(default_factory=Admission)
+    visitors: Path | None = None
     _told: dict[str, int] = field(default_factory=dict)
     _told_at: float = 0.0
 
@@ -174,6 +181,8 @@ def _join(config: ChildConfig, sock: socket.socket, init_pidfd: int, log: Log) -
         owner_uid=os.getuid(),
         log=log,
         generation=config.generation,
+        admission=config.admission,
+        visitors=Path(config.visitors) if config.visitors else None,
     )
 
 

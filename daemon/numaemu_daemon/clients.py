@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from numaemu_core import limits
+from numaemu_core.admission import ROOT
 from numaemu_core.columns import Columns
 from numaemu_core.errors import MmError
 from numaemu_host import pidfd
@@ -18,7 +19,7 @@ from numaemu_host import pidfd
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One process that uses the machine."""
+    """One process that uses the machine. `pid` and `uid` are the host's word on it; over TCP there is no pid: 0."""
 
     #: None until it has come back to a new kernel daemon.
     sock: socket.socket | None
@@ -26,6 +27,10 @@ class Client:
     uid: int
     pidfd: int
     token: bytes
+    #: Who it is in the machine: `admission.ROOT` for the owner's clients, else the number of another user.
+    user: int = ROOT
+    #: It does not map the memory.
+    remote: bool = False
     #: Pids of emulated tasks that it owns.
     tasks: set[int] = field(default_factory=set)
     #: Its access slots, by number, each with the pid of its task.
@@ -128,14 +133,17 @@ def void_slot(columns: Columns, slot: int) -> None:
     columns.window[slot] = (int(columns.window[slot]) | 1) + 1
 
 
-def new_client(sock: socket.socket, credentials: tuple[int, int, int]) -> Client:
-    """A client that has just come to the descriptor socket."""
+def new_client(sock: socket.socket, credentials: tuple[int, int, int], *, remote: bool) -> Client:
+    """A client that has just come to a descriptor socket; `remote`: to that of other users."""
     pid, uid, _ = credentials
-    return Client(sock, pid, uid, pidfd.open_pidfd(pid), secrets.token_bytes(limits.TOKEN_BYTES))
+    client = Client(sock, pid, uid, pidfd.open_pidfd(pid), secrets.token_bytes(limits.TOKEN_BYTES), remote=remote)
+    client.user = uid if remote else ROOT
+    return client
 
 
 def close_client(client: Client, close: Callable[[int], None]) -> None:
     """Let go of its descriptors."""
     if client.sock is not None:
         client.sock.close()
-    close(client.pidfd)
+    if client.pidfd >= 0:
+        close(client.pidfd)

@@ -15,20 +15,20 @@ from numaemu_core.lock_stats import LockStats
 from numaemu_core.recovery import resume
 from numaemu_core.swap_state import end_swap_write
 from numaemu_core.wire import VERSION
-from numaemu_daemon import zap
+from numaemu_daemon import entrances, zap
 from numaemu_daemon.bus import Bus
 from numaemu_daemon.child import Child
 from numaemu_daemon.clients import AccessSlots, Client
 from numaemu_daemon.kswapd import KswapdTasks
 from numaemu_daemon.logs import Event
-from numaemu_daemon.options import BUS_SOCKET, DESCRIPTOR_SOCKET, KERNEL_SOCKET
+from numaemu_daemon.options import BUS_SOCKET
 from numaemu_daemon.process_locks import ProcessLocks
 from numaemu_daemon.scheduler import Scheduler
 from numaemu_daemon.segments import MappedMachine
 from numaemu_daemon.server import Server
 from numaemu_daemon.stop_request import StopRequest
 from numaemu_daemon.take_over import Machine, machine_for
-from numaemu_host import fdsock, membarrier
+from numaemu_host import membarrier
 from numaemu_host.memfd import Segment
 from numaemu_host.ofdlock import OfdLock
 
@@ -58,7 +58,9 @@ def _serve(
 ) -> None:
     kernel = machine.kernel
     zap_handler = zap.open_handler(context)
-    bus = Bus(_bind(context, f"ipc://{child.directory / BUS_SOCKET}"), child.log)
+    bus_router = _router(context)
+    bus_router.bind(f"ipc://{child.directory / BUS_SOCKET}")
+    bus = Bus(bus_router, child.log)
     bus.written = lambda pfns: end_swap_write(kernel, pfns)
     slots = AccessSlots(kernel.c)
     scheduler = Scheduler(kernel, slots, bus, time.monotonic, fenced=fenced)
@@ -66,22 +68,21 @@ def _serve(
     names = client_segments(child)
 
     def hello(client: Client) -> tuple[dict[str, Any], list[int]]:
+        theirs = [] if client.remote else names
         answer = {
             "version": VERSION,
             "boot_id": child.boot_id,
             "machine": child.machine,
             "token": client.token,
             "topology": child.topology.as_dict(),
-            "segments": names,
+            "segments": theirs,
+            "remote": client.remote,
             "init_pid": child.init_pid,
             "kernel_pid": os.getpid(),
             "generation": child.generation,
             "membarrier": fenced,
         }
-        return answer, [child.fds[name] for name in names]
-
-    (child.directory / DESCRIPTOR_SOCKET).unlink(missing_ok=True)  # a daemon that died leaves it
-    listener = fdsock.listen(child.directory / DESCRIPTOR_SOCKET)
+        return answer, [child.fds[name] for name in theirs]
 
     def serves() -> None:
         """Clients of the last daemon see from this word that they have to come back."""
@@ -89,16 +90,19 @@ def _serve(
         child.ready()
         child.log.info(Event.KERNEL_SERVES, membarrier=fenced)
 
+    router = _router(context)
+    entrances.bind(child, router)
     server = Server(
         kernel,
-        sockets=(_bind(context, f"ipc://{child.directory / KERNEL_SOCKET}"), bus, zap_handler),
-        listener=listener,
+        sockets=(router, bus, zap_handler),
+        listeners=entrances.listeners(child),
         scheduler=scheduler,
         slots=slots,
         hello=hello,
         boot_id=child.boot_id,
         generation=child.generation,
-        uids={child.owner_uid},
+        guard=entrances.guard(child),
+        admission=child.admission,
         recoveries=lambda: locks.recoveries,
         repair_locks=locks.repair_all,
         serves=serves,
@@ -120,7 +124,7 @@ def client_segments(child: Child) -> list[str]:
     return [*pools, "ptes", "pte_bits", "control", "locks", "mmap_sem"]
 
 
-def _bind(context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> "zmq.Socket[bytes]":
+def _router(context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":
     """A ROUTER that only authenticated peers reach, and that never waits for a slow one."""
     router = context.socket(zmq.ROUTER)
     router.linger = 0
@@ -128,5 +132,4 @@ def _bind(context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> "zmq.Sock
     router.maxmsgsize = limits.MESSAGE_BYTES_MAX
     router.handshake_ivl = _HANDSHAKE_MS
     router.zap_domain = zap.DOMAIN
-    router.bind(endpoint)
     return router

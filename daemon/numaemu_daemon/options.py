@@ -1,8 +1,9 @@
 """What a machine is started with, once the command line has been read and checked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from numaemu_core.admission import Admission
 from numaemu_core.topology import Topology
 
 #: The kernel's endpoint for clients, in the machine's directory.
@@ -26,6 +27,9 @@ class Options:
     topology: Topology
     ready_fd: int | None = None
     owner_pid: int | None = None
+    #: Whom it admits beside its owner, and the directory for other users of this host, None if there are none.
+    admission: Admission = field(default_factory=Admission)
+    visitors: Path | None = None
 
     @property
     def endpoint(self) -> str:

@@ -72,7 +72,7 @@ class RunDirectory:
         parent.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             parent.mkdir(_PRIVATE)
-        _check_not_foreign(parent)
+        check_not_foreign(parent)
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(_PRIVATE)
         found = self.path.lstat()
@@ -116,7 +116,7 @@ def _is_stderr(path: Path) -> bool:
     return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
 
-def _check_not_foreign(parent: Path) -> None:
+def check_not_foreign(parent: Path) -> None:
     """Refuse a parent in which somebody else could replace our directory: /tmp/numaemu-UID made by another user."""
     found = parent.stat()
     if found.st_uid not in {0, os.getuid()}:

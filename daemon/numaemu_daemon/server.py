@@ -10,14 +10,14 @@ import functools
 import math
 import os
 import select
-import socket
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
 
 from numaemu_core import limits
+from numaemu_core.admission import ROOT, Admission
 from numaemu_core.errors import MmError
 from numaemu_core.fsck import fsck
 from numaemu_core.journal import Truth
@@ -28,7 +28,9 @@ from numaemu_daemon.bus import Bus
 from numaemu_daemon.calls import Calls
 from numaemu_daemon.clients import AccessSlots, Client, Connection, close_client, new_client
 from numaemu_daemon.comeback import Comeback, client_row
+from numaemu_daemon.entrances import Listener
 from numaemu_daemon.logs import Event, Log
+from numaemu_daemon.permissions import Permissions
 from numaemu_daemon.scheduler import Scheduler
 from numaemu_host import fdsock
 
@@ -44,20 +46,21 @@ class Server:
         k: Kernel,
         *,
         sockets: tuple["zmq.Socket[bytes]", Bus, "zmq.Socket[bytes]"],
-        listener: socket.socket,
+        listeners: Sequence[Listener],
         scheduler: Scheduler,
         slots: AccessSlots,
         hello: Callable[[Client], tuple[dict[str, Any], list[int]]],
         boot_id: str,
         generation: int,
-        uids: Collection[int],
+        guard: zap.Guard,
+        admission: Admission,
         report: Callable[[dict[str, int]], float | None],
         recoveries: Callable[[], int],
         repair_locks: Callable[[], None],
         serves: Callable[[], None],
         log: Log,
     ) -> None:
-        """`sockets`: clients' ROUTER, bus, ZAP handler; `hello` gives the answer on the descriptor socket.
+        """`sockets`: clients' ROUTER, bus, ZAP handler; `hello` gives the answer on a descriptor socket.
 
         `report` takes what was done so far, and gives the seconds after which it wants to be told again; `recoveries`
         counts the locks whose holder had died, `repair_locks` looks for more of them; `serves` is called once calls are
@@ -65,19 +68,19 @@ class Server:
         """
         self._k = k
         self._router, self._bus, self._zap = sockets
-        self._listener = listener
         self._scheduler = scheduler
         self._slots = slots
         self._hello = hello
         self._boot_id = boot_id
         self._generation = generation
-        self._uids = uids
+        self._guard = guard
         self._report = report
         self._recoveries = recoveries
         self._repair_locks = repair_locks
         self._serves = serves
         self._log = log
-        self._calls = Calls(k, scheduler, slots, boot_id, self)
+        permissions = Permissions(k, admission, self.owner_of)
+        self._calls = Calls(k, scheduler, slots, boot_id, self, permissions)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._poller = zmq.Poller()
@@ -95,7 +98,8 @@ class Server:
         self._checks: list[tuple[Connection, Request]] = []
         self.refused = 0
         self.stopping = False
-        self.watch(listener.fileno(), self._accept)
+        for listener in listeners:
+            self.watch(listener.sock.fileno(), functools.partial(self._accept, listener))
 
     def watch(self, descriptor: int, handler: Callable[[], None]) -> None:
         """Call `handler` whenever the descriptor can be read."""
@@ -161,7 +165,7 @@ class Server:
         elif item is self._bus.socket:
             self._bus.receive()
         elif item is self._zap:
-            zap.answer(self._zap, self._uids)
+            zap.answer(self._zap, self._guard)
         else:
             for descriptor, _ in self._epoll.poll(0):
                 handler = self._handlers.get(descriptor)
@@ -187,16 +191,25 @@ class Server:
 
     def _receive(self) -> None:
         for _ in range(REQUESTS_PER_TURN):
-            frames = self._router.recv_multipart()
-            if len(frames) == 2:  # noqa: PLR2004 - identity and body
-                self._request(frames[0], frames[1])
+            identity = self._router.recv()
+            user = None
+            if identity in self._connections:
+                parts = [self._router.recv()]
             else:
-                self._refuse(frames[0], WireError("expected one frame"), 0)
+                frame = self._router.recv(copy=False)
+                user, parts = zap.user_of(frame), [frame.bytes]
+            while self._router.rcvmore:
+                parts.append(self._router.recv())
+            if len(parts) == 1:
+                self._request(identity, user, parts[0])
+            else:
+                self._refuse(identity, WireError("expected one frame"), 0)
             events = self._router.get(zmq.EVENTS)
             if not (isinstance(events, int) and events & zmq.POLLIN):
                 return
 
-    def _request(self, identity: bytes, body: bytes) -> None:
+    def _request(self, identity: bytes, user: int | None, body: bytes) -> None:
+        """A message; `user` is who sent it, by ZAP's word, if it is the first of its connection."""
         try:
             request = unpack_request(body, self._boot_id)
         except MmError as refusal:
@@ -207,10 +220,10 @@ class Server:
             return
         connection = self._connections.get(identity)
         if request.name == "hello":
-            self._connect(identity, request)
+            self._connect(identity, user, request)
         elif connection is None:
             self._refuse(identity, StrangerError("say hello first"), request.request_id)
-        elif request.name == "fsck":
+        elif request.name == "fsck" and connection.client.user == ROOT:
             self._checks.append((connection, request))
             self._held = self._held if self._held is not None else deque()
         elif self._held is not None:
@@ -218,15 +231,18 @@ class Server:
         else:
             self._calls.serve(connection, request, self._send)
 
-    def _connect(self, identity: bytes, request: Request) -> None:
-        """Bind an identity to the client of the token; once: a repeated hello is answered again."""
+    def _connect(self, identity: bytes, user: int | None, request: Request) -> None:
+        """Bind an identity to the client of the token; once: a repeated hello is answered again.
+
+        A token is good only for the user whom it was given to: who found that of another has nothing.
+        """
         known = self._connections.get(identity)
         if known is not None:
             self._send(known, pack_reply(self._boot_id, request.request_id, known.number))
             return
         token, number = request.args
         client = self._clients.get(token)
-        if client is None:
+        if client is None or client.uid != user:
             self._refuse(identity, MmError(errno.EACCES, "no client has that token"), request.request_id)
             return
         returning = self._returning.get(number)
@@ -295,18 +311,18 @@ class Server:
 
     # -- clients come and go -------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
+    def _accept(self, listener: Listener) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock, _ = listener.sock.accept()
         except OSError:  # it went away, or we have no descriptor left
             return
         sock.settimeout(0)  # a client that does not read must not stop us
         credentials = fdsock.peer_credentials(sock)
-        if credentials[1] not in self._uids:
+        if credentials[1] not in listener.uids:
             sock.close()
             return
         try:
-            client = new_client(sock, credentials)
+            client = new_client(sock, credentials, remote=listener.remote)
         except OSError:  # it has died already
             sock.close()
             return
@@ -332,11 +348,12 @@ class Server:
             if right and isinstance(message, dict) and "token" in message and not client.greeted:
                 self._welcome_back(client, message["token"])
                 return
-            if not right or client.greeted:
+            if not right or client.greeted or not isinstance(message, dict):
                 fdsock.send(client.sock, {"error": f"expected a hello of version {VERSION}"})
                 self._gone(client, dead=False)
                 return
             client.greeted = True
+            client.remote = client.remote or message.get("remote") is True
             client.number = self._next_client
             self._next_client += 1
             self._k.journal.append(["client", client.number, client_row(client)])

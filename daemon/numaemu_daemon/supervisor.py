@@ -196,6 +196,8 @@ class Supervisor:
             topology=options.topology,
             init_pid=os.getpid(),
             generation=self._s.generation,
+            admission=options.admission,
+            visitors=str(options.visitors or ""),
         )
         now = time.monotonic()
         try:
