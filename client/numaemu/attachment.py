@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from numaemu.tcp import Lease
+
 MMAP_SEM: Final = "mmap_sem"
 _MAPPED: Final = ("ptes", "pte_bits", "control", "locks")
 _ANSWER_S: Final = 30.0
@@ -54,7 +56,7 @@ class Attachment:
     #: None: this process does not map the memory.
     views: Views | None
     fds: dict[str, int]
-    sock: socket.socket
+    sock: socket.socket | Lease
     fenced: bool
     #: The machine's directory, None if it is another user's.
     place: Path | None = None

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Final
 
 from numaemu.errors import MachineGone
 from numaemu_core.wire import VERSION
-from numaemu_host import fdsock, pidfd
+from numaemu_host import fdsock
 
 if TYPE_CHECKING:
     import socket
     from pathlib import Path
 
     from numaemu.connection import Init
+    from numaemu.tcp import Lease
 
 _ANSWER_S: Final = 30.0
 _PAUSE_S: Final = 0.01
@@ -29,6 +30,9 @@ _PAUSE_S: Final = 0.01
 
 class WayBack:
     """Which daemon this process is known to."""
+
+    #: How long an answer is waited for before it is asked for again: for ever, as this host tells of each death.
+    patience_slices = 0
 
     def __init__(self, place: Path, words: memoryview, sock: socket.socket, generation: int) -> None:
         """`place` is the descriptor socket, `words[0]` counts the daemons; `sock` is open to that of `generation`."""
@@ -53,13 +57,13 @@ class WayBack:
         poll.register(sock, select.POLLIN)
         return bool(poll.poll(0))
 
-    def renew(self, seen: int, token: bytes, init: Init) -> None:
+    def renew(self, seen: int, token: bytes, init: Init | Lease) -> None:
         """Become known to the daemon of now, unless another thread has seen to it since the generation was `seen`.
 
         Waits as long as it takes for a daemon to be there. MachineGone if the machine has ended, or was let go.
         """
         while not self._tried(seen, token):
-            if self._closed or pidfd.has_exited(init.fd):
+            if self._closed or init.has_ended():
                 raise MachineGone(init.name)
             time.sleep(_PAUSE_S)
 

@@ -9,6 +9,7 @@ connection goes on with that one, and what was not answered is sent once more.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numaemu.comeback import WayBack
+    from numaemu.tcp import Curve, Lease, TcpWayBack
     from numaemu.window import Turn
 
 #: How long one poll lasts; between two, Python looks at its signals.
@@ -36,7 +38,7 @@ _guard = threading.RLock()  # a signal handler may call while its thread makes t
 _abandoned: list[object] = []
 
 
-def _shared_context() -> zmq.Context[zmq.Socket[bytes]]:
+def shared_context() -> zmq.Context[zmq.Socket[bytes]]:
     """The context of this process, with its one I/O thread."""
     global _context  # noqa: PLW0603 - one a process, and a forked child starts again without
     with _guard:
@@ -72,6 +74,10 @@ class Init:
         except ProcessLookupError:
             raise MachineGone(name) from None
 
+    def has_ended(self) -> bool:
+        """Is it over?"""
+        return pidfd.has_exited(self.fd)
+
     def __del__(self) -> None:
         if hasattr(self, "fd"):
             os.close(self.fd)
@@ -84,9 +90,11 @@ class Peer:
     endpoint: str
     boot_id: str
     token: bytes
-    init: Init
+    init: Init | Lease
     #: None where a daemon that dies is the end.
-    way_back: WayBack | None = None
+    way_back: WayBack | TcpWayBack | None = None
+    #: The keys of a connection over TCP.
+    curve: Curve | None = None
 
 
 class NewDaemon(Exception):
@@ -114,8 +122,10 @@ class Connection:
         """A socket to the daemon of now, to which this process is known."""
         if self._peer.way_back is not None:
             self._generation = self._peer.way_back.generation
-        socket = _shared_context().socket(zmq.DEALER)
+        socket = shared_context().socket(zmq.DEALER)
         socket.linger = 0
+        if self._peer.curve is not None:
+            self._peer.curve.apply(socket)
         socket.connect(self._peer.endpoint)
         socket.rcvtimeo = _SLICE_MS
         return socket
@@ -162,14 +172,18 @@ class Connection:
 
         NewDaemon: none will come, as another daemon has taken over.
         """
-        while True:
+        way_back = self._peer.way_back
+        for slices in itertools.count(1):
             try:
                 return self._socket.recv()
             except zmq.Again:
-                if pidfd.has_exited(self._peer.init.fd):
+                if self._peer.init.has_ended():
                     raise MachineGone(self._peer.init.name) from None
-                if self._peer.way_back is not None and self._peer.way_back.is_over(self._generation):
+                if way_back is not None and way_back.is_over(self._generation):
                     raise NewDaemon from None
+                if way_back is not None and way_back.patience_slices and not slices % way_back.patience_slices:
+                    raise NewDaemon from None
+        raise AssertionError
 
     def _begin_anew(self) -> None:
         """Another socket, to the daemon of now."""

@@ -29,16 +29,26 @@ if TYPE_CHECKING:
 _machines: weakref.WeakSet[Machine] = weakref.WeakSet()
 
 
-def connect(name: str = "default", *, remote: bool = False) -> Machine:
+def connect(
+    name: str = "default", *, remote: bool = False, key: str | None = None, server_key: str | None = None
+) -> Machine:
     """The running machine of that name; `numaemu up` starts one.
 
     `name`: NAME, or OWNER/NAME or a path for a machine of another user that admits this one. With `remote`, and of
     another user always, this process gets none of the memory, and all its tasks are remote.
 
+    tcp://HOST:PORT: a machine that listens there. `key` is a file of `numaemu key` (or $NUMAEMU_KEY), whose public key
+    the machine's owner has authorized; `server_key` is the machine's public key (or $NUMAEMU_SERVER_KEY), as text or in
+    a file. A client that says nothing for 10 s (it was stopped, or the network was down) has lost its tasks.
+
     Raises:
         ConnectionRefusedError: there is none. ValueError: that is no name. PeerError: it speaks another version, or
-        does not admit this user.
+        does not admit this user. PermissionError: a key is wrong. TimeoutError: nothing answers on TCP.
     """
+    if name.startswith("tcp://"):
+        from numaemu.tcp import attach_over_tcp  # noqa: PLC0415 - few need it
+
+        return Machine(attach_over_tcp(name, key, server_key))
     return Machine(attach_process(places.find(name), remote=remote))
 
 

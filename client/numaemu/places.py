@@ -4,6 +4,7 @@ $NUMAEMU_RUNTIME, or $XDG_RUNTIME_DIR/numaemu, or /tmp/numaemu-UID      (0700)
     NAME/                                                              (0700)
         kernel.ipc   the calls (ZeroMQ)       fd.sock   descriptors of shared memory
         init.sock    status and down          log       what the processes have to say, a JSON object a line
+        server.key   of a machine on TCP that was given none (0600)
     NAME+visitors/                                                     (0711) of a machine that admits other users
         kernel.ipc   the calls (ZeroMQ)       fd.sock   who they are; it gives no descriptor
 
@@ -23,6 +24,7 @@ from typing import Final
 from numaemu_core import limits
 
 _NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.MACHINE_NAME_MAX - 1}}}", re.ASCII)
+_OWNER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
 #: A socket's path is at most 107 bytes, and the daemon binds some with names of up to 20 bytes in the directory.
 _DIRECTORY_BYTES_MAX: Final = 80
 
@@ -30,6 +32,7 @@ CALLS_SOCKET: Final = "kernel.ipc"
 DESCRIPTOR_SOCKET: Final = "fd.sock"
 INIT_SOCKET: Final = "init.sock"
 LOG: Final = "log"
+SERVER_KEY: Final = "server.key"
 #: What is added to a machine's name for the directory of other users; no name has a +.
 VISITORS: Final = "+visitors"
 
@@ -86,7 +89,7 @@ def find(name: str) -> Path:
     if name.startswith("/"):
         return Path(name)
     owner, slash, plain = name.rpartition("/")
-    if slash:
+    if slash and _OWNER.fullmatch(owner):
         return _of_owner(_uid_of(owner), plain)
     place = machine_dir(name)
     if _belongs_to(place, os.getuid()):

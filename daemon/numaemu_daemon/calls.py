@@ -40,6 +40,9 @@ class Server(Protocol):
     def owner_of(self, pid: int) -> Client | None:
         """The client whose task it is."""
 
+    def leave(self, client: Client) -> None:
+        """A client lets the machine go."""
+
 
 class Calls:
     """Serves requests of connections that have said hello."""
@@ -60,12 +63,16 @@ class Calls:
         self._slots = slots
         self._boot_id = boot_id
         self._owner_of = server.owner_of
+        self._let_go = server.leave
         self._immediate: dict[str, Callable[..., Any]] = {
+            "alive": lambda _client: 0,
             "attach": self._attach,
             "create_file": self._create_file,
             "adopt": self._adopt,
             "window": self._window,
             "window_close": self._window_close,
+            "join": self._join,
+            "leave": self._leave,
             "unpinned": self._unpinned,
             "sysctl": lambda _client, path, value: write_sysctl(k, path, value),
             "hardware": lambda _client: node_views.hardware(k),
@@ -209,6 +216,13 @@ class Calls:
         task = fork.attach(self._k, cpu, capabilities, share_mm, client.number, client.user)
         client.tasks.add(task.pid)
         return _identity(task)
+
+    def _join(self, _client: Client) -> int:
+        raise MmError(errno.EINVAL, "join is the first word over TCP, and of nobody who is known already")
+
+    def _leave(self, client: Client) -> int:
+        self._let_go(client)
+        return 0
 
     def _create_file(self, client: Client, name: str, kind: str, length: int) -> int:
         return files.create_file(self._k, name, kind, length, client.user).i_ino

@@ -42,6 +42,11 @@ class Client:
     #: It has died or closed its machine: what is still on its way for it is undone.
     gone: bool = False
 
+    @property
+    def leased(self) -> bool:
+        """It came over TCP: the host tells nothing of its death."""
+        return self.pidfd < 0
+
 
 @dataclass(slots=True, eq=False)
 class Connection:
@@ -139,6 +144,12 @@ def new_client(sock: socket.socket, credentials: tuple[int, int, int], *, remote
     client = Client(sock, pid, uid, pidfd.open_pidfd(pid), secrets.token_bytes(limits.TOKEN_BYTES), remote=remote)
     client.user = uid if remote else ROOT
     return client
+
+
+def leased_client(user: int) -> Client:
+    """A client that has just come over TCP."""
+    token = secrets.token_bytes(limits.TOKEN_BYTES)
+    return Client(None, 0, user, -1, token, user, remote=True, greeted=True)
 
 
 def close_client(client: Client, close: Callable[[int], None]) -> None:

@@ -13,7 +13,7 @@ import zmq
 
 from numaemu_daemon import zap
 from numaemu_daemon.child import Child
-from numaemu_daemon.options import DESCRIPTOR_SOCKET, KERNEL_SOCKET
+from numaemu_daemon.options import DESCRIPTOR_SOCKET, KERNEL_SOCKET, StartError
 from numaemu_daemon.visitor_dir import SOCKET_MODE
 from numaemu_host import fdsock
 from numaemu_host.keyfile import read_keys
@@ -42,6 +42,8 @@ def bind(child: Child, router: "zmq.Socket[bytes]") -> None:
         router.bind(f"ipc://{path}")
         path.chmod(SOCKET_MODE)
     if child.admission.listen:
+        if not zmq.has("curve"):
+            raise StartError("the ZeroMQ of this Python was built without CURVE, and TCP needs it")
         public, secret = read_keys(child.admission.server_key)
         router.zap_domain = zap.TCP
         router.curve_server = True

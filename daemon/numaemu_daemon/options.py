@@ -16,6 +16,8 @@ DESCRIPTOR_SOCKET = "fd.sock"
 INIT_SOCKET = "init.sock"
 #: Whoever holds it is the machine of this directory.
 LOCK_FILE = "lock"
+#: The keys of a machine on TCP that was given no file with some: made for it, and gone with it.
+SERVER_KEY_FILE = "server.key"
 
 
 @dataclass(frozen=True, slots=True)

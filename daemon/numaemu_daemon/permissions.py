@@ -36,7 +36,9 @@ class Rule(enum.Enum):
     OWNER = "owner"
 
 
-_ANYBODY: Final = frozenset({"create_file", "hardware", "hello", "meminfo", "numastat", "status", "vmstat"})
+_ANYBODY: Final = frozenset(
+    {"alive", "create_file", "hardware", "hello", "join", "leave", "meminfo", "numastat", "status", "vmstat"}
+)
 _SPECIAL: Final = {
     "adopt": Rule.SAME_USER,
     "attach": Rule.SAME_USER,

@@ -3,9 +3,8 @@
 Rules:
 
 * The lock is taken before anything is bound: a second bind on a live ipc path silently steals it.
-* Only what a machine makes itself is ever removed: sockets, the lock file, its log, and then the directory if it is
-  empty. A
-  `--dir` that names somebody's home loses nothing.
+* Only what a machine makes itself is ever removed: sockets, the lock file, its log, its keys, and then the directory if
+  it is empty. A `--dir` that names somebody's home loses nothing.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import os
 import stat
 from pathlib import Path
 
-from numaemu_daemon.options import LOCK_FILE, StartError
+from numaemu_daemon.options import LOCK_FILE, SERVER_KEY_FILE, StartError
 from numaemu_host import ofdlock
 
 #: A socket's path has at most 107 bytes, and the longest name that is bound in the directory about 20.
@@ -97,6 +96,7 @@ class RunDirectory:
         """
         try:
             self._remove_sockets()
+            (self.path / SERVER_KEY_FILE).unlink(missing_ok=True)
             if with_log:
                 self._remove_log()
             (self.path / LOCK_FILE).unlink()

@@ -10,6 +10,7 @@ import functools
 import math
 import os
 import select
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,9 +27,10 @@ from numaemu_core.wire import VERSION, Request, StrangerError, WireError, pack_r
 from numaemu_daemon import zap
 from numaemu_daemon.bus import Bus
 from numaemu_daemon.calls import Calls
-from numaemu_daemon.clients import AccessSlots, Client, Connection, close_client, new_client
+from numaemu_daemon.clients import AccessSlots, Client, Connection, close_client, leased_client, new_client
 from numaemu_daemon.comeback import Comeback, client_row
 from numaemu_daemon.entrances import Listener
+from numaemu_daemon.leases import Leases
 from numaemu_daemon.logs import Event, Log
 from numaemu_daemon.permissions import Permissions
 from numaemu_daemon.scheduler import Scheduler
@@ -96,6 +98,8 @@ class Server:
         #: Requests that wait while fsck brings the machine to rest; None while none does.
         self._held: deque[tuple[Connection, Request]] | None = deque()
         self._checks: list[tuple[Connection, Request]] = []
+        #: Clients that came over TCP.
+        self._leases = Leases(time.monotonic)
         self.refused = 0
         self.stopping = False
         for listener in listeners:
@@ -118,7 +122,10 @@ class Server:
         self._returning = living.connections
         for client in living.clients.values():
             self._clients[client.token] = client
-            self.watch(client.pidfd, functools.partial(self._gone, client, dead=True))
+            if client.leased:
+                self._leases.heard(client)
+            else:
+                self.watch(client.pidfd, functools.partial(self._gone, client, dead=True))
         self._slots.recover(living.clients)
         self._calls.redo(living.connections, truth, self._send)
         for number in living.dead:
@@ -181,10 +188,11 @@ class Server:
             if zone.freed and not self._scheduler.active and self._bus.tell_to_clean(nid):
                 zone.freed = 0
         done = {"calls": self._calls.served, "shootdowns": self._scheduler.shootdowns, "tasks": len(self._k.tasks)}
-        again_s = self._report(done)
-        if again_s is None:
+        self.end_leases()
+        waits_s = [wait_s for wait_s in (self._report(done), self._leases.next_look_s()) if wait_s is not None]
+        if not waits_s:
             return timeout_ms
-        again_ms = math.ceil(1000 * again_s)
+        again_ms = math.ceil(1000 * min(waits_s))
         return again_ms if timeout_ms is None else min(timeout_ms, again_ms)
 
     # -- requests ------------------------------------------------------------------------------------------------------
@@ -192,24 +200,24 @@ class Server:
     def _receive(self) -> None:
         for _ in range(REQUESTS_PER_TURN):
             identity = self._router.recv()
-            user = None
+            sender = None
             if identity in self._connections:
                 parts = [self._router.recv()]
             else:
                 frame = self._router.recv(copy=False)
-                user, parts = zap.user_of(frame), [frame.bytes]
+                sender, parts = zap.sender_of(frame), [frame.bytes]
             while self._router.rcvmore:
                 parts.append(self._router.recv())
             if len(parts) == 1:
-                self._request(identity, user, parts[0])
+                self._request(identity, sender, parts[0])
             else:
                 self._refuse(identity, WireError("expected one frame"), 0)
             events = self._router.get(zmq.EVENTS)
             if not (isinstance(events, int) and events & zmq.POLLIN):
                 return
 
-    def _request(self, identity: bytes, user: int | None, body: bytes) -> None:
-        """A message; `user` is who sent it, by ZAP's word, if it is the first of its connection."""
+    def _request(self, identity: bytes, sender: tuple[int, bool] | None, body: bytes) -> None:
+        """A message; `sender` is ZAP's word on that of an unknown connection: the user, and whether it is over TCP."""
         try:
             request = unpack_request(body, self._boot_id)
         except MmError as refusal:
@@ -219,8 +227,12 @@ class Server:
             self._refuse(identity, refusal, 0)
             return
         connection = self._connections.get(identity)
-        if request.name == "hello":
-            self._connect(identity, user, request)
+        if connection is not None and connection.client.leased:
+            self._leases.heard(connection.client)
+        if connection is None and request.name == "join" and sender is not None and sender[1]:
+            self._join(identity, sender[0], request)
+        elif request.name == "hello":
+            self._connect(identity, sender, request)
         elif connection is None:
             self._refuse(identity, StrangerError("say hello first"), request.request_id)
         elif request.name == "fsck" and connection.client.user == ROOT:
@@ -231,7 +243,36 @@ class Server:
         else:
             self._calls.serve(connection, request, self._send)
 
-    def _connect(self, identity: bytes, user: int | None, request: Request) -> None:
+    def _join(self, identity: bytes, user: int, request: Request) -> None:
+        """Somebody comes over TCP, and gets a token."""
+        if self._leases.of_user(user) >= limits.LEASES_PER_USER:
+            refusal = MmError(errno.EAGAIN, f"at most {limits.LEASES_PER_USER} clients may use one key")
+            self._refuse(identity, refusal, request.request_id)
+            return
+        client = leased_client(user)
+        self._clients[client.token] = client
+        self._enlist(client)
+        self._log.info(Event.CLIENT_CONNECTED, client_pid=0, client_uid=user)
+        self._post(identity, pack_reply(self._boot_id, request.request_id, self._hello(client)[0]))
+
+    def _enlist(self, client: Client) -> None:
+        """A client is known from now on, also to the journal."""
+        client.number = self._next_client
+        self._next_client += 1
+        self._k.journal.append(["client", client.number, client_row(client)])
+        if client.leased:
+            self._leases.heard(client)
+
+    def end_leases(self) -> None:
+        """Clients on TCP that were silent for too long are gone."""
+        for client in self._leases.over():
+            self._gone(client, dead=True)
+
+    def leave(self, client: Client) -> None:
+        """A client lets the machine go."""
+        self._gone(client, dead=False)
+
+    def _connect(self, identity: bytes, sender: tuple[int, bool] | None, request: Request) -> None:
         """Bind an identity to the client of the token; once: a repeated hello is answered again.
 
         A token is good only for the user whom it was given to: who found that of another has nothing.
@@ -242,13 +283,14 @@ class Server:
             return
         token, number = request.args
         client = self._clients.get(token)
-        if client is None or client.uid != user:
+        if client is None or (client.uid, client.leased) != sender:
             self._refuse(identity, MmError(errno.EACCES, "no client has that token"), request.request_id)
             return
-        returning = self._returning.get(number)
-        if returning is not None and returning.client is client:
-            connection = self._returning.pop(number)
-            connection.identity = identity
+        known = next((one for one in client.connections if one.number == number), None)
+        if known is not None:  # of the last daemon, or cut and made anew
+            self._returning.pop(known.number, None)
+            self._connections.pop(known.identity, None)
+            connection, known.identity = known, identity
         else:
             connection = Connection(self._next_connection, identity, client, last_request=request.request_id)
             self._next_connection += 1
@@ -354,9 +396,7 @@ class Server:
                 return
             client.greeted = True
             client.remote = client.remote or message.get("remote") is True
-            client.number = self._next_client
-            self._next_client += 1
-            self._k.journal.append(["client", client.number, client_row(client)])
+            self._enlist(client)
             answer, segments = self._hello(client)
             fdsock.send(client.sock, answer, segments)
         except OSError:
@@ -392,7 +432,10 @@ class Server:
         self._log.info(Event.CLIENT_GONE, client_pid=client.pid, dead=dead, tasks=len(client.tasks))
         if client.sock is not None:
             self.unwatch(client.sock.fileno())
-        self.unwatch(client.pidfd)
+        if client.leased:
+            self._leases.forget(client)
+        else:
+            self.unwatch(client.pidfd)
         if client.number:
             self._k.journal.append(["client_gone", client.number])
         close_client(client, os.close)

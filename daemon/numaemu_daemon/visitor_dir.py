@@ -45,7 +45,7 @@ class VisitorDirectory:
         with contextlib.suppress(FileExistsError):
             parent.mkdir(_MODE)
         check_not_foreign(parent)
-        if parent == Path(f"/tmp/numaemu-{os.getuid()}"):  # noqa: S108 - checked to be ours
+        if parent == _shared_parent():
             parent.chmod(_MODE)  # a directory of machines, each of them in one that is private or like this
         closed = [one for one in (parent, *parent.parents) if not one.stat().st_mode & _PASSAGE]
         if closed:
@@ -70,4 +70,11 @@ class VisitorDirectory:
             self._remove_sockets()
             (self.path / LOCK_FILE).unlink()
             self.path.rmdir()
+            if self.path.parent == _shared_parent():
+                self.path.parent.rmdir()  # fails where others are in it
         os.close(self._lock_fd)
+
+
+def _shared_parent() -> Path:
+    """Where these directories are when the machines are where nobody else gets to."""
+    return Path(f"/tmp/numaemu-{os.getuid()}")  # noqa: S108 - checked to be ours before it is used

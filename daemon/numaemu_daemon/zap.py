@@ -19,6 +19,8 @@ TCP: Final = b"numaemu-tcp"
 ENDPOINT: Final = "inproc://zeromq.zap.01"
 _REQUEST_FRAMES: Final = 6
 _KEY_BYTES: Final = 32
+#: Before the number of a user who came over TCP.
+_LEASED: Final = "key "
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +54,19 @@ def answer(handler: "zmq.Socket[bytes]", guard: Guard) -> None:
     """Answer the questions that wait; the user goes with each message of a peer that is admitted."""
     while handler.poll(0):
         frames = handler.recv_multipart()
-        request_id, user = b"", None
+        request_id, domain, user = b"", b"", None
         if len(frames) >= _REQUEST_FRAMES:
             _, request_id, domain, address, _, mechanism, *credentials = frames
             user = guard.user(domain, address, mechanism, credentials)
         status, text = (b"200", b"OK") if user is not None else (b"400", b"not a user of this machine")
-        name = b"" if user is None else str(user).encode()
+        name = b"" if user is None else f"{_LEASED if domain == TCP else ''}{user}".encode()
         handler.send_multipart([b"1.0", request_id, status, text, name, b""])
 
 
-def user_of(frame: zmq.Frame) -> int:
-    """The user who sent a message, as the handler has told libzmq."""
-    return int(str(frame.get("User-Id")))
+def sender_of(frame: zmq.Frame) -> tuple[int, bool]:
+    """The user who sent a message, as the handler has told libzmq, and whether it came over TCP."""
+    name = str(frame.get("User-Id"))
+    return int(name.removeprefix(_LEASED)), name.startswith(_LEASED)
 
 
 def peer_uid(address: bytes) -> int:

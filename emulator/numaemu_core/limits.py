@@ -107,6 +107,10 @@ JOURNAL_ROW_BYTES_MAX: Final = 128
 MESSAGE_BYTES_MAX: Final = 1 << 20
 #: Bytes of memory that one call reads or writes for a remote client: a write stands in the journal.
 REMOTE_BYTES_MAX: Final = 256 << 10
+#: A client on TCP of which nothing was heard for so long is gone.
+LEASE_S: Final = 10.0
+#: Clients on TCP with one key.
+LEASES_PER_USER: Final = 64
 #: The secret that binds a connection to the process that got the descriptors.
 TOKEN_BYTES: Final = 16
 #: Words of a node mask on the wire: one page of bits.

@@ -149,6 +149,9 @@ def optional(check: Check) -> Check:
 
 #: Every call: its arguments in order.
 CALLS: Final[dict[str, tuple[Check, ...]]] = {
+    "join": (),  # over TCP, before hello: become a client
+    "alive": (),
+    "leave": (),
     "hello": (token, optional(number)),  # …, the connection that it goes on
     "attach": (number, names, optional(number)),  # cpu, capabilities, share_mm
     "adopt": (number,),
@@ -241,7 +244,7 @@ def unpack_request(body: bytes | memoryview, boot_id: str) -> Request:
     version, boot, request_id, name, args, window = message
     if version != VERSION:
         raise WireError(f"version {_short(version)}, this machine speaks {VERSION}")
-    if boot != boot_id:
+    if boot != boot_id and name != "join":  # who joins cannot know it yet
         raise WireError("a request for another machine")
     if isinstance(request_id, bool) or not isinstance(request_id, int) or request_id < 0:
         raise WireError(f"request id {_short(request_id)}")

@@ -66,3 +66,15 @@ def public_key(text: str) -> str:
     if len(first) != _KEY_CHARACTERS:
         raise ValueError(f"{text}: expected a public key of {_KEY_CHARACTERS} characters")
     return first
+
+
+def authorized_keys(text: str) -> list[str]:
+    """Public keys, each as KEY or KEY=UID: the one that was given, or those of a file, one a line; # begins a remark.
+
+    OSError if it is neither a key nor a file that can be read.
+    """
+    if len(text) == _KEY_CHARACTERS or text[_KEY_CHARACTERS : _KEY_CHARACTERS + 1] == "=":
+        return [text]
+    lines = Path(text).read_text(encoding="utf-8").splitlines()
+    words = [line.split(None, 1)[0] for line in lines if line.split() and not line.lstrip().startswith("# ")]
+    return [word for word in words if word != "#"]

@@ -49,6 +49,9 @@ def nested(depth: int) -> Any:  # noqa: ANN401 - a list of a list of a list
 
 #: One valid call of each name, with what the daemon sees of it where that is not the same.
 VALID: dict[str, tuple[list[Any], list[Any] | None]] = {
+    "join": ([], None),
+    "alive": ([], None),
+    "leave": ([], None),
     "hello": ([TOKEN], [TOKEN, None]),
     "attach": ([0, ["CAP_SYS_NICE"], None], None),
     "adopt": ([3], None),

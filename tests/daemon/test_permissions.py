@@ -32,6 +32,9 @@ EXCEPTIONS: dict[str, tuple[int, int, int]] = {
     # Not about a task.
     "create_file": (ALLOWED, ALLOWED, ALLOWED),
     "hello": (ALLOWED, ALLOWED, ALLOWED),
+    "join": (ALLOWED, ALLOWED, ALLOWED),
+    "alive": (ALLOWED, ALLOWED, ALLOWED),
+    "leave": (ALLOWED, ALLOWED, ALLOWED),
     "hardware": (ALLOWED, ALLOWED, ALLOWED),
     "numastat": (ALLOWED, ALLOWED, ALLOWED),
     "meminfo": (ALLOWED, ALLOWED, ALLOWED),

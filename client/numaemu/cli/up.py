@@ -59,6 +59,20 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         default=[],
         help="capabilities that other users, or one of them, may give their tasks (default: none)",
     )
+    add(
+        "--listen",
+        metavar="tcp://HOST:PORT",
+        help="listen on TCP as well, with CURVE keys; port 0: any. Prints the endpoint and the machine's public key",
+    )
+    add(
+        "--authorize",
+        metavar="KEY[=UID]|FILE",
+        action="append",
+        default=[],
+        help="the public key of somebody who may come over TCP, and the uid that their tasks have (default: one that "
+        "nobody has); or a file with one of these a line",
+    )
+    add("--server-key", metavar="FILE", help="the machine's keys, made if missing (default: new ones each time)")
     add("--foreground", action="store_true", help="stay, log to this terminal, end with Ctrl-C")
     parser.set_defaults(run=run, usage_error=parser.error)
 
@@ -82,11 +96,13 @@ def run(args: argparse.Namespace) -> int:
 def admission_of(args: argparse.Namespace) -> Admission:
     """Whom the options admit. AdmissionError."""
     from numaemu_core.admission import make_admission, parse_uid  # noqa: PLC0415 - --help answers without it
+    from numaemu_host.keyfile import authorized_keys  # noqa: PLC0415 - as above
 
     uids = [parse_uid(uid) for text in args.allow_uid for uid in text.split(",")]
     if os.getuid() in uids:
         args.usage_error(f"--allow-uid: {os.getuid()} is you, and you need no leave")
-    return make_admission(uids, args.grant)
+    keys = [key for text in args.authorize for key in authorized_keys(text)]
+    return make_admission(uids, args.grant, listen=args.listen or "", keys=keys, server_key=args.server_key or "")
 
 
 def _tell(started: Started, admission: Admission) -> None:
@@ -96,6 +112,8 @@ def _tell(started: Started, admission: Admission) -> None:
     print(started.endpoint, flush=True)
     if admission.uids:
         print(places.visitors_dir(started.place), flush=True)
+    if started.tcp is not None:
+        print(*started.tcp, flush=True)
 
 
 def topology_of(args: argparse.Namespace) -> Topology:
