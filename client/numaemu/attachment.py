@@ -167,6 +167,8 @@ def _greeted(sock: socket.socket, name: str, *, remote: bool) -> tuple[dict[str,
 
 def _fault_of(answer: object, fd_count: int) -> str:
     """What is wrong with the answer to our hello; empty if nothing is."""
+    if isinstance(answer, dict) and isinstance(answer.get("error"), str):
+        return f"refuses: {answer['error']}"
     if not isinstance(answer, dict) or answer.get("version") != VERSION:
         return f"speaks another version than {VERSION}: {answer!r}"
     missing = {"boot_id", "token", "topology", "segments", "init_pid", "membarrier", "generation"} - answer.keys()

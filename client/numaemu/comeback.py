@@ -31,9 +31,6 @@ _PAUSE_S: Final = 0.01
 class WayBack:
     """Which daemon this process is known to."""
 
-    #: How long an answer is waited for before it is asked for again: for ever, as this host tells of each death.
-    patience_slices = 0
-
     def __init__(self, place: Path, words: memoryview, sock: socket.socket, generation: int) -> None:
         """`place` is the descriptor socket, `words[0]` counts the daemons; `sock` is open to that of `generation`."""
         self._place = place

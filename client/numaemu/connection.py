@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: How long one poll lasts; between two, Python looks at its signals.
 _SLICE_MS: Final = 200
+#: Slices without an answer after which a request is sent once more.
+_SLICES_BEFORE_REPEAT: Final = 10
 
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
 _guard = threading.RLock()  # a signal handler may call while its thread makes the context
@@ -157,20 +159,30 @@ class Connection:
         if self._peer.way_back is not None and self._peer.way_back.is_over(self._generation):
             raise NewDaemon
         self._socket.send(body)
-        try:
-            boot_id, answered, result = unpack_reply(self._receive())
-        except StrangerError:
-            if self._peer.way_back is None:
+        while True:
+            try:
+                boot_id, answered, result = unpack_reply(self._receive(body))
+            except StrangerError as refused:
+                if refused.request_id != request_id:
+                    continue
+                if self._peer.way_back is None:
+                    raise
+                raise NewDaemon from None
+            except MmError as refused:
+                if refused.request_id < request_id:
+                    continue
                 raise
-            raise NewDaemon from None
-        if (boot_id, answered) != (self._peer.boot_id, request_id):
-            raise WireError(f"an answer to request {answered} instead of {request_id}")
-        return result
+            if boot_id == self._peer.boot_id and answered < request_id:
+                continue  # one that was asked for twice, and has come twice
+            if (boot_id, answered) != (self._peer.boot_id, request_id):
+                raise WireError(f"an answer to request {answered} instead of {request_id}")
+            return result
 
-    def _receive(self) -> bytes:
+    def _receive(self, body: bytes) -> bytes:
         """The next message. A plain receive, half as dear as a poll of socket and pidfd; init is looked at between.
 
-        NewDaemon: none will come, as another daemon has taken over.
+        A daemon may drop a connection, and ZeroMQ makes it anew without a word: what gets no answer for long is sent
+        again now and then. NewDaemon: none will come, as another daemon has taken over.
         """
         way_back = self._peer.way_back
         for slices in itertools.count(1):
@@ -181,8 +193,9 @@ class Connection:
                     raise MachineGone(self._peer.init.name) from None
                 if way_back is not None and way_back.is_over(self._generation):
                     raise NewDaemon from None
-                if way_back is not None and way_back.patience_slices and not slices % way_back.patience_slices:
-                    raise NewDaemon from None
+                if not slices % _SLICES_BEFORE_REPEAT:
+                    with contextlib.suppress(zmq.Again):
+                        self._socket.send(body, zmq.NOBLOCK)
         raise AssertionError
 
     def _begin_anew(self) -> None:

@@ -146,11 +146,9 @@ def _check_handshake(event: int, endpoint: str) -> None:
 
 
 class TcpWayBack:
-    """To a daemon that is new, or over a connection that was cut: requests without an answer are asked once more."""
+    """To a daemon that is new, or over a connection that was cut: who asks once more is told that it is a stranger."""
 
     generation = 0
-    #: Slices of waiting for an answer, after which it is asked for again over a new connection.
-    patience_slices = 15
 
     def is_over(self, generation: int) -> bool:  # noqa: ARG002 - as every way back has it
         """Nobody tells."""

@@ -132,7 +132,7 @@ class Calls:
             request = Request(caller.request, name, args, None)
             stranger = Client(None, 0, 0, -1, b"", gone=True)  # it died, too; who shares its memory has not
             connection = connections.get(caller.connection) or Connection(caller.connection, b"", stranger)
-            connection.last_request = caller.request
+            connection.last_request = connection.waiting = caller.request
             task = self._k.tasks.get(args[0])
             if task is None:
                 ended = None if name == "exit" else MmError(errno.ESRCH, f"no task {args[0]}")

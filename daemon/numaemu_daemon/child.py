@@ -48,6 +48,8 @@ class ChildConfig:
     #: Whom the machine admits beside its owner, and the directory for other users, "" for none.
     admission: Admission = field(default_factory=Admission)
     visitors: str = ""
+    #: What processes of the machine know, and nobody else: proves on the bus that one is there.
+    bus_key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(slots=True)
@@ -77,6 +79,8 @@ class Child:
     #: Whom the machine admits beside its owner, and the directory for other users, None for none.
     admission: Admission = field(default_factory=Admission)
     visitors: Path | None = None
+    #: Proves on the bus that this is a process of the machine.
+    bus_key: bytes = field(default=b"", repr=False)
     _told: dict[str, int] = field(default_factory=dict)
     _told_at: float = 0.0
 
@@ -183,6 +187,7 @@ def _join(config: ChildConfig, sock: socket.socket, init_pidfd: int, log: Log) -
         generation=config.generation,
         admission=config.admission,
         visitors=Path(config.visitors) if config.visitors else None,
+        bus_key=config.bus_key,
     )
 
 

@@ -41,6 +41,9 @@ class Client:
     number: int = 0
     #: It has died or closed its machine: what is still on its way for it is undone.
     gone: bool = False
+    #: Its calls that run just now, and the bytes of all its requests that wait or run.
+    running: int = 0
+    request_bytes: int = 0
 
     @property
     def leased(self) -> bool:
@@ -59,6 +62,11 @@ class Connection:
     #: daemon these are the last ones that the journal has.
     last_request: int = 0
     last_reply: bytes | None = None
+    #: The descriptor of the connection, -1 where that is not known.
+    descriptor: int = -1
+    #: The request that waits for its turn or runs, and its bytes; None if there is none.
+    waiting: int | None = None
+    request_bytes: int = 0
 
 
 class AccessSlots:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import time
 from typing import Any
 
@@ -19,6 +20,7 @@ from numaemu_daemon import entrances, zap
 from numaemu_daemon.bus import Bus
 from numaemu_daemon.child import Child
 from numaemu_daemon.clients import AccessSlots, Client
+from numaemu_daemon.guests import Guests
 from numaemu_daemon.kswapd import KswapdTasks
 from numaemu_daemon.logs import Event
 from numaemu_daemon.options import BUS_SOCKET
@@ -44,6 +46,7 @@ def main(child: Child) -> None:
     locks = ProcessLocks(child.layout, machine.columns, machine.mutexes, OfdLock(child.fds["mmap_sem"]), stats)
     journal = Journal(np.frombuffer(journal_segment.view, np.uint8))
     fenced = membarrier.register()
+    _raise_descriptor_limit()
     found = machine_for(child, machine, locks, journal, fenced=fenced)
     found.kernel.locks.stats = stats
     context = zmq.Context()
@@ -58,9 +61,7 @@ def _serve(
 ) -> None:
     kernel = machine.kernel
     zap_handler = zap.open_handler(context)
-    bus_router = _router(context)
-    bus_router.bind(f"ipc://{child.directory / BUS_SOCKET}")
-    bus = Bus(bus_router, child.log)
+    bus = _bus(child, context)
     bus.written = lambda pfns: end_swap_write(kernel, pfns)
     slots = AccessSlots(kernel.c)
     scheduler = Scheduler(kernel, slots, bus, time.monotonic, fenced=fenced)
@@ -91,10 +92,12 @@ def _serve(
         child.log.info(Event.KERNEL_SERVES, membarrier=fenced)
 
     router = _router(context)
+    guests = Guests(context, router, time.monotonic, child.log)
     entrances.bind(child, router)
     server = Server(
         kernel,
         sockets=(router, bus, zap_handler),
+        guests=guests,
         listeners=entrances.listeners(child),
         scheduler=scheduler,
         slots=slots,
@@ -115,7 +118,19 @@ def _serve(
         resume(kernel)
         server.take_over(machine.living, machine.truth)
     gc.freeze()  # what is here stays: collections need not look at it
-    server.serve()
+    try:
+        server.serve()
+    finally:
+        guests.close()
+        bus.guests.close()
+
+
+def _bus(child: Child, context: "zmq.Context[zmq.Socket[bytes]]") -> Bus:
+    router = _router(context)
+    router.sndhwm = 0  # what is under way is bounded by what was asked for; none of it may be lost
+    guests = Guests(context, router, time.monotonic, child.log, stranger_s=None)
+    router.bind(f"ipc://{child.directory / BUS_SOCKET}")
+    return Bus(router, guests, child.bus_key, child.log)
 
 
 def client_segments(child: Child) -> list[str]:
@@ -124,12 +139,23 @@ def client_segments(child: Child) -> list[str]:
     return [*pools, "ptes", "pte_bits", "control", "locks", "mmap_sem"]
 
 
+def _raise_descriptor_limit() -> None:
+    """As many as the host allows: ZeroMQ ends its process when it has none left for a connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _router(context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":
-    """A ROUTER that only authenticated peers reach, and that never waits for a slow one."""
+    """A ROUTER that only authenticated peers reach, that never waits for a slow one, and keeps little for each.
+
+    Nobody takes over the identity of another (`router_handover` is off): a second peer with the same one is not heard.
+    """
     router = context.socket(zmq.ROUTER)
     router.linger = 0
     router.router_mandatory = True
+    router.router_handover = False
     router.maxmsgsize = limits.MESSAGE_BYTES_MAX
+    router.sndhwm = router.rcvhwm = limits.QUEUED_MESSAGES
     router.handshake_ivl = _HANDSHAKE_MS
     router.zap_domain = zap.DOMAIN
     return router

@@ -6,6 +6,7 @@ machine; nothing here waits for a child, so a stopped one stops nobody else.
 
 import enum
 import os
+import secrets
 import selectors
 import signal
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from numaemu_core import limits
 from numaemu_core.layout import Layout
 from numaemu_daemon import handshake, process_status
 from numaemu_daemon.child import ChildConfig, child_main
@@ -53,6 +55,8 @@ class Machine:
     layout: Layout
     boot_id: str
     mains: dict[str, str]
+    #: The secret of the bus; it crosses pipes to children only.
+    bus_key: bytes = field(default_factory=lambda: secrets.token_bytes(limits.TOKEN_BYTES), repr=False)
 
 
 @dataclass(slots=True)
@@ -129,6 +133,9 @@ class Supervisor:
             due = [at for at in due if at not in kernels] + [self._s.fence_deadline]
         if self._s.phase is Phase.STARTING:
             due.append(self._boot_deadline)
+        silent = self._door.expire()
+        if silent is not None:
+            due.append(silent)
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _run_due(self) -> None:
@@ -198,6 +205,7 @@ class Supervisor:
             generation=self._s.generation,
             admission=options.admission,
             visitors=str(options.visitors or ""),
+            bus_key=self._machine.bus_key,
         )
         now = time.monotonic()
         try:

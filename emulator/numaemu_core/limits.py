@@ -113,6 +113,31 @@ LEASE_S: Final = 10.0
 LEASES_PER_USER: Final = 64
 #: The secret that binds a connection to the process that got the descriptors.
 TOKEN_BYTES: Final = 16
+#: Bytes of requests of one client that wait or are on their way; one call a connection is.
+REQUEST_BYTES_PER_CLIENT: Final = 64 << 20
+#: Calls of one client that run at one time; its others wait for them.
+RUNNING_CALLS_PER_CLIENT: Final = 16
+#: Messages that a connection's queue in the daemon holds, either way: more stay with the peer, or are dropped.
+QUEUED_MESSAGES: Final = 4
+#: Messages that one turn of the daemon's loop takes, and requests that it begins: so long may others have to wait.
+RECEIVED_PER_TURN: Final = 16
+SERVED_PER_TURN: Final = 4
+#: Connections on the endpoint of the calls: of a process, of all; no more than half of the daemon's descriptors.
+CONNECTIONS_PER_PROCESS: Final = MAX_CONNECTIONS_PER_CLIENT + 64
+MAX_CONNECTIONS: Final = 8192
+#: Those of them that have not said hello: of a process, of all, and for how long.
+STRANGERS_PER_PROCESS: Final = MAX_CONNECTIONS_PER_CLIENT
+MAX_STRANGERS: Final = 4096
+STRANGER_S: Final = 2.0
+#: Refused messages of one connection before it is dropped: of a stranger, of a client.
+STRIKES_OF_STRANGER: Final = 8
+STRIKES_OF_CLIENT: Final = 64
+#: A process whose connections were dropped so often may not make any, until it was quiet for so long.
+DROPS_OF_PROCESS: Final = 4
+BARRED_S: Final = 1.0
+#: Clients on the descriptor socket, no more than an eighth of the daemon's descriptors; of one process there.
+MAX_CLIENTS: Final = 1024
+CLIENTS_PER_PROCESS: Final = 64
 #: Words of a node mask on the wire: one page of bits.
 MASK_WORDS_MAX: Final = (1 << PAGE_SHIFT_MAX) // 8
 #: Names of machines: they become part of a socket path of at most 107 bytes.

@@ -295,11 +295,13 @@ def unpack_reply(body: bytes | memoryview) -> tuple[str, int, Any]:
     """(boot id, request id, result) of a reply.
 
     Raises:
-        MmError, SegmentationFault, OutOfMemory: the call was refused; WireError: it is no reply.
+        MmError, SegmentationFault, OutOfMemory: the call was refused (`request_id`: which); WireError: it is no reply.
     """
     version, boot_id, request_id, status, result = _unpack(body, 5)
     if version != VERSION:
         raise WireError(f"version {_short(version)}, this library speaks {VERSION}")
+    if not isinstance(boot_id, str) or type(request_id) is not int:
+        raise WireError(f"an answer to request {_short(request_id)} of {_short(boot_id)}")
     if status == 0:
         return boot_id, request_id, result
     match result:
@@ -307,19 +309,25 @@ def unpack_reply(body: bytes | memoryview) -> tuple[str, int, Any]:
             pass
         case _:
             raise WireError(f"no refusal: {_short(status)}, {_short(result)}")
+    if kind == KIND_PROTOCOL:
+        raise WireError(detail)
+    refusal = _refusal(kind, status, detail, address)
+    refusal.request_id = request_id if type(request_id) is int else 0
+    raise refusal
+
+
+def _refusal(kind: str, status: int, detail: str, address: int) -> MmError:
     match kind:
         case "bus":
-            raise BusError(address, detail)
+            return BusError(address, detail)
         case "segv":
-            raise SegmentationFault(address, detail)
+            return SegmentationFault(address, detail)
         case "oom":
-            raise OutOfMemory(detail)
+            return OutOfMemory(detail)
         case "stranger":
-            raise StrangerError(detail)
-        case "protocol":
-            raise WireError(detail)
+            return StrangerError(detail)
         case _:
-            raise MmError(status, detail)
+            return MmError(status, detail)
 
 
 def _unpack(body: bytes | memoryview, count: int) -> list[Any]:
