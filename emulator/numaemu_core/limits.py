@@ -117,8 +117,9 @@ TOKEN_BYTES: Final = 16
 REQUEST_BYTES_PER_CLIENT: Final = 64 << 20
 #: Calls of one client that run at one time; its others wait for them.
 RUNNING_CALLS_PER_CLIENT: Final = 16
-#: Messages that a connection's queue in the daemon holds, either way: more stay with the peer, or are dropped.
-QUEUED_MESSAGES: Final = 4
+#: Messages that a connection's queue in the daemon holds, either way: more stay with the peer, or are dropped. Half as
+#: many pass between two signals of its threads to one another: fewer would slow down each call.
+QUEUED_MESSAGES: Final = 32
 #: Messages that one turn of the daemon's loop takes, and requests that it begins: so long may others have to wait.
 RECEIVED_PER_TURN: Final = 16
 SERVED_PER_TURN: Final = 4
