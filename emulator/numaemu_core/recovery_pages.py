@@ -42,8 +42,6 @@ from numaemu_core.page_table import (
 )
 from numaemu_core.rmap import pinned_pages, swap_entries
 
-#: An index is a virtual page number, or less.
-_INDEX_BITS = limits.TABLE_LEVELS * limits.TABLE_SHIFT
 _END_VPN = 1 << (limits.TABLE_LEVELS * limits.TABLE_SHIFT)
 
 
@@ -84,19 +82,17 @@ def mend_entries(k: Kernel) -> None:
 def _moved_already(k: Kernel) -> I8:
     """By frame: where its page is now. A migration that was cut short may have moved some of the entries of a page.
 
-    The new frame says that it is the same page, and has its bytes: they were copied before that.
+    An entry names the new frame only when that has the identity, and the bytes: they were copied before. Identities
+    alone would not do: pages that were copied on write after a fork share one.
     """
     where = np.arange(k.layout.frame_count)
-    used = [k.tables.used_entries(mm.pgd, 0, _END_VPN)[2] for mm in k.mms.values()]
-    moving = np.unique(np.concatenate([NO_INDEXES, *(_numbers(k, part[is_migration(part)]) for part in used)]))
-    if not len(moving):
-        return where
-    mapped = np.unique(np.concatenate([_numbers(k, part[is_present(part)]) for part in used]))
-    frames = np.concatenate((mapped[k.c.mapping[mapped] != 0], moving))
-    _, owners = np.unique(k.c.mapping[frames], return_inverse=True)
-    pages = owners.astype(np.int64) << _INDEX_BITS | k.c.index[frames].astype(np.int64)
-    known, first = np.unique(pages, return_index=True)  # of each page the first: one that is mapped, if there is one
-    where[moving] = frames[first[np.searchsorted(known, pages[len(frames) - len(moving) :])]]
+    moving = np.flatnonzero(k.c.moving_to)
+    if len(moving):
+        used = [k.tables.used_entries(mm.pgd, 0, _END_VPN)[2] for mm in k.mms.values()]
+        mapped = np.concatenate([NO_INDEXES, *(_numbers(k, part[is_present(part)]) for part in used)])
+        targets = k.c.moving_to[moving].astype(np.int64) - 1
+        begun = np.isin(targets, mapped)
+        where[moving[begun]] = targets[begun]
     return where
 
 
@@ -242,14 +238,14 @@ def find_swap_cache(k: Kernel, users: Users) -> Bool:
 
 
 def settle_flags(k: Kernel) -> None:
-    """What nobody has confirmed as written counts as dirty; nobody holds a page lock."""
+    """What nobody has confirmed as written counts as dirty; nobody holds a page lock, and no page is moving."""
     flags = k.c.pg_flags
     unsure = np.flatnonzero(flags & (PG_WRITEBACK | PG_HARVEST))
     flags[unsure] |= PG_DIRTY
     stale = np.flatnonzero(flags & (PG_WRITEBACK | PG_HARVEST | PG_RECLAIM))
     flags[stale] &= ~np.uint16(PG_WRITEBACK | PG_HARVEST | PG_RECLAIM)
-    locked = np.flatnonzero(k.c.page_lock_owner)
-    k.c.page_lock_owner[locked] = 0
+    for column in (k.c.page_lock_owner, k.c.moving_to):
+        column[np.flatnonzero(column)] = 0
 
 
 def settle_frames(k: Kernel, users: Users, cached: Bool, stragglers: dict[int, int]) -> None:
