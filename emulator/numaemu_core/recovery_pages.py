@@ -122,21 +122,16 @@ def finish_move(k: Kernel, mm: Mm, start: int, end: int, target: int) -> None:
 def map_again(k: Kernel, mm_ids: set[int]) -> None:
     """A window of these mms stays open: what eviction took from them is mapped again, as it may still be written to."""
     frames = _swap_cache(k)
-    for mm in [mm for mm in k.mms.values() if mm.id in mm_ids]:
-        flats, vpns, entries = k.tables.used_entries(mm.pgd, 0, _END_VPN)
+    for vma in [vma for mm in k.mms.values() if mm.id in mm_ids for vma in mm.vmas if vma.anon_vma is not None]:
+        first, end = vma.vm_start >> k.page_shift, vma.vm_end >> k.page_shift
+        flats, vpns, entries = k.tables.used_entries(vma.vm_mm.pgd, first, end)
         swapped = np.flatnonzero(is_swapped(entries))
         pfns = frames[_numbers(k, entries[swapped])]
-        cached = swapped[pfns >= 0]
-        pfns = pfns[pfns >= 0]
-        whole = k.c.pg_flags[pfns] & PG_UPTODATE != 0
-        for position, pfn in zip(cached[whole].tolist(), pfns[whole].tolist(), strict=True):
-            vma = mm.vmas.find_vma(int(vpns[position]) << k.page_shift)
-            assert vma is not None
-            index = int(vpns[position]) - (vma.vm_start >> k.page_shift) + vma.vm_pgoff
-            if (k.c.mapping[pfn], k.c.index[pfn]) != (vma.anon_vma, index):
-                continue  # it was read in for somebody, and nobody has mapped it yet
-            k.c.pg_flags[pfn] |= PG_DIRTY
-            k.c.pte[flats[position]] = np.uint64(pfn << k.page_shift | vm_page_prot(vma))
+        # What was read in for somebody, and nobody has mapped yet, has no identity.
+        back = (pfns >= 0) & (k.c.pg_flags[pfns] & PG_UPTODATE != 0) & (k.c.mapping[pfns] == vma.anon_vma)
+        back &= k.c.index[pfns] == (vpns[swapped] - first + vma.vm_pgoff).astype(np.uint64)
+        k.c.pg_flags[pfns[back]] |= PG_DIRTY
+        k.c.pte[flats[swapped[back]]] = make_entries(k, pfns[back], vm_page_prot(vma))
 
 
 # -- who is referred to ------------------------------------------------------------------------------------------------
