@@ -6,7 +6,6 @@ the descriptor socket by itself. Who has died meanwhile is treated as if it died
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,23 +30,11 @@ def client_row(client: Client) -> list[object]:
     return [client.pid, pidfd.started_at(client.pid), client.uid, client.token]
 
 
-def _same_process(pid: int, began: int) -> int | None:
-    """A pidfd of the process, if it still is the one that it was."""
-    try:
-        descriptor = pidfd.open_pidfd(pid)
-    except OSError:
-        return None
-    if pidfd.started_at(pid) == began and not pidfd.has_exited(descriptor):
-        return descriptor
-    os.close(descriptor)
-    return None
-
-
-def living_clients(truth: Truth, find: Callable[[int, int], int | None] = _same_process) -> Comeback:
-    """Look for the clients that the journal knows; `find` gives a pidfd of a process that still is the one it was."""
+def living_clients(truth: Truth) -> Comeback:
+    """Look for the clients that the journal knows."""
     found = Comeback()
     for number, (pid, began, uid, token) in truth.clients.items():
-        descriptor = find(pid, began)
+        descriptor = _same_process(pid, began)
         if descriptor is None:
             found.dead.append(number)
             continue
@@ -62,6 +49,18 @@ def living_clients(truth: Truth, find: Callable[[int, int], int | None] = _same_
             living.connections.append(connection)
             found.connections[number] = connection
     return found
+
+
+def _same_process(pid: int, began: int) -> int | None:
+    """A pidfd of the process, if it still is the one that it was."""
+    try:
+        descriptor = pidfd.open_pidfd(pid)
+    except OSError:
+        return None
+    if pidfd.started_at(pid) == began and not pidfd.has_exited(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def void_slots_of_the_dead(columns: Columns, living: Comeback) -> None:

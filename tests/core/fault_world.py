@@ -8,6 +8,7 @@ other processes do with locks, and everybody's end. Threads check every byte tha
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import msgpack
 import numpy as np
@@ -31,9 +32,11 @@ from numaemu_core.task_locks import spin_lock
 from numaemu_core.topology import Topology, from_dict
 from numaemu_core.uapi import MADV_DONTNEED, MADV_PAGEOUT, MPOL_BIND, MPOL_INTERLEAVE, MPOL_MF_MOVE, MPOL_MF_STRICT
 from numaemu_core.wire import VERSION, unpack_request
+from numaemu_daemon import comeback
 from numaemu_daemon.calls import Calls
 from numaemu_daemon.clients import AccessSlots, Client, Connection
-from numaemu_daemon.comeback import Comeback, living_clients, void_slots_of_the_dead
+from numaemu_daemon.comeback import Comeback, client_row, living_clients, void_slots_of_the_dead
+from numaemu_host import pidfd
 
 from .crash_world import AREA, PAGE, PAGES, PRIVATE, RW, Memory, Thread, family, filer, mover
 
@@ -254,7 +257,7 @@ class Daemon:
             client = Client(None, process.pid, 0, 0, b"", greeted=True, number=self.next_client)
             self.next_client += 1
             self.clients[process.pid] = client
-            self.k.journal.append(["client", client.number, [process.pid, 0, 0, b""]])
+            self.k.journal.append(["client", client.number, client_row(client)])
         connection = self.connections.get(thread.connection)
         if connection is None:
             connection = Connection(self.next_connection, b"", client)
@@ -481,7 +484,7 @@ class FaultWorld:
         if not self.draw(4) and living_processes:
             self.seen["clients died with the daemon"] += 1
             living_processes[self.draw(len(living_processes))].die()
-        living = living_clients(Journal(self.book).replay(), self._pidfd)
+        living = living_clients(Journal(self.book).replay())
         void_slots_of_the_dead(self.c, living)
         k, truth = recover(self.layout, self.c, Journal(self.book), self.host, self._wait)
         self.graves.append(before)
@@ -493,7 +496,8 @@ class FaultWorld:
         self.daemon.take_over(living, truth)
         resume(k)
 
-    def _pidfd(self, pid: int, _began: int) -> int | None:
+    def pidfd(self, pid: int, _began: int) -> int | None:
+        """Whether a process lives; in place of the host's word."""
         process = self.processes[pid - 100]
         return 0 if process.alive else None
 
@@ -745,7 +749,8 @@ def run_faults(seed: int) -> Counter[str]:
         bodies: list[Any] = [family(base), churn(base, 3), mover if number else filer("/t", 0), filer("/d", number)]
         world.process([*bodies, pinner(AREA // 4)])
     try:
-        world.run()
+        with patch.object(comeback, "_same_process", world.pidfd), patch.object(pidfd, "started_at", lambda _pid: 0):
+            world.run()
     except PeerError as error:  # a request that the harness has made wrong
         raise AssertionError from error
     finally:
