@@ -124,6 +124,7 @@ class Kernel:
             "object": self.next_object,
             "anon_vma": self.next_anon_vma,
             "clone": self.anon_clones,
+            "opening": self.openings,
             "anon_ino": self.anon_objects * ANON_INO_STEP,
         }
         return truth

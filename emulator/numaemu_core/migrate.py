@@ -253,13 +253,15 @@ def _move_to_new_pages(k: Kernel, pfns: I8, targets: I8) -> KernelTask[Bool]:
     with guard:
         counts = np.bincount(found.positions, minlength=len(pfns))
         moves = (counts == k.c.mapcount[pfns]) & _is_nobody_elses(k, pfns)
+        # From here to where it is 0 again nobody else runs: what stands there is read by recovery alone.
+        k.c.moving_to[pfns[moves]] = targets[moves] + 1
         _copy_identity(k, pfns[moves], targets[moves])
         mine = moves[found.positions]
         new = targets[found.positions[mine]]
         k.c.pte[found.flats[mine]] = make_entries(k, new, 0) | found.rights[mine]
         k.c.mapcount[pfns[moves]] = 0
         # From now on nobody who waited for the lock of an old frame takes it for the page (folio->mapping = NULL).
-        for column in (k.c.mapping, k.c.index, k.c.pg_flags):
+        for column in (k.c.mapping, k.c.index, k.c.pg_flags, k.c.moving_to):
             column[pfns[moves]] = 0
     old, new = pfns[moves], targets[moves]
     states = k.c.lru_state[old] & LRU_PG_ACTIVE | LRU_ON_LIST

@@ -99,7 +99,6 @@ NOT_JOURNALLED: Final = frozenset(
         "file_read",
         "get_mempolicy",
         "maps",
-        "migrate_pages",
         "move_pages",
         "numa_maps",
         "pagemap",

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import pytest
-from tests.core import test_recovery_crashes as deaths
+from tests.core import crash_world
 from tests.core.conftest import Machine
-from tests.core.test_recovery_crashes import AREA, PAGE, PRIVATE, RW, Memory, Thread, World, small
+from tests.core.crash_world import AREA, PAGE, PRIVATE, RW, Memory, Thread, World, small
+from tests.core.test_recovery_crashes import crash_in_a_store, finish
 
 from numaemu_core import access_process_vm, fork, limits, mprotect
 from numaemu_core.errors import MmError, SegmentationFault
@@ -77,10 +78,10 @@ def remote(base: int, steps: int) -> Callable[[Memory], Thread]:
     """Writes and reads ranges by calls; every byte is the one that was written last."""
 
     def body(m: Memory) -> Thread:
-        expected: list[int | None] = [0 for _ in range(deaths.PAGES * PAGE)]
+        expected: list[int | None] = [0 for _ in range(crash_world.PAGES * PAGE)]
         for turn in range(steps):
-            start = m.draw(deaths.PAGES * PAGE - 1)
-            length = 1 + m.draw(min(3 * PAGE, deaths.PAGES * PAGE - start))
+            start = m.draw(crash_world.PAGES * PAGE - 1)
+            length = 1 + m.draw(min(3 * PAGE, crash_world.PAGES * PAGE - start))
             if m.draw(2):
                 done = yield ["write", m.pid, base + start, bytes([turn + 1]) * length]
                 # Where it is refused, part of it may be in.
@@ -100,9 +101,9 @@ def a_remote_world(seed: int, *, fragile: bool = False) -> World:
     for number in range(2):
         task = fork.attach(world.k, number, [], None)
         base = AREA // 2
-        world.p.call(SYSCALLS["mmap"](world.k, task, base, deaths.PAGES * PAGE, RW, PRIVATE))
+        world.p.call(SYSCALLS["mmap"](world.k, task, base, crash_world.PAGES * PAGE, RW, PRIVATE))
         world.thread(remote(base, 12), task.pid, task.mm.id, task.mm.pgd)
-        world.thread(deaths.churn(base, 4), task.pid, task.mm.id, task.mm.pgd)
+        world.thread(crash_world.churn(base, 4), task.pid, task.mm.id, task.mm.pgd)
     return world
 
 
@@ -110,7 +111,7 @@ def a_remote_world(seed: int, *, fragile: bool = False) -> World:
 def test_a_death_loses_no_remote_write(seed: int) -> None:
     """The daemon dies in the middle of some store: what was answered holds, what was not is done once more."""
     stores = seed
-    while deaths.crash_in_a_store(seed, stores, make=a_remote_world):
+    while crash_in_a_store(seed, stores, make=a_remote_world):
         stores += 97
 
 
@@ -148,4 +149,4 @@ def test_what_a_remote_write_has_done_is_not_done_again(notes: str, monkeypatch:
     task = world.k.tasks[task.pid]
     found = world.p.call(SYSCALLS["read"](world.k, task, AREA, 2 * PAGE))
     assert (found == b"\7" * PAGE + b"\5" * PAGE) == (notes == "kept")
-    deaths.finish(world)
+    finish(world)
