@@ -34,7 +34,7 @@ def topology_from(source: str | os.PathLike[str] | Mapping[str, object], **other
         raise TopologyError(f"{path}: a topology file has at most {_FILE_BYTES_MAX} bytes")
     try:
         described = tomllib.loads(text.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # tomllib goes as deep as the text
         raise TopologyError(f"{path}: no TOML: {error}") from None
     try:
         return from_dict(_changed(described, other))

@@ -66,6 +66,8 @@ class Connection:
     descriptor: int = -1
     #: The request that waits for its turn or runs, and its bytes; None if there is none.
     waiting: int | None = None
+    #: Others came while it did: they were refused.
+    pipelined: bool = False
     request_bytes: int = 0
 
 

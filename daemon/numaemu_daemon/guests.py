@@ -138,6 +138,12 @@ class Guests:
             guest.strikes = 0
             self._no_stranger(descriptor, guest)
 
+    def forgive(self, descriptor: int) -> None:
+        """A call of this connection was served: what it did wrong before counts no more."""
+        guest = self._guests.get(descriptor)
+        if guest is not None:
+            guest.strikes = 0
+
     def strike(self, descriptor: int) -> bool:
         """A message of this connection is refused; False: there were too many, it is dropped and gets no answer."""
         guest = self._guests.get(descriptor)

@@ -151,6 +151,7 @@ class Requests:
                 self._send(connection, connection.last_reply)
         elif connection.waiting is not None:
             if number != connection.waiting:
+                connection.pipelined = True
                 self._refuse_client(
                     connection, MmError(errno.EAGAIN, "a call of this connection is on its way"), number
                 )
@@ -190,6 +191,9 @@ class Requests:
         client.request_bytes -= connection.request_bytes
         connection.waiting, connection.request_bytes = None, 0
         self.turns.go_on(client)
+        if not connection.pipelined:
+            self._guests.forgive(connection.descriptor)
+        connection.pipelined = False
         self._send(connection, body)
 
     def answer_again(self, connection: Connection, body: bytes) -> None:

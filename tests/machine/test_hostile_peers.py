@@ -135,7 +135,7 @@ def test_an_oversized_message_costs_its_connection(boot: Boot) -> None:
             if excess:
                 assert hostile.is_closed(sock)
             else:
-                with pytest.raises(wire.WireError, match="array of 6"):
+                with pytest.raises(wire.WireError, match=r"array of 6|no msgpack"):
                     wire.unpack_reply(hostile.read_frame(sock)[1])
 
 

@@ -32,7 +32,7 @@ def read_excuses(path: str) -> Excuses:
     """
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # tomllib goes as deep as the text
         raise ValueError(f"{path}: no TOML: {error}") from None
     entries = table.pop("program", [])
     if table or not isinstance(entries, list):

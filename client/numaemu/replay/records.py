@@ -96,7 +96,7 @@ def _record(path: str, number: int, line: bytes) -> Record:
     where = f"{path}: line {number}"
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # json goes as deep as the text
         raise ValueError(f"{where}: no JSON: {error}") from None
     try:
         return _record_of(Path(path).name, row)
@@ -121,6 +121,12 @@ def _record_of(file: str, row: Any) -> Record:  # noqa: ANN401 - whatever JSON h
         _refuse("ops: expected lines of text, who and what")
     if results and not (isinstance(results, list) and len(results) == len(ops)):
         _refuse(f"results: expected as many as ops, {len(ops)}")
+    swap = row.get("swap", "ram")
+    if not isinstance(swap, str):
+        _refuse(f"swap: expected text, got {swap!r}")
+    nondet = row.get("nondet") or []
+    if not isinstance(nondet, list) or not all(isinstance(call, int) for call in nondet):
+        _refuse(f"nondet: expected numbers of calls, got {nondet!r}")
     if not all(isinstance(result, dict) for result in results):
         _refuse("results: expected objects")
     return Record(
@@ -130,8 +136,8 @@ def _record_of(file: str, row: Any) -> Record:  # noqa: ANN401 - whatever JSON h
         machine,
         tuple(ops),
         tuple(results),
-        frozenset(row.get("nondet") or ()) if not row.get("det", True) else frozenset(),
-        row.get("swap", "ram"),
+        frozenset(nondet) if not row.get("det", True) else frozenset(),
+        swap,
         _number(row, "page_cluster", 0),
         _number(row, "fault_around", 65536),
         row,
