@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from numaemu import places
-from numaemu.comeback import WayBack
+from numaemu.comeback import WayBack, recv_patiently
 from numaemu.connection import Init, Peer
 from numaemu.control import is_running, no_machine
 from numaemu.views import COLUMNS, Views, make_views
@@ -104,7 +104,7 @@ def _admitted(place: Path) -> tuple[socket.socket, dict[str, Any], dict[str, int
             time.sleep(_PAUSE_S)
             continue
         try:
-            return sock, *_greeted(sock, place.name)
+            return sock, *_greeted(sock, place)
         except PeerHungUpError:
             sock.close()
             hung_up += 1
@@ -119,11 +119,12 @@ class PeerHungUpError(PeerError):
     """The daemon hung up without a word: it died, or does not admit this user."""
 
 
-def _greeted(sock: socket.socket, name: str) -> tuple[dict[str, Any], dict[str, int]]:
+def _greeted(sock: socket.socket, place: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The answer to our hello, and the descriptors by name."""
+    name = place.name
     try:
         fdsock.send(sock, {"hello": "client", "version": VERSION})
-        answer, received = fdsock.recv(sock)
+        answer, received = recv_patiently(sock, place)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise PeerHungUpError(f"the machine {name!r} hung up: it is ending, or does not admit this user") from None
     fault = _fault_of(answer, len(received))

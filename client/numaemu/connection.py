@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import zmq
 
 from numaemu.errors import MachineGone
+from numaemu.fault_points import reach
+from numaemu_core import limits
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
 from numaemu_core.wire import StrangerError, WireError, pack_request, unpack_reply
 from numaemu_host import pidfd
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from numaemu.window import Turn
 
 #: How long one poll lasts; between two, Python looks at its signals.
-_SLICE_MS: Final = 200
+_SLICE_MS: Final = int(limits.SILENCE_S * 1000)
 
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
 _guard = threading.RLock()  # a signal handler may call while its thread makes the context
@@ -147,6 +149,7 @@ class Connection:
         if self._peer.way_back is not None and self._peer.way_back.is_over(self._generation):
             raise NewDaemon
         self._socket.send(body)
+        reach("asking.sent")
         try:
             boot_id, answered, result = unpack_reply(self._receive())
         except StrangerError:
@@ -168,8 +171,10 @@ class Connection:
             except zmq.Again:
                 if pidfd.has_exited(self._peer.init.fd):
                     raise MachineGone(self._peer.init.name) from None
-                if self._peer.way_back is not None and self._peer.way_back.is_over(self._generation):
-                    raise NewDaemon from None
+                if self._peer.way_back is not None:
+                    if self._peer.way_back.is_over(self._generation):
+                        raise NewDaemon from None
+                    self._peer.way_back.complain()
 
     def _begin_anew(self) -> None:
         """Another socket, to the daemon of now."""
@@ -251,6 +256,11 @@ class Calls:
                 self._mine.connection = None
             connection.close()
             raise
+
+    def complain(self) -> None:
+        """Somebody waits for what the daemon holds; see `WayBack.complain`."""
+        if self._peer.way_back is not None:
+            self._peer.way_back.complain()
 
     def note_window(self, slot: int, turn: Turn) -> None:
         """From now on, calls that this thread sends from inside a window of `slot` say so."""

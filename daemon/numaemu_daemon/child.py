@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from numaemu_core import limits
+from numaemu_core.fault_points import FAULT_POINTS, Reach, unarmed
 from numaemu_core.layout import Layout, layout_of
 from numaemu_core.topology import Topology
 from numaemu_daemon import handshake, logs, segments
@@ -23,6 +25,7 @@ from numaemu_daemon.logs import Event, Log
 from numaemu_daemon.options import INIT_SOCKET
 from numaemu_daemon.stop_request import ignore_terminal
 from numaemu_host import fdsock, pidfd
+from numaemu_host.fault_board import FaultBoard
 
 #: Counters are told init no more often than this.
 REPORT_INTERVAL_S: Final = 1.0
@@ -70,8 +73,11 @@ class Child:
     log: Log
     #: Counts the kernel daemons that the machine has had.
     generation: int = 1
+    #: Told what steps it reaches: nobody, but in tests.
+    reach: Reach = unarmed
     _told: dict[str, int] = field(default_factory=dict)
     _told_at: float = 0.0
+    _waited_at: dict[tuple[str, int | None], float] = field(default_factory=dict)
 
     def ready(self) -> None:
         """Tell init that this process serves."""
@@ -93,6 +99,13 @@ class Child:
             return REPORT_INTERVAL_S
         self._told = dict(done)
         return None
+
+    def waits_for(self, role: str, nid: int | None) -> None:
+        """Tell init that this process waits for another: if that is stopped, it is killed and started again."""
+        now = time.monotonic()
+        if now - self._waited_at.get((role, nid), 0.0) >= limits.SILENCE_S:
+            self._waited_at[role, nid] = now
+            self._tell({"waits_for": role, "node": nid})
 
     def fenced(self, generation: int) -> None:
         """Tell init that nothing that an earlier kernel daemon has asked for is done any more."""
@@ -174,7 +187,14 @@ def _join(config: ChildConfig, sock: socket.socket, init_pidfd: int, log: Log) -
         owner_uid=os.getuid(),
         log=log,
         generation=config.generation,
+        reach=reach_of_environment(),
     )
+
+
+def reach_of_environment() -> Reach:
+    """Who is told of the steps that this process reaches: nobody, unless the machine was started for tests of that."""
+    board = FaultBoard.of_environment(list(FAULT_POINTS))
+    return unarmed if board is None else board.reach
 
 
 def _receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:

@@ -178,10 +178,9 @@ class Server:
                 zone.freed = 0
         done = {"calls": self._calls.served, "shootdowns": self._scheduler.shootdowns, "tasks": len(self._k.tasks)}
         again_s = self._report(done)
-        if again_s is None:
-            return timeout_ms
-        again_ms = math.ceil(1000 * again_s)
-        return again_ms if timeout_ms is None else min(timeout_ms, again_ms)
+        again_ms = None if again_s is None else math.ceil(1000 * again_s)
+        times = [ms for ms in (timeout_ms, again_ms, self._bus.look_for_silent()) if ms is not None]
+        return min(times, default=None)
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
