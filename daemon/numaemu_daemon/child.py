@@ -137,10 +137,13 @@ def child_main(config: ChildConfig) -> None:
     try:
         init_pidfd = pidfd.open_pidfd(config.init_pid)
         sock = fdsock.connect(Path(config.directory) / INIT_SOCKET, _CONNECT_WAIT_S)
+        end_of_init = fdsock.connect(Path(config.directory) / INIT_SOCKET, _CONNECT_WAIT_S)
     except OSError as error:  # init is gone, or has just ended
         log.warning(Event.PROCESS_ENDING, reason=f"no init: {error}")
         sys.exit(1)
-    with sock:
+    with sock, end_of_init:
+        with contextlib.suppress(OSError):  # so that a process that is stopped then ends, too
+            fdsock.continue_at_hangup(end_of_init)
         try:
             child = _join(config, sock, init_pidfd, log)
             importlib.import_module(config.main).main(child)

@@ -22,6 +22,11 @@ def tagged(seed: int) -> bytes:
     return np.random.default_rng(seed).integers(1, 255, PAGE, np.uint8).tobytes()
 
 
+def say(word: str) -> None:
+    """One line for the test."""
+    print(word, flush=True)  # noqa: T201 - the test reads it
+
+
 def use_memory(task: nm.Task, number: int) -> None:
     """Until somebody says something."""
     seeds = [number * 1_000_000 + page for page in range(PAGES)]
@@ -47,10 +52,11 @@ def main() -> None:
     """One client, until the end of its input."""
     name, number = sys.argv[1], int(sys.argv[2])
     with nm.connect(name) as machine, machine.attach(cpu=number % 2) as task:
+        say("here")
         while os.read(STDIN, 1):
             use_memory(task, number)
             os.read(STDIN, 1)
-            print("right", flush=True)  # noqa: T201 - the test reads it
+            say("right")
 
 
 if __name__ == "__main__":

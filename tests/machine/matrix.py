@@ -5,7 +5,6 @@ whoever gets there is struck. Afterwards every byte is right, fsck finds nothing
 """
 
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -61,6 +60,8 @@ OF_TODAY = ("migration", "copying")
 #: Steps at which nobody waits for the process.
 NOT_MISSED = frozenset({"cleaning.over", "kswapd.awake"})
 #: Where a file is named by this variable, what happened is written there, a line a case (tools/reliability_table.py).
+#: A client that waits learns within this time that its machine has ended.
+ERROR_S = 20.0
 RESULTS = "NUMAEMU_MATRIX_RESULTS"
 
 
@@ -125,10 +126,14 @@ class Scene:
             self.victims.append(Victim(client, int(client.hear())))
         return self.victims[-1]
 
+    def all_rows(self) -> list[dict[str, Any]]:
+        """What init says of all processes."""
+        found: list[dict[str, Any]] = control.status(places.machine_dir(self.machine.name))["processes"]
+        return found
+
     def rows(self, role: str) -> list[dict[str, Any]]:
         """What init says of the processes of a role."""
-        found = control.status(places.machine_dir(self.machine.name))["processes"]
-        return [row for row in found if row["role"] == role]
+        return [row for row in self.all_rows() if row["role"] == role]
 
     def count(self, role: str, what: str) -> int:
         """A sum over the processes of a role."""
@@ -141,8 +146,7 @@ class Scene:
 
     def all_up(self) -> bool:
         """Does every process serve?"""
-        found = control.status(places.machine_dir(self.machine.name))["processes"]
-        return all(row["state"] == "up" for row in found)
+        return all(row["state"] == "up" for row in self.all_rows())
 
     def free_now(self) -> tuple[int, int]:
         """Free frames and slots."""
@@ -176,7 +180,11 @@ class Scene:
             with contextlib.suppress(ProcessLookupError):
                 client.process.send_signal(signal.SIGCONT)
             client.clean_up()
+        pids: list[int] = []
+        with contextlib.suppress(OSError):  # init may be dead
+            pids = [row["pid"] for row in self.all_rows()]
         self.machine.close()
+        wait_until(lambda: all_gone(pids), "processes are left")
 
 
 @contextlib.contextmanager
@@ -197,6 +205,7 @@ def new_scene(profile: str, folder: Path) -> Scene:
     scene.free = scene.free_now()
     for number in range(BYSTANDERS):
         scene.bystanders.append(Commanded("bystander.py", machine.name, number + 1))
+    assert set(hear_all(list(scene.bystanders))) == {"here"}
     return scene
 
 
@@ -220,9 +229,7 @@ class Scenes:
     def close(self) -> None:
         """All end."""
         for scene in self._scenes.values():
-            pids = [row["pid"] for row in control.status(places.machine_dir(scene.machine.name))["processes"]]
             scene.close()
-            wait_until(functools.partial(_all_gone, pids), "processes are left")
 
 
 @contextlib.contextmanager
@@ -244,7 +251,8 @@ def scenes_of_module(folder: Path) -> Iterator[Scenes]:
         made.close()
 
 
-def _all_gone(pids: list[int]) -> bool:
+def all_gone(pids: list[int]) -> bool:
+    """Is none of these processes left?"""
     return not any(map(pidfd.is_running_pid, pids))
 
 

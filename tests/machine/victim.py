@@ -130,6 +130,30 @@ def ask(task: nm.Task, area: nm.Mapping, old: bytes) -> None:
     assert area.read(0, len(old)) == bytes(PAGE) + old[PAGE:]
 
 
+def stay() -> None:
+    """Keep all as it is until somebody has looked."""
+    say("done")
+    sys.stdin.readline()
+
+
+def drop_here(task: nm.Task, area: nm.Mapping, _old: bytes) -> None:
+    """The first page is given up; who else writes there is somebody else's business."""
+    task.madvise(area.start, PAGE, nm.MADV_DONTNEED)
+    stay()
+
+
+def map_here(task: nm.Task, _area: nm.Mapping, _old: bytes) -> None:
+    """A mapping more."""
+    task.mmap(PAGE, prot=nm.PROT_READ)
+    stay()
+
+
+def fork_here(task: nm.Task, _area: nm.Mapping, _old: bytes) -> None:
+    """A child more."""
+    with task.fork():
+        stay()
+
+
 ACTIONS: Mapping[str, Callable[[nm.Task, int], None]] = {
     "touch": touch,
     "breed": breed,
@@ -145,6 +169,9 @@ HERE: Mapping[str, Callable[[nm.Task, nm.Mapping, bytes], None]] = {
     "write_many_here": write_many,
     "pin_here": pin,
     "ask_here": ask,
+    "drop_here": drop_here,
+    "map_here": map_here,
+    "fork_here": fork_here,
 }
 
 
