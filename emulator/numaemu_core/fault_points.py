@@ -40,6 +40,8 @@ FAULT_POINTS: Final[Mapping[str, FaultPoint]] = MappingProxyType(
         frame_taken="frames are allocated, nothing says whose they are",
         identity_set="the frames say whose they are, no entry names them",
         mapped="the entries name the frames",
+        single_identity_set="the same for a page alone; pte lock, lru_lock and zone lock are held",
+        single_mapped="the entry names the frame of a page alone, no lock but mmap_sem is held",
     )
     | _points(
         "kernel",

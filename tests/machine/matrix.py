@@ -295,8 +295,11 @@ def strike_client(scene: Scene, point: str, action: signal.Signals) -> dict[str,
         else:
             wait_until(lambda: pidfd.is_stopped(victim.pid), "it is not stopped")
         began = time.monotonic()
-        for node in (1, 0):
-            other.mbind(start, len(old), nm.MPOL_BIND, {node}, nm.MPOL_MF_MOVE)
+        if point.startswith("pin"):  # evicted under mmap_sem held for reading, as the victim holds it
+            other.migrate_pages(0, {0}, {1})
+        else:
+            for node in (1, 0):
+                other.mbind(start, len(old), nm.MPOL_BIND, {node}, nm.MPOL_MF_MOVE)
         took = time.monotonic() - began
         check_bytes(point, old, other.read(start, len(old)))
         answer = "none"

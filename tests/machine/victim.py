@@ -50,6 +50,9 @@ def breed(task: nm.Task, seed: int) -> None:
             assert child.read(area.start, len(old)) == old
             child.write(area.start, new)
             assert child.read(area.start, len(new)) == new
+        with task.fork() as child:
+            child.write(area.start, old)
+            assert child.read(area.start, len(old)) == old
         assert area.read(0, len(new)) == new
 
 
