@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numaemu.connection import Init
+    from numaemu.tcp import Lease
 
 _ANSWER_S: Final = 30.0
 _PAUSE_S: Final = 0.01
@@ -78,14 +79,23 @@ class WayBack:
         """Has another daemon than that one taken over?"""
         return bool(self._words[0] > generation)
 
-    def renew(self, seen: int, token: bytes, init: Init) -> None:
+    def _hung_up(self) -> bool:
+        """Is the daemon gone that the descriptor socket was open to? It says nothing by itself but that it ends."""
+        sock = self._sock
+        if sock.fileno() < 0:  # another thread has just seen to it
+            return True
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def renew(self, seen: int, token: bytes, init: Init | Lease) -> None:
         """Become known to the daemon of now, unless another thread has seen to it since the generation was `seen`.
 
         Waits as long as it takes for a daemon to be there. MachineGone if the machine has ended, or was let go.
         """
         silent_since = time.monotonic()
         while not self._tried(seen, token):
-            if self._closed or pidfd.has_exited(init.fd):
+            if self._closed or init.has_ended():
                 raise MachineGone(init.name)
             if time.monotonic() - silent_since > limits.SILENCE_S:
                 silent_since = time.monotonic()
@@ -121,3 +131,15 @@ class WayBack:
         """Let the daemon know that this process uses the machine no more. Takes no lock: a forked child calls it."""
         self._closed = True
         self._sock.close()
+
+
+class RemoteWayBack(WayBack):
+    """The same for a process that does not map the memory: the end of the descriptor socket tells of a daemon's."""
+
+    def __init__(self, place: Path, sock: socket.socket, generation: int) -> None:
+        """`place` is the descriptor socket, `sock` is open to the daemon of `generation`."""
+        super().__init__(place, memoryview(b""), sock, generation)
+
+    def is_over(self, generation: int) -> bool:
+        """Is another daemon than that one known, or the one that was known gone?"""
+        return self.generation > generation or self._hung_up()

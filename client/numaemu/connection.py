@@ -9,6 +9,7 @@ connection goes on with that one, and what was not answered is sent once more.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from dataclasses import dataclass
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numaemu.comeback import WayBack
+    from numaemu.tcp import Curve, Lease, TcpWayBack
     from numaemu.window import Turn
 
 #: How long one poll lasts; between two, Python looks at its signals.
 _SLICE_MS: Final = int(limits.SILENCE_S * 1000)
+#: Slices without an answer after which a request is sent once more.
+_SLICES_BEFORE_REPEAT: Final = 10
 
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
 _guard = threading.RLock()  # a signal handler may call while its thread makes the context
@@ -38,7 +42,7 @@ _guard = threading.RLock()  # a signal handler may call while its thread makes t
 _abandoned: list[object] = []
 
 
-def _shared_context() -> zmq.Context[zmq.Socket[bytes]]:
+def shared_context() -> zmq.Context[zmq.Socket[bytes]]:
     """The context of this process, with its one I/O thread."""
     global _context  # noqa: PLW0603 - one a process, and a forked child starts again without
     with _guard:
@@ -74,6 +78,10 @@ class Init:
         except ProcessLookupError:
             raise MachineGone(name) from None
 
+    def has_ended(self) -> bool:
+        """Is it over?"""
+        return pidfd.has_exited(self.fd)
+
     def __del__(self) -> None:
         if hasattr(self, "fd"):
             os.close(self.fd)
@@ -86,9 +94,11 @@ class Peer:
     endpoint: str
     boot_id: str
     token: bytes
-    init: Init
+    init: Init | Lease
     #: None where a daemon that dies is the end.
-    way_back: WayBack | None = None
+    way_back: WayBack | TcpWayBack | None = None
+    #: The keys of a connection over TCP.
+    curve: Curve | None = None
 
 
 class NewDaemon(Exception):
@@ -116,8 +126,10 @@ class Connection:
         """A socket to the daemon of now, to which this process is known."""
         if self._peer.way_back is not None:
             self._generation = self._peer.way_back.generation
-        socket = _shared_context().socket(zmq.DEALER)
+        socket = shared_context().socket(zmq.DEALER)
         socket.linger = 0
+        if self._peer.curve is not None:
+            self._peer.curve.apply(socket)
         socket.connect(self._peer.endpoint)
         socket.rcvtimeo = _SLICE_MS
         return socket
@@ -150,31 +162,46 @@ class Connection:
             raise NewDaemon
         self._socket.send(body)
         reach("asking.sent")
-        try:
-            boot_id, answered, result = unpack_reply(self._receive())
-        except StrangerError:
-            if self._peer.way_back is None:
+        while True:
+            try:
+                boot_id, answered, result = unpack_reply(self._receive(body))
+            except StrangerError as refused:
+                if refused.request_id != request_id:
+                    continue
+                if self._peer.way_back is None:
+                    raise
+                raise NewDaemon from None
+            except MmError as refused:
+                if refused.request_id < request_id:
+                    continue
                 raise
-            raise NewDaemon from None
-        if (boot_id, answered) != (self._peer.boot_id, request_id):
-            raise WireError(f"an answer to request {answered} instead of {request_id}")
-        return result
+            if boot_id == self._peer.boot_id and answered < request_id:
+                continue  # one that was asked for twice, and has come twice
+            if (boot_id, answered) != (self._peer.boot_id, request_id):
+                raise WireError(f"an answer to request {answered} instead of {request_id}")
+            return result
 
-    def _receive(self) -> bytes:
+    def _receive(self, body: bytes) -> bytes:
         """The next message. A plain receive, half as dear as a poll of socket and pidfd; init is looked at between.
 
-        NewDaemon: none will come, as another daemon has taken over.
+        A daemon may drop a connection, and ZeroMQ makes it anew without a word: what gets no answer for long is sent
+        again now and then. NewDaemon: none will come, as another daemon has taken over.
         """
-        while True:
+        way_back = self._peer.way_back
+        for slices in itertools.count(1):
             try:
                 return self._socket.recv()
             except zmq.Again:
-                if pidfd.has_exited(self._peer.init.fd):
+                if self._peer.init.has_ended():
                     raise MachineGone(self._peer.init.name) from None
-                if self._peer.way_back is not None:
-                    if self._peer.way_back.is_over(self._generation):
+                if way_back is not None:
+                    if way_back.is_over(self._generation):
                         raise NewDaemon from None
-                    self._peer.way_back.complain()
+                    way_back.complain()
+                if not slices % _SLICES_BEFORE_REPEAT:
+                    with contextlib.suppress(zmq.Again):
+                        self._socket.send(body, zmq.NOBLOCK)
+        raise AssertionError
 
     def _begin_anew(self) -> None:
         """Another socket, to the daemon of now."""

@@ -1,13 +1,15 @@
 """The daemon's side of the bus to node processes and the swap node: a ROUTER that they connect to.
 
-Messages are msgpack arrays: `["hello", role, node, pid]`, `["done", ticket, pages]`, `["balance", node]` and
+Messages are msgpack arrays: `["hello", role, node, pid, key]`, `["done", ticket, pages]`, `["balance", node]` and
 `["asleep", node]` come in; `["clean"]`, `["kswapd"]`, `["balanced", pages]`,
 `["write", ticket, pfns, slots]`, `["read", ticket, slots, pfns]` and `["copy", ticket, source, target]` go out, page
 numbers as bytes of little-endian int64. A request to copy is kept until it is answered, and sent again when the process
 that it went to has a successor: copies can be repeated. An answer counts only if it comes from the process that was
-asked last, or a copy could be repeated after its answer was taken.
+asked last, or a copy could be repeated after its answer was taken. The key is known to the machine's own processes
+only: the host would let any process of the owner connect, and whoever passed for the swap node could lose pages.
 """
 
+import hmac
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +21,13 @@ import zmq
 
 from numaemu_core import limits
 from numaemu_core.columns import I8
+from numaemu_daemon.guests import Guests
 from numaemu_daemon.logs import Event, Log
 
 #: The swap node among the peers; node processes are there under their node ids.
 _SWAP: Final = -1
+#: Messages that one turn of the loop takes, so that calls are served between them.
+MESSAGES_PER_TURN: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +43,17 @@ class _Request:
 class Bus:
     """Messages to and from the processes that own memory."""
 
-    def __init__(self, socket: "zmq.Socket[bytes]", log: Log) -> None:
-        """Over a bound ROUTER."""
+    def __init__(self, socket: "zmq.Socket[bytes]", guests: Guests, key: bytes, log: Log) -> None:
+        """Over a bound ROUTER, watched by `guests`; `key` is what the machine's processes prove themselves with."""
         self.socket = socket
+        self.guests = guests
+        self._key = key
         self._log = log
         self._peers: dict[int, bytes] = {}
         self._ticket = 0
         self._asked: dict[int, _Request] = {}
+        #: Messages that were dropped.
+        self.dropped = 0
         #: Called with the frames of a write that the swap node has confirmed.
         self.written: Callable[[I8], None] = lambda _pfns: None
         #: Called with what a node process says of its kswapd, and when it says hello: a word and its node.
@@ -114,27 +123,38 @@ class Bus:
             self._log.warning(Event.REPLY_DROPPED, reason=str(error))
 
     def receive(self) -> int:
-        """Take what has come; gives how many messages."""
-        count = 0
-        while True:
+        """Take what has come, at most MESSAGES_PER_TURN; gives how many messages."""
+        for count in range(MESSAGES_PER_TURN):
             try:
-                identity, body = self.socket.recv_multipart(zmq.NOBLOCK)
+                identity = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return count
-            except ValueError:
-                self._log.warning(Event.MESSAGE_DROPPED, reason="expected two frames")
-                continue
-            count += 1
-            self._take(identity, _unpacked(body))
+            frame, parts = self.socket.recv(copy=False), 1
+            while self.socket.rcvmore:
+                self.socket.recv()  # dropped one by one: there may be any number
+                parts += 1
+            message, descriptor = _unpacked(frame.bytes) if parts == 1 else None, int(frame.get(zmq.SRCFD))
+            if not self._take(identity, message) and not self._admit(identity, message, descriptor):
+                self._drop(descriptor)
+        return MESSAGES_PER_TURN
 
-    def _take(self, identity: bytes, message: object) -> None:
+    def _admit(self, identity: bytes, message: object, descriptor: int) -> bool:
+        """Somebody says hello, and has the key."""
         match message:
-            case ["hello", "swap", _, int(pid)]:
+            case ["hello", "swap", _, int(pid), bytes(key)] if hmac.compare_digest(key, self._key):
                 self._greet(_SWAP, "swap", identity, pid)
-            case ["hello", "node", int(nid), int(pid)]:
+            case ["hello", "node", int(nid), int(pid), bytes(key)] if hmac.compare_digest(key, self._key):
                 self._greet(nid, "node", identity, pid)
                 self.node_asks("hello", nid)
-            case ["balance" | "asleep" as verb, int(nid)]:
+            case _:
+                return False
+        self.guests.greeted(descriptor)
+        return True
+
+    def _take(self, identity: bytes, message: object) -> bool:
+        """A message of a process that has been admitted; False: it is none."""
+        match message:
+            case ["balance" | "asleep" as verb, int(nid)] if self._peers.get(nid) == identity:
                 self.node_asks(verb, nid)
             case ["done", int(ticket), _]:
                 request = self._asked.get(ticket)
@@ -142,7 +162,16 @@ class Bus:
                     del self._asked[ticket]
                     request.done()
             case _:
-                self._log.warning(Event.MESSAGE_DROPPED, reason="unknown shape")
+                return False
+        return True
+
+    def _drop(self, descriptor: int) -> None:
+        """What nobody of the machine says is dropped, and who says it often."""
+        self.dropped += 1
+        self.guests.strike(descriptor)
+        if self.dropped & (self.dropped - 1) == 0:  # the first of them, and ever fewer: a log is not to be flooded
+            reason = "unknown shape, or not from a process of the machine"
+            self._log.warning(Event.MESSAGE_DROPPED, reason=reason, dropped=self.dropped)
 
 
 def _unpacked(body: bytes) -> object:

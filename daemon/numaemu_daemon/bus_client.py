@@ -55,7 +55,7 @@ class BusClient:
         socket.connect(f"ipc://{self._child.directory / BUS_SOCKET}")
         self._poller.register(socket, zmq.POLLIN)
         nid = -1 if self._child.nid is None else self._child.nid
-        socket.send(msgpack.packb(["hello", self._child.role, nid, os.getpid()]), zmq.NOBLOCK)
+        socket.send(msgpack.packb(["hello", self._child.role, nid, os.getpid(), self._child.bus_key]), zmq.NOBLOCK)
         return socket
 
     def __enter__(self) -> Self:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from numaemu_core import limits
+from numaemu_core.admission import Admission
 from numaemu_core.fault_points import FAULT_POINTS, Reach, unarmed
 from numaemu_core.layout import Layout, layout_of
 from numaemu_core.topology import Topology
@@ -47,6 +48,11 @@ class ChildConfig:
     init_pid: int
     #: Counts the kernel daemons that the machine has had.
     generation: int = 1
+    #: Whom the machine admits beside its owner, and the directory for other users, "" for none.
+    admission: Admission = field(default_factory=Admission)
+    visitors: str = ""
+    #: What processes of the machine know, and nobody else: proves on the bus that one is there.
+    bus_key: bytes = field(default=b"", repr=False)
 
 
 @dataclass(slots=True)
@@ -75,6 +81,11 @@ class Child:
     generation: int = 1
     #: Told what steps it reaches: nobody, but in tests.
     reach: Reach = unarmed
+    #: Whom the machine admits beside its owner, and the directory for other users, None for none.
+    admission: Admission = field(default_factory=Admission)
+    visitors: Path | None = None
+    #: Proves on the bus that this is a process of the machine.
+    bus_key: bytes = field(default=b"", repr=False)
     _told: dict[str, int] = field(default_factory=dict)
     _told_at: float = 0.0
     _waited_at: dict[tuple[str, int | None], float] = field(default_factory=dict)
@@ -144,6 +155,7 @@ def child_main(config: ChildConfig) -> None:
     with sock, end_of_init:
         with contextlib.suppress(OSError):  # so that a process that is stopped then ends, too
             fdsock.continue_at_hangup(end_of_init)
+            fdsock.send(end_of_init, {"watch": os.getpid()})
         try:
             child = _join(config, sock, init_pidfd, log)
             importlib.import_module(config.main).main(child)
@@ -191,6 +203,9 @@ def _join(config: ChildConfig, sock: socket.socket, init_pidfd: int, log: Log) -
         log=log,
         generation=config.generation,
         reach=reach_of_environment(),
+        admission=config.admission,
+        visitors=Path(config.visitors) if config.visitors else None,
+        bus_key=config.bus_key,
     )
 
 

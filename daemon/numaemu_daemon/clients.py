@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from numaemu_core import limits
+from numaemu_core.admission import ROOT
 from numaemu_core.columns import Columns
 from numaemu_core.errors import MmError
 from numaemu_host import pidfd
@@ -18,7 +19,7 @@ from numaemu_host import pidfd
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One process that uses the machine."""
+    """One process that uses the machine. `pid` and `uid` are the host's word on it; over TCP there is no pid: 0."""
 
     #: None until it has come back to a new kernel daemon.
     sock: socket.socket | None
@@ -26,6 +27,10 @@ class Client:
     uid: int
     pidfd: int
     token: bytes
+    #: Who it is in the machine: `admission.ROOT` for the owner's clients, else the number of another user.
+    user: int = ROOT
+    #: It does not map the memory.
+    remote: bool = False
     #: Pids of emulated tasks that it owns.
     tasks: set[int] = field(default_factory=set)
     #: Its access slots, by number, each with the pid of its task.
@@ -36,6 +41,14 @@ class Client:
     number: int = 0
     #: It has died or closed its machine: what is still on its way for it is undone.
     gone: bool = False
+    #: Its calls that run just now, and the bytes of all its requests that wait or run.
+    running: int = 0
+    request_bytes: int = 0
+
+    @property
+    def leased(self) -> bool:
+        """It came over TCP: the host tells nothing of its death."""
+        return self.pidfd < 0
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +62,11 @@ class Connection:
     #: daemon these are the last ones that the journal has.
     last_request: int = 0
     last_reply: bytes | None = None
+    #: The descriptor of the connection, -1 where that is not known.
+    descriptor: int = -1
+    #: The request that waits for its turn or runs, and its bytes; None if there is none.
+    waiting: int | None = None
+    request_bytes: int = 0
 
 
 class AccessSlots:
@@ -133,14 +151,23 @@ def void_slot(columns: Columns, slot: int) -> None:
     columns.window[slot] = (int(columns.window[slot]) | 1) + 1
 
 
-def new_client(sock: socket.socket, credentials: tuple[int, int, int]) -> Client:
-    """A client that has just come to the descriptor socket."""
+def new_client(sock: socket.socket, credentials: tuple[int, int, int], *, remote: bool) -> Client:
+    """A client that has just come to a descriptor socket; `remote`: to that of other users."""
     pid, uid, _ = credentials
-    return Client(sock, pid, uid, pidfd.open_pidfd(pid), secrets.token_bytes(limits.TOKEN_BYTES))
+    client = Client(sock, pid, uid, pidfd.open_pidfd(pid), secrets.token_bytes(limits.TOKEN_BYTES), remote=remote)
+    client.user = uid if remote else ROOT
+    return client
+
+
+def leased_client(user: int) -> Client:
+    """A client that has just come over TCP."""
+    token = secrets.token_bytes(limits.TOKEN_BYTES)
+    return Client(None, 0, user, -1, token, user, remote=True, greeted=True)
 
 
 def close_client(client: Client, close: Callable[[int], None]) -> None:
     """Let go of its descriptors."""
     if client.sock is not None:
         client.sock.close()
-    close(client.pidfd)
+    if client.pidfd >= 0:
+        close(client.pidfd)

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import time
 from typing import Any
 
@@ -16,21 +17,22 @@ from numaemu_core.lock_stats import LockStats
 from numaemu_core.recovery import resume
 from numaemu_core.swap_state import end_swap_write
 from numaemu_core.wire import VERSION
-from numaemu_daemon import zap
+from numaemu_daemon import entrances, zap
 from numaemu_daemon.armed_locks import ArmedLocks
 from numaemu_daemon.bus import Bus
 from numaemu_daemon.child import Child
 from numaemu_daemon.clients import AccessSlots, Client
+from numaemu_daemon.guests import Guests
 from numaemu_daemon.kswapd import KswapdTasks
 from numaemu_daemon.logs import Event
-from numaemu_daemon.options import BUS_SOCKET, DESCRIPTOR_SOCKET, KERNEL_SOCKET
+from numaemu_daemon.options import BUS_SOCKET
 from numaemu_daemon.process_locks import ProcessLocks
 from numaemu_daemon.scheduler import Scheduler
 from numaemu_daemon.segments import MappedMachine
 from numaemu_daemon.server import Server
 from numaemu_daemon.stop_request import StopRequest
 from numaemu_daemon.take_over import Machine, machine_for
-from numaemu_host import fdsock, membarrier
+from numaemu_host import membarrier
 from numaemu_host.memfd import Segment
 from numaemu_host.ofdlock import OfdLock
 
@@ -46,6 +48,7 @@ def main(child: Child) -> None:
     locks = _locks(child, machine, stats)
     journal = Journal(np.frombuffer(journal_segment.view, np.uint8))
     fenced = membarrier.register()
+    _raise_descriptor_limit()
     found = machine_for(child, machine, locks, journal, fenced=fenced)
     found.kernel.locks.stats = stats
     context = zmq.Context()
@@ -67,7 +70,7 @@ def _serve(
 ) -> None:
     kernel = machine.kernel
     zap_handler = zap.open_handler(context)
-    bus = Bus(_bind(context, f"ipc://{child.directory / BUS_SOCKET}"), child.log)
+    bus = _bus(child, context)
     bus.written = lambda pfns: end_swap_write(kernel, pfns)
     bus.silent = locks.silent = child.waits_for
     slots = AccessSlots(kernel.c)
@@ -77,22 +80,21 @@ def _serve(
     names = client_segments(child)
 
     def hello(client: Client) -> tuple[dict[str, Any], list[int]]:
+        theirs = [] if client.remote else names
         answer = {
             "version": VERSION,
             "boot_id": child.boot_id,
             "machine": child.machine,
             "token": client.token,
             "topology": child.topology.as_dict(),
-            "segments": names,
+            "segments": theirs,
+            "remote": client.remote,
             "init_pid": child.init_pid,
             "kernel_pid": os.getpid(),
             "generation": child.generation,
             "membarrier": fenced,
         }
-        return answer, [child.fds[name] for name in names]
-
-    (child.directory / DESCRIPTOR_SOCKET).unlink(missing_ok=True)  # a daemon that died leaves it
-    listener = fdsock.listen(child.directory / DESCRIPTOR_SOCKET)
+        return answer, [child.fds[name] for name in theirs]
 
     def serves() -> None:
         """Clients of the last daemon see from this word that they have to come back."""
@@ -100,16 +102,21 @@ def _serve(
         child.ready()
         child.log.info(Event.KERNEL_SERVES, membarrier=fenced)
 
+    router = _router(context)
+    guests = Guests(context, router, time.monotonic, child.log)
+    entrances.bind(child, router)
     server = Server(
         kernel,
-        sockets=(_bind(context, f"ipc://{child.directory / KERNEL_SOCKET}"), bus, zap_handler),
-        listener=listener,
+        sockets=(router, bus, zap_handler),
+        guests=guests,
+        listeners=entrances.listeners(child),
         scheduler=scheduler,
         slots=slots,
         hello=hello,
         boot_id=child.boot_id,
         generation=child.generation,
-        uids={child.owner_uid},
+        guard=entrances.guard(child),
+        admission=child.admission,
         recoveries=lambda: locks.recoveries,
         repair_locks=locks.repair_all,
         serves=serves,
@@ -123,7 +130,19 @@ def _serve(
         server.take_over(machine.living, machine.truth)
         child.reach("recovery.calls_begun")
     gc.freeze()  # what is here stays: collections need not look at it
-    server.serve()
+    try:
+        server.serve()
+    finally:
+        guests.close()
+        bus.guests.close()
+
+
+def _bus(child: Child, context: "zmq.Context[zmq.Socket[bytes]]") -> Bus:
+    router = _router(context)
+    router.sndhwm = 0  # what is under way is bounded by what was asked for; none of it may be lost
+    guests = Guests(context, router, time.monotonic, child.log, stranger_s=None)
+    router.bind(f"ipc://{child.directory / BUS_SOCKET}")
+    return Bus(router, guests, child.bus_key, child.log)
 
 
 def client_segments(child: Child) -> list[str]:
@@ -132,13 +151,23 @@ def client_segments(child: Child) -> list[str]:
     return [*pools, "ptes", "pte_bits", "control", "locks", "mmap_sem"]
 
 
-def _bind(context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> "zmq.Socket[bytes]":
-    """A ROUTER that only authenticated peers reach, and that never waits for a slow one."""
+def _raise_descriptor_limit() -> None:
+    """As many as the host allows: ZeroMQ ends its process when it has none left for a connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _router(context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":
+    """A ROUTER that only authenticated peers reach, that never waits for a slow one, and keeps little for each.
+
+    Nobody takes over the identity of another (`router_handover` is off): a second peer with the same one is not heard.
+    """
     router = context.socket(zmq.ROUTER)
     router.linger = 0
     router.router_mandatory = True
+    router.router_handover = False
     router.maxmsgsize = limits.MESSAGE_BYTES_MAX
+    router.sndhwm = router.rcvhwm = limits.QUEUED_MESSAGES
     router.handshake_ivl = _HANDSHAKE_MS
     router.zap_domain = zap.DOMAIN
-    router.bind(endpoint)
     return router

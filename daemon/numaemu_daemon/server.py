@@ -5,35 +5,44 @@ as it uses the machine. ZeroMQ ROUTER: its threads' calls. One epoll holds every
 that the poller looks at a handful of things however many clients there are.
 """
 
+import contextlib
 import errno
 import functools
 import math
 import os
 import select
-import socket
-from collections import deque
-from collections.abc import Callable, Collection
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
 
 from numaemu_core import limits
+from numaemu_core.admission import Admission
 from numaemu_core.errors import MmError
 from numaemu_core.fsck import fsck
 from numaemu_core.journal import Truth
 from numaemu_core.kernel import Kernel
-from numaemu_core.wire import VERSION, Request, StrangerError, WireError, pack_refusal, pack_reply, unpack_request
+from numaemu_core.wire import VERSION, pack_reply
 from numaemu_daemon import zap
 from numaemu_daemon.bus import Bus
 from numaemu_daemon.calls import Calls
-from numaemu_daemon.clients import AccessSlots, Client, Connection, close_client, new_client
+from numaemu_daemon.clients import AccessSlots, Client, close_client, leased_client, new_client
 from numaemu_daemon.comeback import Comeback, client_row
+from numaemu_daemon.entrances import Listener
+from numaemu_daemon.guests import Guests, descriptors
+from numaemu_daemon.leases import Leases
 from numaemu_daemon.logs import Event, Log
+from numaemu_daemon.permissions import Permissions
+from numaemu_daemon.requests import Requests
 from numaemu_daemon.scheduler import Scheduler
 from numaemu_host import fdsock
 
-#: Requests that one turn of the loop takes, so that tasks run between them.
-REQUESTS_PER_TURN = 64
+#: How long no new client is taken where the host has no descriptor left.
+_PAUSE_S = 0.1
+#: Rounds of a loop that never sleeps between two looks at peers whose time may be over.
+_ROUNDS_BETWEEN_LOOKS = 64
 
 
 class Server:
@@ -44,20 +53,24 @@ class Server:
         k: Kernel,
         *,
         sockets: tuple["zmq.Socket[bytes]", Bus, "zmq.Socket[bytes]"],
-        listener: socket.socket,
+        guests: Guests,
+        listeners: Sequence[Listener],
         scheduler: Scheduler,
         slots: AccessSlots,
         hello: Callable[[Client], tuple[dict[str, Any], list[int]]],
         boot_id: str,
         generation: int,
-        uids: Collection[int],
+        guard: zap.Guard,
+        admission: Admission,
         report: Callable[[dict[str, int]], float | None],
         recoveries: Callable[[], int],
         repair_locks: Callable[[], None],
         serves: Callable[[], None],
         log: Log,
     ) -> None:
-        """`sockets`: clients' ROUTER, bus, ZAP handler; `hello` gives the answer on the descriptor socket.
+        """`sockets`: clients' ROUTER, bus, ZAP handler; `guests` watches the first.
+
+        `hello` gives the answer on a descriptor socket.
 
         `report` takes what was done so far, and gives the seconds after which it wants to be told again; `recoveries`
         counts the locks whose holder had died, `repair_locks` looks for more of them; `serves` is called once calls are
@@ -65,37 +78,43 @@ class Server:
         """
         self._k = k
         self._router, self._bus, self._zap = sockets
-        self._listener = listener
+        bus = self._bus
+        self._guests = guests
+        self._listeners = listeners
         self._scheduler = scheduler
         self._slots = slots
         self._hello = hello
         self._boot_id = boot_id
         self._generation = generation
-        self._uids = uids
+        self._guard = guard
         self._report = report
         self._recoveries = recoveries
         self._repair_locks = repair_locks
         self._serves = serves
         self._log = log
-        self._calls = Calls(k, scheduler, slots, boot_id, self)
+        permissions = Permissions(k, admission, self.owner_of)
+        self._calls = Calls(k, scheduler, slots, boot_id, self, permissions)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._poller = zmq.Poller()
-        for item in (self._router, self._bus.socket, self._zap, self._epoll.fileno()):
+        for item in (self._router, bus.socket, self._zap, guests.socket, bus.guests.socket, self._epoll.fileno()):
             self._poller.register(item, zmq.POLLIN)
         self._clients: dict[bytes, Client] = {}
-        self._connections: dict[bytes, Connection] = {}
-        #: Connections of clients of the last daemon, by number, until they say hello again.
-        self._returning: dict[int, Connection] = {}
-        self._next_connection = self._next_client = 1
-        #: What was on its way when the last daemon died is being finished; calls wait.
-        self._finishing = True
-        #: Requests that wait while fsck brings the machine to rest; None while none does.
-        self._held: deque[tuple[Connection, Request]] | None = deque()
-        self._checks: list[tuple[Connection, Request]] = []
-        self.refused = 0
+        #: Clients that came over TCP.
+        self._leases = Leases(time.monotonic)
+        self._requests = Requests(
+            k, self._router, guests, self._clients, self._calls, boot_id, log, self._leases, self._join
+        )
+        self._next_client = 1
+        #: Clients that have not said hello on the descriptor socket, the oldest first, and when they came.
+        self._silent: dict[Client, float] = {}
+        self._of_process: Counter[int] = Counter()
+        self._clients_max = min(limits.MAX_CLIENTS, descriptors() // 8)
+        #: When new clients are taken again.
+        self._paused_until: float | None = None
+        self._rounds = 0
         self.stopping = False
-        self.watch(listener.fileno(), self._accept)
+        self._listen()
 
     def watch(self, descriptor: int, handler: Callable[[], None]) -> None:
         """Call `handler` whenever the descriptor can be read."""
@@ -109,14 +128,18 @@ class Server:
 
     def take_over(self, living: Comeback, truth: Truth) -> None:
         """Go on for the clients of the last daemon, and finish what it had begun."""
-        self._next_connection = truth.marks.get("connection", 1)
+        self._requests.next_connection = truth.marks.get("connection", 1)
         self._next_client = truth.marks.get("client", 1)
-        self._returning = living.connections
+        self._requests.returning = living.connections
         for client in living.clients.values():
             self._clients[client.token] = client
+            if client.leased:
+                self._leases.heard(client)
+                continue
+            self._of_process[client.pid] += 1
             self.watch(client.pidfd, functools.partial(self._gone, client, dead=True))
         self._slots.recover(living.clients)
-        self._calls.redo(living.connections, truth, self._send)
+        self._calls.redo(living.connections, truth, self._requests.answer_again)
         for number in living.dead:
             self._k.journal.append(["client_gone", number])
         for number, owner in list(truth.connections.items()):  # the journal follows its own records
@@ -129,10 +152,11 @@ class Server:
         """Numbers about the daemon itself."""
         return {
             "clients": len(self._clients),
-            "connections": len(self._connections),
+            "connections": self._requests.connections(),
             "tasks": len(self._k.tasks),
             "calls": self._calls.served,
-            "refused": self.refused,
+            "refused": self._requests.refused,
+            "dropped": self._guests.dropped + self._bus.guests.dropped,
             "lock_recoveries": self._recoveries(),
             "locks": self._k.locks.stats.as_dict(),
             "sleeping": self._scheduler.sleeping(),
@@ -148,20 +172,31 @@ class Server:
         """Until `stopping`."""
         while not self.stopping:
             timeout = self._scheduler.step()
-            if self._checks or self._finishing:
+            if self._requests.resting:
                 self._check_at_rest()
-            if timeout is None or timeout:
+            if self._requests.turns and not self._requests.resting:
+                timeout = 0
+            elif timeout is None or timeout:
                 timeout = self._before_sleep(timeout)
             for item, _ in self._poller.poll(timeout):
                 self._take(item)
+            if self._requests.turns:
+                self._requests.serve_turns()
+                self._rounds += 1
+                if not self._rounds % _ROUNDS_BETWEEN_LOOKS:  # else it looks before it sleeps
+                    self._look_after_peers()
 
     def _take(self, item: object) -> None:
         if item is self._router:
-            self._receive()
+            self._requests.receive()
         elif item is self._bus.socket:
             self._bus.receive()
         elif item is self._zap:
-            zap.answer(self._zap, self._uids)
+            zap.answer(self._zap, self._guard)
+        elif item is self._guests.socket:
+            self._guests.receive()
+        elif item is self._bus.guests.socket:
+            self._bus.guests.receive()
         else:
             for descriptor, _ in self._epoll.poll(0):
                 handler = self._handlers.get(descriptor)
@@ -177,99 +212,15 @@ class Server:
             if zone.freed and not self._scheduler.active and self._bus.tell_to_clean(nid):
                 zone.freed = 0
         done = {"calls": self._calls.served, "shootdowns": self._scheduler.shootdowns, "tasks": len(self._k.tasks)}
-        again_s = self._report(done)
-        again_ms = None if again_s is None else math.ceil(1000 * again_s)
-        times = [ms for ms in (timeout_ms, again_ms, self._bus.look_for_silent()) if ms is not None]
-        return min(times, default=None)
+        waits_s = [wait_s for wait_s in (self._report(done), self._look_after_peers()) if wait_s is not None]
+        times = [timeout_ms, self._bus.look_for_silent(), *(math.ceil(1000 * wait_s) for wait_s in waits_s)]
+        return min((ms for ms in times if ms is not None), default=None)
 
-    # -- requests ------------------------------------------------------------------------------------------------------
-
-    def _receive(self) -> None:
-        for _ in range(REQUESTS_PER_TURN):
-            frames = self._router.recv_multipart()
-            if len(frames) == 2:  # noqa: PLR2004 - identity and body
-                self._request(frames[0], frames[1])
-            else:
-                self._refuse(frames[0], WireError("expected one frame"), 0)
-            events = self._router.get(zmq.EVENTS)
-            if not (isinstance(events, int) and events & zmq.POLLIN):
-                return
-
-    def _request(self, identity: bytes, body: bytes) -> None:
-        try:
-            request = unpack_request(body, self._boot_id)
-        except MmError as refusal:
-            self._refuse(identity, refusal, refusal.request_id)
-            return
-        except WireError as refusal:
-            self._refuse(identity, refusal, 0)
-            return
-        connection = self._connections.get(identity)
-        if request.name == "hello":
-            self._connect(identity, request)
-        elif connection is None:
-            self._refuse(identity, StrangerError("say hello first"), request.request_id)
-        elif request.name == "fsck":
-            self._checks.append((connection, request))
-            self._held = self._held if self._held is not None else deque()
-        elif self._held is not None:
-            self._held.append((connection, request))
-        else:
-            self._calls.serve(connection, request, self._send)
-
-    def _connect(self, identity: bytes, request: Request) -> None:
-        """Bind an identity to the client of the token; once: a repeated hello is answered again."""
-        known = self._connections.get(identity)
-        if known is not None:
-            self._send(known, pack_reply(self._boot_id, request.request_id, known.number))
-            return
-        token, number = request.args
-        client = self._clients.get(token)
-        if client is None:
-            self._refuse(identity, MmError(errno.EACCES, "no client has that token"), request.request_id)
-            return
-        returning = self._returning.get(number)
-        if returning is not None and returning.client is client:
-            connection = self._returning.pop(number)
-            connection.identity = identity
-        else:
-            connection = Connection(self._next_connection, identity, client, last_request=request.request_id)
-            self._next_connection += 1
-            client.connections.append(connection)
-            self._k.journal.append(["connection", connection.number, client.number])
-            connection.last_reply = pack_reply(self._boot_id, request.request_id, connection.number)
-            self._forget_idle(client)
-        self._connections[identity] = connection
-        self._send(connection, pack_reply(self._boot_id, request.request_id, connection.number))
-
-    def _forget_idle(self, client: Client) -> None:
-        """Threads end without a word: of too many connections the oldest whose call is over goes.
-
-        A thread that still has it is told that it is a stranger, and says hello once more.
-        """
-        if len(client.connections) <= limits.MAX_CONNECTIONS_PER_CLIENT:
-            return
-        oldest = next((one for one in client.connections if one.last_reply is not None), None)
-        if oldest is not None:
-            client.connections.remove(oldest)
-            self._connections.pop(oldest.identity, None)
-            self._returning.pop(oldest.number, None)
-            self._k.journal.append(["hung_up", oldest.number])
-
-    def _send(self, connection: Connection, body: bytes) -> None:
-        if connection.identity:  # else it has not come back yet, and will ask
-            self._post(connection.identity, body)
-
-    def _refuse(self, identity: bytes, refusal: Exception, request_id: int) -> None:
-        self.refused += 1
-        self._log.info(Event.REQUEST_REFUSED, reason=str(refusal), request=request_id)
-        self._post(identity, pack_refusal(self._boot_id, request_id, refusal))
-
-    def _post(self, identity: bytes, body: bytes) -> None:
-        try:
-            self._router.send_multipart([identity, body], zmq.NOBLOCK)
-        except zmq.ZMQError as error:  # gone, or it never reads: nobody else waits for it
-            self._log.info(Event.REPLY_DROPPED, reason=str(error))
+    def _look_after_peers(self) -> float | None:
+        """Hang up on those whose time is over; gives the seconds until there may be others, None if there are none."""
+        self._end_leases()
+        found = (self._guests.expire(), self._bus.guests.expire(), self._expire(), self._leases.next_look_s())
+        return min((wait_s for wait_s in found if wait_s is not None), default=None)
 
     # -- fsck ----------------------------------------------------------------------------------------------------------
 
@@ -277,42 +228,81 @@ class Server:
         """Once nothing is on its way any more, check, answer, and let the others go on."""
         if self._scheduler.active or self._bus.copies:
             return
-        if self._finishing:
-            self._finishing = False
+        if self._requests.finishing:
+            self._requests.finishing = False
             self._serves()
-        if self._checks:
-            self._repair_locks()
-        found = fsck(self._k) if self._checks else []
-        for connection, request in self._checks:
+        checks, self._requests.checks = self._requests.checks, []
+        if not checks:
+            return
+        self._repair_locks()
+        found = fsck(self._k)
+        for connection, request in checks:
             connection.last_request = request.request_id
-            self._send(connection, pack_reply(self._boot_id, request.request_id, found))
-        self._checks.clear()
-        held, self._held = self._held or deque(), None
-        for connection, request in held:
-            if not connection.client.gone:
-                self._calls.serve(connection, request, self._send)
+            connection.last_reply = pack_reply(self._boot_id, request.request_id, found)
+            self._requests.answer(connection, connection.last_reply)
 
     # -- clients come and go -------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
+    def _listen(self) -> None:
+        for listener in self._listeners:
+            self.watch(listener.sock.fileno(), functools.partial(self._accept, listener))
+
+    def _accept(self, listener: Listener) -> None:
         try:
-            sock, _ = self._listener.accept()
-        except OSError:  # it went away, or we have no descriptor left
-            return
+            sock, _ = listener.sock.accept()
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:
+                self._pause()
+            return  # else it went away
         sock.settimeout(0)  # a client that does not read must not stop us
-        credentials = fdsock.peer_credentials(sock)
-        if credentials[1] not in self._uids:
+        pid, uid, _ = credentials = fdsock.peer_credentials(sock)
+        if uid not in listener.uids:
+            sock.close()
+            return
+        if len(self._clients) >= self._clients_max and self._silent:
+            self._gone(next(iter(self._silent)), dead=False)
+        if len(self._clients) >= self._clients_max or self._of_process[pid] >= limits.CLIENTS_PER_PROCESS:
+            with contextlib.suppress(OSError):
+                fdsock.send(sock, {"error": "too many clients, of this process or in all"})
             sock.close()
             return
         try:
-            client = new_client(sock, credentials)
-        except OSError:  # it has died already
+            client = new_client(sock, credentials, remote=listener.remote)
+        except OSError:  # it has died already, or there is no descriptor left
             sock.close()
             return
         self._clients[client.token] = client
+        self._silent[client] = time.monotonic()
+        self._of_process[client.pid] += 1
         self.watch(sock.fileno(), lambda: self._greet(client))
         self.watch(client.pidfd, lambda: self._gone(client, dead=True))
-        self._log.info(Event.CLIENT_CONNECTED, client_pid=client.pid, client_uid=client.uid)
+        self._log.debug(Event.CLIENT_CONNECTED, client_pid=client.pid, client_uid=client.uid)
+
+    def _pause(self) -> None:
+        """No descriptor is left: the listener would be readable all the time, and nothing could be done about it."""
+        if self._paused_until is None:
+            for listener in self._listeners:
+                self.unwatch(listener.sock.fileno())
+            self._log.warning(Event.DESCRIPTORS_SHORT, clients=len(self._clients))
+        self._paused_until = time.monotonic() + _PAUSE_S
+
+    def _expire(self) -> float | None:
+        """Hang up on clients that say nothing, and take new ones again; gives the seconds to the next time, if any."""
+        if not self._silent and self._paused_until is None:
+            return None
+        now, waits_s = time.monotonic(), []
+        if self._paused_until is not None:
+            if self._paused_until <= now:
+                self._paused_until = None
+                self._listen()
+            else:
+                waits_s.append(self._paused_until - now)
+        for client, since in list(self._silent.items()):
+            if since + limits.STRANGER_S > now:
+                waits_s.append(since + limits.STRANGER_S - now)
+                break
+            self._gone(client, dead=False)
+        return min(waits_s, default=None)
 
     def _greet(self, client: Client) -> None:
         """A client's descriptor socket has something: its hello, or its end."""
@@ -331,18 +321,44 @@ class Server:
             if right and isinstance(message, dict) and "token" in message and not client.greeted:
                 self._welcome_back(client, message["token"])
                 return
-            if not right or client.greeted:
+            if not right or client.greeted or not isinstance(message, dict):
                 fdsock.send(client.sock, {"error": f"expected a hello of version {VERSION}"})
                 self._gone(client, dead=False)
                 return
             client.greeted = True
-            client.number = self._next_client
-            self._next_client += 1
-            self._k.journal.append(["client", client.number, client_row(client)])
+            client.remote = client.remote or message.get("remote") is True
+            self._silent.pop(client, None)
+            self._enlist(client)
             answer, segments = self._hello(client)
             fdsock.send(client.sock, answer, segments)
         except OSError:
             self._gone(client, dead=False)
+
+    def _enlist(self, client: Client) -> None:
+        """A client is known from now on, also to the journal."""
+        client.number = self._next_client
+        self._next_client += 1
+        self._k.journal.append(["client", client.number, client_row(client)])
+
+    def _join(self, user: int) -> dict[str, Any]:
+        """Somebody comes over TCP, and gets a token. MmError: EAGAIN: too many with one key, or in all."""
+        if self._leases.of_user(user) >= limits.LEASES_PER_USER or len(self._clients) >= self._clients_max:
+            raise MmError(errno.EAGAIN, f"at most {limits.LEASES_PER_USER} clients may use one key")
+        client = leased_client(user)
+        self._clients[client.token] = client
+        self._enlist(client)
+        self._leases.heard(client)
+        self._log.info(Event.CLIENT_CONNECTED, client_pid=0, client_uid=user)
+        return self._hello(client)[0]
+
+    def _end_leases(self) -> None:
+        """Clients on TCP that were silent for too long are gone."""
+        for client in self._leases.over():
+            self._gone(client, dead=True)
+
+    def leave(self, client: Client) -> None:
+        """A client lets the machine go."""
+        self._gone(client, dead=False)
 
     def _welcome_back(self, stranger: Client, token: object) -> None:
         """Somebody says that it is a client of the last daemon: its process must be the same."""
@@ -355,6 +371,7 @@ class Server:
         sock, stranger.sock = stranger.sock, None
         assert sock is not None
         del self._clients[stranger.token]
+        self._forget_process(stranger)
         self.unwatch(stranger.pidfd)
         self.unwatch(sock.fileno())
         close_client(stranger, os.close)
@@ -371,17 +388,18 @@ class Server:
         if self._clients.pop(client.token, None) is None:
             return
         client.gone = True
+        self._forget_process(client)
         self._log.info(Event.CLIENT_GONE, client_pid=client.pid, dead=dead, tasks=len(client.tasks))
         if client.sock is not None:
             self.unwatch(client.sock.fileno())
-        self.unwatch(client.pidfd)
+        if client.leased:
+            self._leases.forget(client)
+        else:
+            self.unwatch(client.pidfd)
         if client.number:
             self._k.journal.append(["client_gone", client.number])
         close_client(client, os.close)
-        for connection in client.connections:
-            self._connections.pop(connection.identity, None)
-            self._returning.pop(connection.number, None)
-            self._k.journal.append(["hung_up", connection.number])
+        self._requests.client_gone(client)
         for slot in list(client.slots) if dead else []:
             self._slots.give_back(slot)
         self._calls.end_tasks(client)
@@ -389,6 +407,11 @@ class Server:
             if pid not in self._k.tasks:
                 self._slots.give_back(slot)
         self._calls.release_pins()
+
+    def _forget_process(self, client: Client) -> None:
+        self._silent.pop(client, None)
+        if not client.leased:
+            self._of_process -= Counter({client.pid: 1})
 
     def owner_of(self, pid: int) -> Client | None:
         """The client whose task it is, None where nobody has it."""

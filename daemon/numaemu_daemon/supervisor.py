@@ -6,6 +6,7 @@ machine; nothing here waits for a child, so a stopped one stops nobody else.
 
 import enum
 import os
+import secrets
 import selectors
 import signal
 import socket
@@ -59,6 +60,8 @@ class Machine:
     layout: Layout
     boot_id: str
     mains: dict[str, str]
+    #: The secret of the bus; it crosses pipes to children only.
+    bus_key: bytes = field(default_factory=lambda: secrets.token_bytes(limits.TOKEN_BYTES), repr=False)
 
 
 @dataclass(slots=True)
@@ -141,6 +144,9 @@ class Supervisor:
             due.append(self._boot_deadline)
         if self._s.looked_at is not None:
             due.append(self._s.looked_at + STOPPED_POLL_S)
+        silent = self._door.expire()
+        if silent is not None:
+            due.append(silent)
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _run_due(self) -> None:
@@ -239,6 +245,9 @@ class Supervisor:
             topology=options.topology,
             init_pid=os.getpid(),
             generation=self._s.generation,
+            admission=options.admission,
+            visitors=str(options.visitors or ""),
+            bus_key=self._machine.bus_key,
         )
         now = time.monotonic()
         try:
@@ -333,6 +342,8 @@ class Supervisor:
                     child.unfenced = False
             case {"done": done} if child is not None:
                 child.done = handshake.counters_of(done)
+            case {"watch": int(pid)} if child is None and pid == connection.pid:
+                connection.process = next((one for one in self._children if one.alive and one.pid == pid), None)
             case {"waits_for": role, "node": nid}:
                 self._wanted(role, nid)
             case {"failed": line} if child is not None:

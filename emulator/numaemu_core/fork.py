@@ -72,8 +72,8 @@ def _add_task(k: Kernel, task: Task) -> Task:
     return task
 
 
-def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None, owner: int = 0) -> Task:
-    """A new task of a client, with an mm of its own or with that of the task `share_mm`.
+def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None, owner: int = 0, uid: int = 0) -> Task:
+    """A new task of a client and of user `uid`, with an mm of its own or with that of the task `share_mm`.
 
     Raises:
         MmError: EINVAL (no such CPU or capability), ESRCH (no task `share_mm`), EAGAIN (too many tasks), ENOMEM.
@@ -92,7 +92,7 @@ def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None, o
             raise MmError(errno.ESRCH, f"task {share_mm} was killed")
         mm = mate.mm
         mm.mm_users += 1
-    task = Task(k.next_pid, mm, cpu, frozenset(capabilities), mems_allowed=top_cpuset(k), owner=owner)
+    task = Task(k.next_pid, mm, cpu, frozenset(capabilities), mems_allowed=top_cpuset(k), owner=owner, uid=uid)
     return _add_task(k, task)
 
 

@@ -328,8 +328,8 @@ def vma_row(vma: VmArea) -> Row:
 
 
 def file_row(mapping: AddressSpace) -> Row:
-    """An object as plain data: [kind, name, i_ino, i_size, disk_start]; its pages are told by their frames."""
-    return [mapping.kind.value, mapping.name, mapping.i_ino, mapping.i_size, mapping.disk_start]
+    """An object as plain data: [kind, name, i_ino, i_size, disk_start, uid]; its pages are told by their frames."""
+    return [mapping.kind.value, mapping.name, mapping.i_ino, mapping.i_size, mapping.disk_start, mapping.uid]
 
 
 def policy_row(policy: Mempolicy | None) -> Row | None:

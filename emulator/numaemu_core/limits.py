@@ -110,8 +110,40 @@ JOURNAL_ROW_BYTES_MAX: Final = 128
 
 #: One message on the wire, either way.
 MESSAGE_BYTES_MAX: Final = 1 << 20
+#: Bytes of memory that one call reads or writes for a remote client: a write stands in the journal.
+REMOTE_BYTES_MAX: Final = 256 << 10
+#: A client on TCP of which nothing was heard for so long is gone.
+LEASE_S: Final = 10.0
+#: Clients on TCP with one key.
+LEASES_PER_USER: Final = 64
 #: The secret that binds a connection to the process that got the descriptors.
 TOKEN_BYTES: Final = 16
+#: Bytes of requests of one client that wait or are on their way; one call a connection is.
+REQUEST_BYTES_PER_CLIENT: Final = 64 << 20
+#: Calls of one client that run at one time; its others wait for them.
+RUNNING_CALLS_PER_CLIENT: Final = 16
+#: Messages that a connection's queue in the daemon holds, either way: more stay with the peer, or are dropped. Half as
+#: many pass between two signals of its threads to one another: fewer would slow down each call.
+QUEUED_MESSAGES: Final = 32
+#: Messages that one turn of the daemon's loop takes, and requests that it begins: so long may others have to wait.
+RECEIVED_PER_TURN: Final = 16
+SERVED_PER_TURN: Final = 4
+#: Connections on the endpoint of the calls: of a process, of all; no more than half of the daemon's descriptors.
+CONNECTIONS_PER_PROCESS: Final = MAX_CONNECTIONS_PER_CLIENT + 64
+MAX_CONNECTIONS: Final = 8192
+#: Those of them that have not said hello: of a process, of all, and for how long.
+STRANGERS_PER_PROCESS: Final = MAX_CONNECTIONS_PER_CLIENT
+MAX_STRANGERS: Final = 4096
+STRANGER_S: Final = 2.0
+#: Refused messages of one connection before it is dropped: of a stranger, of a client.
+STRIKES_OF_STRANGER: Final = 8
+STRIKES_OF_CLIENT: Final = 64
+#: A process whose connections were dropped so often may not make any, until it was quiet for so long.
+DROPS_OF_PROCESS: Final = 4
+BARRED_S: Final = 1.0
+#: Clients on the descriptor socket, no more than an eighth of the daemon's descriptors; of one process there.
+MAX_CLIENTS: Final = 1024
+CLIENTS_PER_PROCESS: Final = 64
 #: Words of a node mask on the wire: one page of bits.
 MASK_WORDS_MAX: Final = (1 << PAGE_SHIFT_MAX) // 8
 #: Names of machines: they become part of a socket path of at most 107 bytes.
@@ -127,4 +159,5 @@ assert SWAPOUT_TRYLOCK_PASSES < SWAPOUT_PASSES
 assert TASK_SIZE_BYTES <= 1 << (PAGE_SHIFT_MIN + TABLE_LEVELS * TABLE_SHIFT)
 assert (MAX_VMAS + MAX_SHARED_POLICIES + MAX_TASKS + MAX_MMS) * JOURNAL_ROW_BYTES_MAX <= JOURNAL_HALF_BYTES * 3 // 4
 assert SILENCE_S < PROCESS_STOPPED_BOUND_S < WINDOW_BOUND_RUNNING_S
+assert REMOTE_BYTES_MAX <= MESSAGE_BYTES_MAX // 2
 assert JOURNALLED_WRITES_BYTES <= JOURNAL_HALF_BYTES // 8

@@ -36,9 +36,9 @@ def make_objects(k: Kernel, truth: Truth) -> None:
 
 
 def _make_file(k: Kernel, number: int, row: Row, truth: Truth) -> None:
-    kind, name, i_ino, i_size, disk_start = row
+    kind, name, i_ino, i_size, disk_start, uid = row
     pages = np.zeros(-(-i_size >> k.page_shift), np.uint64)
-    mapping = AddressSpace(number, FileKind(kind), name, i_ino, i_size, pages, disk_start)
+    mapping = AddressSpace(number, FileKind(kind), name, i_ino, i_size, pages, disk_start, uid=uid)
     for start, end, policy in truth.policies.get(number, []):
         mapping.policy.set(start, end, policy_of_row(policy))
     k.address_spaces[number] = mapping

@@ -32,6 +32,7 @@ def main(child: Child) -> None:
             identity, body = bus.recv_multipart()
             heard.append(msgpack.unpackb(body))
             if heard[-1][0] == "hello":
+                assert heard[-1].pop() == child.bus_key
                 peers[heard[-1][1], heard[-1][2]] = identity
         if test in events:
             match msgpack.unpackb(test.recv()):

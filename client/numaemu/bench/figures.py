@@ -16,6 +16,7 @@ import numpy as np
 import zmq
 
 import numaemu as nm
+from numaemu.bench.flood import flood_p99_client, flood_p99_stranger
 from numaemu.bench.rounds import Figure, alone, compare
 from numaemu_core import limits, topology
 from numaemu_core.layout import MUTEX_BYTES, layout_of
@@ -221,4 +222,6 @@ FIGURES: Final[dict[str, Callable[[], Figure]]] = {
     "boot": boot,
     "idle": idle,
     "bytes-per-frame": bytes_per_frame,
+    "flood-p99-client": flood_p99_client,
+    "flood-p99-stranger": flood_p99_stranger,
 }

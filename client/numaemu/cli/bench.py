@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 
 #: As in numaemu.bench.figures, which --help does without.
-NAMES: Final = ("hit-read-64", "fault-1", "round-64M", "boot", "idle", "bytes-per-frame")
+NAMES: Final = (
+    "hit-read-64",
+    "fault-1",
+    "round-64M",
+    "boot",
+    "idle",
+    "bytes-per-frame",
+    "flood-p99-client",
+    "flood-p99-stranger",
+)
 
 
 def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not name its type

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COMMANDS: Final = (
     "up",
     "down",
+    "key",
     "status",
     "reports",
     "migratepages",
