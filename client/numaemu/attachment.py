@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from numaemu import places
-from numaemu.comeback import RemoteWayBack, WayBack
+from numaemu.comeback import RemoteWayBack, WayBack, recv_patiently
 from numaemu.connection import Init, Peer
 from numaemu.control import is_running, no_machine
 from numaemu.views import COLUMNS, Views, make_views
@@ -127,7 +127,7 @@ def _admitted(place: Path, *, remote: bool) -> tuple[socket.socket, dict[str, An
             time.sleep(_PAUSE_S)
             continue
         try:
-            return sock, *_greeted(sock, place.name, remote=remote)
+            return sock, *_greeted(sock, place, remote=remote)
         except PeerHungUpError:
             sock.close()
             hung_up += 1
@@ -149,11 +149,12 @@ class PeerHungUpError(PeerError):
     """The daemon hung up without a word: it died, or does not admit this user."""
 
 
-def _greeted(sock: socket.socket, name: str, *, remote: bool) -> tuple[dict[str, Any], dict[str, int]]:
+def _greeted(sock: socket.socket, place: Path, *, remote: bool) -> tuple[dict[str, Any], dict[str, int]]:
     """The answer to our hello, and the descriptors by name."""
+    name = place.name
     try:
         fdsock.send(sock, {"hello": "client", "version": VERSION, "remote": remote})
-        answer, received = fdsock.recv(sock)
+        answer, received = recv_patiently(sock, place)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise PeerHungUpError(f"the machine {name!r} hung up: it is ending, or does not admit this user") from None
     fault = _fault_of(answer, len(received))

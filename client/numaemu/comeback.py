@@ -13,9 +13,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from numaemu import control
 from numaemu.errors import MachineGone
+from numaemu_core import limits
 from numaemu_core.wire import VERSION
-from numaemu_host import fdsock
+from numaemu_host import fdsock, pidfd
 
 if TYPE_CHECKING:
     import socket
@@ -28,6 +30,23 @@ _ANSWER_S: Final = 30.0
 _PAUSE_S: Final = 0.01
 
 
+def recv_patiently(sock: socket.socket, place: Path) -> tuple[object, list[int]]:
+    """What the daemon of the machine in that directory says; init hears of it if it is stopped.
+
+    Raises as `fdsock.recv`, TimeoutError after some time.
+    """
+    deadline = time.monotonic() + _ANSWER_S
+    kernel_pid = fdsock.peer_credentials(sock)[0]
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    while not poller.poll(limits.SILENCE_S * 1000):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no answer in {_ANSWER_S:g} s")
+        if pidfd.is_stopped(kernel_pid):
+            control.say_waiting(place, "kernel")
+    return fdsock.recv(sock)
+
+
 class WayBack:
     """Which daemon this process is known to."""
 
@@ -36,10 +55,25 @@ class WayBack:
         self._place = place
         self._words = words
         self._sock = sock
+        self._kernel_pid = fdsock.peer_credentials(sock)[0]
+        self._complained_at = 0.0
         self._guard = threading.RLock()
         self._closed = False
         #: The daemon that knows us.
         self.generation = generation
+
+    def complain(self) -> None:
+        """The daemon has been silent for long: unless it runs, init hears of it, which kills a daemon that is stopped.
+
+        A running one has its reasons. At most once in SILENCE_S, however many threads wait.
+        """
+        now = time.monotonic()
+        if now < self._complained_at + limits.SILENCE_S / 2:
+            return
+        self._complained_at = now
+        if self._closed or (pidfd.is_running_pid(self._kernel_pid) and not pidfd.is_stopped(self._kernel_pid)):
+            return
+        control.say_waiting(self._place.parent, "kernel")
 
     def is_over(self, generation: int) -> bool:
         """Has another daemon than that one taken over?"""
@@ -59,9 +93,13 @@ class WayBack:
 
         Waits as long as it takes for a daemon to be there. MachineGone if the machine has ended, or was let go.
         """
+        silent_since = time.monotonic()
         while not self._tried(seen, token):
             if self._closed or init.has_ended():
                 raise MachineGone(init.name)
+            if time.monotonic() - silent_since > limits.SILENCE_S:
+                silent_since = time.monotonic()
+                self.complain()
             time.sleep(_PAUSE_S)
 
     def _tried(self, seen: int, token: bytes) -> bool:
@@ -74,7 +112,7 @@ class WayBack:
                 return False
             try:
                 fdsock.send(sock, {"hello": "client", "version": VERSION, "token": token})
-                answer, fds = fdsock.recv(sock)
+                answer, fds = recv_patiently(sock, self._place.parent)
             except (OSError, EOFError):  # it has just died
                 sock.close()
                 return False
@@ -85,6 +123,7 @@ class WayBack:
                 return False
             self._sock.close()
             self._sock = sock
+            self._kernel_pid = fdsock.peer_credentials(sock)[0]
             self.generation = answer["again"]
             return True
 

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import zmq
 
 from numaemu.errors import MachineGone
+from numaemu.fault_points import reach
+from numaemu_core import limits
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
 from numaemu_core.wire import StrangerError, WireError, pack_request, unpack_reply
 from numaemu_host import pidfd
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from numaemu.window import Turn
 
 #: How long one poll lasts; between two, Python looks at its signals.
-_SLICE_MS: Final = 200
+_SLICE_MS: Final = int(limits.SILENCE_S * 1000)
 #: Slices without an answer after which a request is sent once more.
 _SLICES_BEFORE_REPEAT: Final = 10
 
@@ -159,6 +161,7 @@ class Connection:
         if self._peer.way_back is not None and self._peer.way_back.is_over(self._generation):
             raise NewDaemon
         self._socket.send(body)
+        reach("asking.sent")
         while True:
             try:
                 boot_id, answered, result = unpack_reply(self._receive(body))
@@ -191,8 +194,10 @@ class Connection:
             except zmq.Again:
                 if self._peer.init.has_ended():
                     raise MachineGone(self._peer.init.name) from None
-                if way_back is not None and way_back.is_over(self._generation):
-                    raise NewDaemon from None
+                if way_back is not None:
+                    if way_back.is_over(self._generation):
+                        raise NewDaemon from None
+                    way_back.complain()
                 if not slices % _SLICES_BEFORE_REPEAT:
                     with contextlib.suppress(zmq.Again):
                         self._socket.send(body, zmq.NOBLOCK)
@@ -278,6 +283,11 @@ class Calls:
                 self._mine.connection = None
             connection.close()
             raise
+
+    def complain(self) -> None:
+        """Somebody waits for what the daemon holds; see `WayBack.complain`."""
+        if self._peer.way_back is not None:
+            self._peer.way_back.complain()
 
     def note_window(self, slot: int, turn: Turn) -> None:
         """From now on, calls that this thread sends from inside a window of `slot` say so."""

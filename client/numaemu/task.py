@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from numaemu.armed_window import ArmedWindow
 from numaemu.connection import keep_out_of_reach
 from numaemu.ended import closed, forked
 from numaemu.errors import MachineGone
+from numaemu.fault_points import ARMED
 from numaemu.locked_window import LockedWindow
 from numaemu.mapping import Mapping
 from numaemu.masks import mask_words
@@ -162,7 +164,7 @@ class Task(SystemCalls):
         slot = self._spare.pop() if self._spare else self._call("window")
         while len(self._spare) > _SPARE_SLOTS:
             self._call("window_close", self._spare.popleft())
-        kind = Window if self.attachment.fenced else LockedWindow
+        kind = (ArmedWindow if ARMED else Window) if self.attachment.fenced else LockedWindow
         window = kind(self.attachment.views, slot, self.mm_id, self._pgd, self._fault)
         # When its thread ends; a message would be too much to ask of a thread that is being taken apart.
         weakref.finalize(window, self._spare.append, slot).atexit = False
@@ -283,6 +285,11 @@ class Task(SystemCalls):
         if self._open:
             with contextlib.suppress(MachineGone):
                 self._call("unpinned")
+
+    def waits(self, seconds: float) -> None:
+        """A thread has waited so long for a lock that the daemon may hold."""
+        if seconds > limits.SILENCE_S:
+            self._calls.complain()
 
     def unmap_quietly(self, addr: int, length: int) -> None:
         """Unmap as a context manager does at its end: that the task or the machine is gone already is no error."""

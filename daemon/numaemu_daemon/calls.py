@@ -124,6 +124,7 @@ class Calls:
         caller = Caller(connection.number, request.request_id)
         if request.name not in NOT_JOURNALLED:
             begin_call(self._k, caller, request.name, request.args)
+            self._k.reach("call.intent_written")
         self._run(connection, request, send, task, caller)
 
     def redo(self, connections: Mapping[int, Connection], truth: Truth, send: Send) -> None:
@@ -167,6 +168,7 @@ class Calls:
         refusal: MmError | None,
     ) -> None:
         send(connection, self._note_answer(connection, request, result, refusal))
+        self._k.reach("call.answer_sent")
 
     def _note_answer(
         self,
@@ -188,7 +190,9 @@ class Calls:
         else:
             reply = pack_reply(self._boot_id, request.request_id, result)
         if request.name not in NOT_JOURNALLED and (request.name in SYSCALLS or request.name in MUTATING):
+            self._k.reach("call.effects_done")
             end_call(self._k, Caller(connection.number, request.request_id), reply)
+            self._k.reach("call.answer_written")
         connection.last_reply = reply
         return reply
 

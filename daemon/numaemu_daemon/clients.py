@@ -136,6 +136,11 @@ class AccessSlots:
         """Those of `waiting` whose window has not moved and whose owner lives."""
         return {s: n for s, n in waiting.items() if self._window[s] == n and s in self._owner}
 
+    def any_stopped(self, mm_id: int) -> bool:
+        """Is a process stopped that has an access slot of this mm?"""
+        owners = {self._owner[slot].pid for slot in self._of_mm.get(mm_id, ())}
+        return any(map(pidfd.is_stopped, owners))
+
     def owner(self, slot: int) -> Client | None:
         """Whose slot it is."""
         return self._owner.get(slot)

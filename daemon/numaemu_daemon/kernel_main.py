@@ -10,6 +10,7 @@ import numpy as np
 import zmq
 
 from numaemu_core import limits
+from numaemu_core.fault_points import unarmed
 from numaemu_core.journal import Journal
 from numaemu_core.layout import pool_name
 from numaemu_core.lock_stats import LockStats
@@ -17,6 +18,7 @@ from numaemu_core.recovery import resume
 from numaemu_core.swap_state import end_swap_write
 from numaemu_core.wire import VERSION
 from numaemu_daemon import entrances, zap
+from numaemu_daemon.armed_locks import ArmedLocks
 from numaemu_daemon.bus import Bus
 from numaemu_daemon.child import Child
 from numaemu_daemon.clients import AccessSlots, Client
@@ -43,7 +45,7 @@ def main(child: Child) -> None:
     machine = MappedMachine(child.layout, child.fds)
     journal_segment = Segment(child.fds["journal"], os.fstat(child.fds["journal"]).st_size)
     stats = LockStats(time.monotonic)
-    locks = ProcessLocks(child.layout, machine.columns, machine.mutexes, OfdLock(child.fds["mmap_sem"]), stats)
+    locks = _locks(child, machine, stats)
     journal = Journal(np.frombuffer(journal_segment.view, np.uint8))
     fenced = membarrier.register()
     _raise_descriptor_limit()
@@ -56,6 +58,13 @@ def main(child: Child) -> None:
         context.destroy(linger=0)
 
 
+def _locks(child: Child, machine: MappedMachine, stats: LockStats) -> ProcessLocks:
+    semaphores = OfdLock(child.fds["mmap_sem"])
+    if child.reach is not unarmed:
+        return ArmedLocks(child.layout, machine.columns, machine.mutexes, semaphores, stats, child.reach)
+    return ProcessLocks(child.layout, machine.columns, machine.mutexes, semaphores, stats)
+
+
 def _serve(
     child: Child, context: "zmq.Context[zmq.Socket[bytes]]", machine: Machine, locks: ProcessLocks, *, fenced: bool
 ) -> None:
@@ -63,7 +72,9 @@ def _serve(
     zap_handler = zap.open_handler(context)
     bus = _bus(child, context)
     bus.written = lambda pfns: end_swap_write(kernel, pfns)
+    bus.silent = locks.silent = child.waits_for
     slots = AccessSlots(kernel.c)
+    locks.users_stopped = slots.any_stopped
     scheduler = Scheduler(kernel, slots, bus, time.monotonic, fenced=fenced)
     KswapdTasks(kernel, scheduler, bus)
     names = client_segments(child)
@@ -117,6 +128,7 @@ def _serve(
     if child.restarted:
         resume(kernel)
         server.take_over(machine.living, machine.truth)
+        child.reach("recovery.calls_begun")
     gc.freeze()  # what is here stays: collections need not look at it
     try:
         server.serve()

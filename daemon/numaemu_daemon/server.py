@@ -213,10 +213,8 @@ class Server:
                 zone.freed = 0
         done = {"calls": self._calls.served, "shootdowns": self._scheduler.shootdowns, "tasks": len(self._k.tasks)}
         waits_s = [wait_s for wait_s in (self._report(done), self._look_after_peers()) if wait_s is not None]
-        if not waits_s:
-            return timeout_ms
-        again_ms = math.ceil(1000 * min(waits_s))
-        return again_ms if timeout_ms is None else min(timeout_ms, again_ms)
+        times = [timeout_ms, self._bus.look_for_silent(), *(math.ceil(1000 * wait_s) for wait_s in waits_s)]
+        return min((ms for ms in times if ms is not None), default=None)
 
     def _look_after_peers(self) -> float | None:
         """Hang up on those whose time is over; gives the seconds until there may be others, None if there are none."""

@@ -96,6 +96,11 @@ WINDOW_BOUND_RUNNING_S: Final = 5.0
 #: A stopped client's open window is waited for so long.
 WINDOW_BOUND_STOPPED_S: Final = 0.2
 
+#: A process of the machine that is stopped and that others wait for is killed after so long, and started again.
+PROCESS_STOPPED_BOUND_S: Final = 0.5
+#: Whoever waits for a process says so after so long, and again as often as that while it waits.
+SILENCE_S: Final = 0.2
+
 #: One half of the journal.
 JOURNAL_HALF_BYTES: Final = 64 << 20
 #: Bytes that calls on their way write into files: they stand in the journal, and in a snapshot of it.
@@ -153,5 +158,6 @@ assert FAULT_BATCH_PAGES <= FAULT_REQUEST_PAGES
 assert SWAPOUT_TRYLOCK_PASSES < SWAPOUT_PASSES
 assert TASK_SIZE_BYTES <= 1 << (PAGE_SHIFT_MIN + TABLE_LEVELS * TABLE_SHIFT)
 assert (MAX_VMAS + MAX_SHARED_POLICIES + MAX_TASKS + MAX_MMS) * JOURNAL_ROW_BYTES_MAX <= JOURNAL_HALF_BYTES * 3 // 4
+assert SILENCE_S < PROCESS_STOPPED_BOUND_S < WINDOW_BOUND_RUNNING_S
 assert REMOTE_BYTES_MAX <= MESSAGE_BYTES_MAX // 2
 assert JOURNALLED_WRITES_BYTES <= JOURNAL_HALF_BYTES // 8

@@ -8,6 +8,7 @@ than many slices.
 import numpy as np
 
 from numaemu_core.columns import I8, U1
+from numaemu_core.fault_points import Reach, unarmed
 
 #: Fewer pages a run than this, and one gather beats a Python loop over slices.
 PAGES_PER_RUN_MIN = 3
@@ -22,6 +23,19 @@ def copy_rows(target: U1, target_rows: I8, source: U1, source_rows: I8) -> None:
         return
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         target[_slice(target_rows, start, end)] = source[_slice(source_rows, start, end)]
+
+
+def copy_reaching(reach: Reach, what: str, target: tuple[U1, I8], source: tuple[U1, I8]) -> None:
+    """`copy_rows` of a process that tests may kill on the way: before, in the middle of and after `what`."""
+    if reach is unarmed:
+        copy_rows(*target, *source)
+        return
+    half = len(target[1]) // 2
+    reach(f"{what}.asked")
+    copy_rows(target[0], target[1][:half], source[0], source[1][:half])
+    reach(f"{what}.half")
+    copy_rows(target[0], target[1][half:], source[0], source[1][half:])
+    reach(f"{what}.copied")
 
 
 def clear_rows(target: U1, rows: I8) -> None:
