@@ -55,7 +55,7 @@ SWAPOUT_PASSES: Final = 11
 #: The first passes only try a page lock; later ones sleep for it.
 SWAPOUT_TRYLOCK_PASSES: Final = 3
 #: Pages that one step of swapout_pages handles between two yields.
-SWAPOUT_BATCH_PAGES: Final = 2048
+SWAPOUT_BATCH_PAGES: Final = 4096
 #: Passes of migrate_pages over its list (6.1), and how many of them only try page locks.
 MIGRATE_PASSES: Final = 10
 MIGRATE_TRYLOCK_PASSES: Final = 3
@@ -83,7 +83,7 @@ FAULT_RETRIES: Final = 64
 #: before its last ones are there.
 FAULT_SHARE_OF_NODE: Final = 8
 #: Pages that one step of a range fault handles between two yields.
-FAULT_BATCH_PAGES: Final = 1024
+FAULT_BATCH_PAGES: Final = 4096
 #: Pages that one fault request may cover.
 FAULT_REQUEST_PAGES: Final = 4096
 #: Page-table pages whose entries one step scans, and so the pte locks held at one time.
