@@ -17,7 +17,7 @@ DEV  := $(VENV)/.installed-dev
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test seeds check docs reliability bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)$$/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -28,6 +28,9 @@ demo: $(RUN) ## install into .venv and run the demonstration
 test: $(TEST) ## run the tests, two at a time
 	$(BIN)/pytest -n 2 --max-worker-restart=0 -q $(ARGS)
 
+seeds: $(TEST) ## run a hundred thousand seeds of machines whose parts die (ARGS="--seed 7" replays one)
+	$(BIN)/python tools/run_seeds.py $(ARGS)
+
 check: $(DEV) ## style, types and the rules of who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,6 +40,9 @@ check: $(DEV) ## style, types and the rules of who imports whom
 docs: $(TEST) ## write what docs/semantics.md and docs/views.md take from the code
 	$(BIN)/python tools/profile_table.py
 	$(BIN)/python tests/core/test_views_page.py
+
+reliability: $(TEST) ## kill and stop every process at every step, and write docs/reliability.md
+	$(BIN)/python tools/reliability_table.py
 
 bench: $(RUN) ## run the benchmarks
 	$(BIN)/numaemu bench $(ARGS)

@@ -1,8 +1,54 @@
-"""Settings shared by all tests: the hypothesis profile (no deadlines; the same examples every time in CI)."""
+"""Settings shared by all tests, and what none of them may do: leave something behind.
+
+The hypothesis profile has no deadlines, and the same examples every time in CI.
+"""
 
 import os
+from collections.abc import Iterator
 
+import pytest
+import zmq
 from hypothesis import settings
+from tests import leaks
+
+from numaemu import connection
 
 settings.register_profile("numaemu", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("numaemu")
+
+OWNED_BEFORE = pytest.StashKey[set[str]]()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def worker_leaves_nothing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever this worker's tests have started has ended with its last test, and machines have no files left."""
+    mark = leaks.mark_this_worker()
+    connection.shared_context().socket(zmq.PAIR).close(0)  # the library keeps one for a whole process
+    runtime = tmp_path_factory.mktemp("r")
+    runtime.chmod(0o700)
+    before = {name: os.environ.get(name) for name in ("XDG_RUNTIME_DIR",)}
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # where a machine goes for which no test names another place
+    yield
+    left = leaks.left_over(lambda: leaks.marked_processes(mark) | leaks.files_below([runtime]), set())
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    del os.environ[leaks.MARK]
+    assert not left, f"left behind by some test of this worker: {'; '.join(left)}"
+
+
+@pytest.fixture(autouse=True)
+def what_is_there(worker_leaves_nothing: None, request: pytest.FixtureRequest) -> None:
+    """Look at what there is once the fixtures of many tests are, and before those of this one."""
+    del worker_leaves_nothing
+    request.node.stash[OWNED_BEFORE] = leaks.owned()
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)  # inside of pytest's capturing, as the fixtures are
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    """A test has closed its descriptors, ended its threads and child processes, and unmapped shared memory."""
+    yield
+    if isinstance(item, pytest.Function):
+        item.funcargs.clear()  # the last references to what its fixtures gave
+    if OWNED_BEFORE in item.stash:
+        left = leaks.left_over(leaks.owned, item.stash[OWNED_BEFORE])
+        assert not left, f"left behind by this test: {'; '.join(left)}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from numaemu import places
-from numaemu.comeback import WayBack
+from numaemu.comeback import RemoteWayBack, WayBack, recv_patiently
 from numaemu.connection import Init, Peer
 from numaemu.control import is_running, no_machine
 from numaemu.views import COLUMNS, Views, make_views
@@ -30,10 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from numaemu.tcp import Lease
+
 MMAP_SEM: Final = "mmap_sem"
 _MAPPED: Final = ("ptes", "pte_bits", "control", "locks")
 _ANSWER_S: Final = 30.0
 _PAUSE_S: Final = 0.01
+#: How long a daemon may take to come back, where init cannot be asked whether the machine runs.
+_RESTART_S: Final = 3.0
 #: Times that a daemon may hang up on us: it may die in the middle of a hello more than once, but not for ever.
 _HUNG_UP_MAX: Final = 8
 
@@ -49,10 +53,13 @@ class Attachment:
 
     peer: Peer
     layout: Layout
-    views: Views
+    #: None: this process does not map the memory.
+    views: Views | None
     fds: dict[str, int]
-    sock: socket.socket
+    sock: socket.socket | Lease
     fenced: bool
+    #: The machine's directory, None if it is another user's.
+    place: Path | None = None
 
     def close(self) -> None:
         """Close the socket and the descriptors; what is mapped stays as long as somebody holds the views."""
@@ -64,14 +71,16 @@ class Attachment:
         self.fds.clear()
 
 
-def attach_process(place: Path) -> Attachment:
-    """Become a client of the machine in that directory.
+def attach_process(place: Path, *, remote: bool = False) -> Attachment:
+    """Become a client of the machine in that directory; `remote`: without its memory, as other users are in any case.
 
     Raises:
         ConnectionRefusedError: no machine runs there. PeerError: it speaks another version, or nonsense.
         MachineGone: it has just ended. OSError: the host refuses.
     """
-    sock, answer, fds = _admitted(place)
+    sock, answer, fds = _admitted(place, remote=remote)
+    if answer.get("remote") is True:
+        return _attach_remotely(place, sock, answer)
     with contextlib.ExitStack() as undo:
         undo.callback(sock.close)
         for fd in fds.values():
@@ -85,45 +94,67 @@ def attach_process(place: Path) -> Attachment:
         undo.pop_all()
     for name in _MAPPED:
         os.close(fds.pop(name))
-    return Attachment(peer, layout, views, fds, sock, fenced)
+    return Attachment(peer, layout, views, fds, sock, fenced, place)
 
 
-def _admitted(place: Path) -> tuple[socket.socket, dict[str, Any], dict[str, int]]:
+def _attach_remotely(place: Path, sock: socket.socket, answer: dict[str, Any]) -> Attachment:
+    try:
+        layout = layout_of(from_dict(answer["topology"]))
+        init = Init(str(answer["machine"]), answer["init_pid"])
+    except BaseException:
+        sock.close()
+        raise
+    way_back = RemoteWayBack(place / places.DESCRIPTOR_SOCKET, sock, answer["generation"])
+    peer = Peer(f"ipc://{place / places.CALLS_SOCKET}", answer["boot_id"], answer["token"], init, way_back)
+    own = None if places.is_for_visitors(place) else place
+    return Attachment(peer, layout, None, {}, sock, fenced=False, place=own)
+
+
+def _admitted(place: Path, *, remote: bool) -> tuple[socket.socket, dict[str, Any], dict[str, int]]:
     """A socket to the daemon, its answer to our hello, and the descriptors by name.
 
     While the machine runs and its daemon does not, another one is about to come.
     """
-    deadline = time.monotonic() + _ANSWER_S
+    for_visitors = places.is_for_visitors(place)
+    deadline = time.monotonic() + (_RESTART_S if for_visitors else _ANSWER_S)
     hung_up = 0
     while True:
         try:
             sock = fdsock.connect(place / places.DESCRIPTOR_SOCKET, _ANSWER_S)
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
-            if not is_running(place) or time.monotonic() > deadline:
+            if not _may_come(place, deadline):
                 raise no_machine(place.name) from None
             time.sleep(_PAUSE_S)
             continue
         try:
-            return sock, *_greeted(sock, place.name)
+            return sock, *_greeted(sock, place, remote=remote)
         except PeerHungUpError:
             sock.close()
             hung_up += 1
-            if hung_up > _HUNG_UP_MAX or not is_running(place):
+            if hung_up > _HUNG_UP_MAX or for_visitors or not is_running(place):
                 raise
         except BaseException:
             sock.close()
             raise
 
 
+def _may_come(place: Path, deadline: float) -> bool:
+    """May a daemon that is not there be about to come?"""
+    if places.is_for_visitors(place):  # init does not talk to other users
+        return (place / places.DESCRIPTOR_SOCKET).exists() and time.monotonic() < deadline
+    return is_running(place) and time.monotonic() < deadline
+
+
 class PeerHungUpError(PeerError):
     """The daemon hung up without a word: it died, or does not admit this user."""
 
 
-def _greeted(sock: socket.socket, name: str) -> tuple[dict[str, Any], dict[str, int]]:
+def _greeted(sock: socket.socket, place: Path, *, remote: bool) -> tuple[dict[str, Any], dict[str, int]]:
     """The answer to our hello, and the descriptors by name."""
+    name = place.name
     try:
-        fdsock.send(sock, {"hello": "client", "version": VERSION})
-        answer, received = fdsock.recv(sock)
+        fdsock.send(sock, {"hello": "client", "version": VERSION, "remote": remote})
+        answer, received = recv_patiently(sock, place)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise PeerHungUpError(f"the machine {name!r} hung up: it is ending, or does not admit this user") from None
     fault = _fault_of(answer, len(received))
@@ -145,6 +176,8 @@ def _fault_of(answer: object, fd_count: int) -> str:
     if missing:
         return f"did not say its {min(missing)}"
     names = answer["segments"]
+    if answer.get("remote") is True and not names and not fd_count:
+        return ""
     if len(names) != fd_count or not {*_MAPPED, MMAP_SEM} <= set(names):
         return f"sent {fd_count} descriptors for {names!r}"
     return ""

@@ -8,11 +8,14 @@ what was not answered once more, under the number that it had.
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from numaemu import control
 from numaemu.errors import MachineGone
+from numaemu_core import limits
 from numaemu_core.wire import VERSION
 from numaemu_host import fdsock, pidfd
 
@@ -21,9 +24,27 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numaemu.connection import Init
+    from numaemu.tcp import Lease
 
 _ANSWER_S: Final = 30.0
 _PAUSE_S: Final = 0.01
+
+
+def recv_patiently(sock: socket.socket, place: Path) -> tuple[object, list[int]]:
+    """What the daemon of the machine in that directory says; init hears of it if it is stopped.
+
+    Raises as `fdsock.recv`, TimeoutError after some time.
+    """
+    deadline = time.monotonic() + _ANSWER_S
+    kernel_pid = fdsock.peer_credentials(sock)[0]
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    while not poller.poll(limits.SILENCE_S * 1000):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no answer in {_ANSWER_S:g} s")
+        if pidfd.is_stopped(kernel_pid):
+            control.say_waiting(place, "kernel")
+    return fdsock.recv(sock)
 
 
 class WayBack:
@@ -34,23 +55,51 @@ class WayBack:
         self._place = place
         self._words = words
         self._sock = sock
+        self._kernel_pid = fdsock.peer_credentials(sock)[0]
+        self._complained_at = 0.0
         self._guard = threading.RLock()
         self._closed = False
         #: The daemon that knows us.
         self.generation = generation
 
+    def complain(self) -> None:
+        """The daemon has been silent for long: unless it runs, init hears of it, which kills a daemon that is stopped.
+
+        A running one has its reasons. At most once in SILENCE_S, however many threads wait.
+        """
+        now = time.monotonic()
+        if now < self._complained_at + limits.SILENCE_S / 2:
+            return
+        self._complained_at = now
+        if self._closed or (pidfd.is_running_pid(self._kernel_pid) and not pidfd.is_stopped(self._kernel_pid)):
+            return
+        control.say_waiting(self._place.parent, "kernel")
+
     def is_over(self, generation: int) -> bool:
         """Has another daemon than that one taken over?"""
         return bool(self._words[0] > generation)
 
-    def renew(self, seen: int, token: bytes, init: Init) -> None:
+    def _hung_up(self) -> bool:
+        """Is the daemon gone that the descriptor socket was open to? It says nothing by itself but that it ends."""
+        sock = self._sock
+        if sock.fileno() < 0:  # another thread has just seen to it
+            return True
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def renew(self, seen: int, token: bytes, init: Init | Lease) -> None:
         """Become known to the daemon of now, unless another thread has seen to it since the generation was `seen`.
 
         Waits as long as it takes for a daemon to be there. MachineGone if the machine has ended, or was let go.
         """
+        silent_since = time.monotonic()
         while not self._tried(seen, token):
-            if self._closed or pidfd.has_exited(init.fd):
+            if self._closed or init.has_ended():
                 raise MachineGone(init.name)
+            if time.monotonic() - silent_since > limits.SILENCE_S:
+                silent_since = time.monotonic()
+                self.complain()
             time.sleep(_PAUSE_S)
 
     def _tried(self, seen: int, token: bytes) -> bool:
@@ -63,7 +112,7 @@ class WayBack:
                 return False
             try:
                 fdsock.send(sock, {"hello": "client", "version": VERSION, "token": token})
-                answer, fds = fdsock.recv(sock)
+                answer, fds = recv_patiently(sock, self._place.parent)
             except (OSError, EOFError):  # it has just died
                 sock.close()
                 return False
@@ -74,6 +123,7 @@ class WayBack:
                 return False
             self._sock.close()
             self._sock = sock
+            self._kernel_pid = fdsock.peer_credentials(sock)[0]
             self.generation = answer["again"]
             return True
 
@@ -81,3 +131,15 @@ class WayBack:
         """Let the daemon know that this process uses the machine no more. Takes no lock: a forked child calls it."""
         self._closed = True
         self._sock.close()
+
+
+class RemoteWayBack(WayBack):
+    """The same for a process that does not map the memory: the end of the descriptor socket tells of a daemon's."""
+
+    def __init__(self, place: Path, sock: socket.socket, generation: int) -> None:
+        """`place` is the descriptor socket, `sock` is open to the daemon of `generation`."""
+        super().__init__(place, memoryview(b""), sock, generation)
+
+    def is_over(self, generation: int) -> bool:
+        """Is another daemon than that one known, or the one that was known gone?"""
+        return self.generation > generation or self._hung_up()

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import zmq
 
 from numaemu.errors import MachineGone
+from numaemu.fault_points import reach
+from numaemu_core import limits
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
 from numaemu_core.wire import StrangerError, WireError, pack_request, unpack_reply
 from numaemu_host import pidfd
@@ -26,10 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numaemu.comeback import WayBack
+    from numaemu.tcp import Curve, Lease, TcpWayBack
     from numaemu.window import Turn
 
 #: How long one poll lasts; between two, Python looks at its signals.
-_SLICE_MS: Final = 200
+_SLICE_MS: Final = int(limits.SILENCE_S * 1000)
 #: Slices without an answer after which a request is sent once more.
 _SLICES_BEFORE_REPEAT: Final = 10
 
@@ -39,7 +42,7 @@ _guard = threading.RLock()  # a signal handler may call while its thread makes t
 _abandoned: list[object] = []
 
 
-def _shared_context() -> zmq.Context[zmq.Socket[bytes]]:
+def shared_context() -> zmq.Context[zmq.Socket[bytes]]:
     """The context of this process, with its one I/O thread."""
     global _context  # noqa: PLW0603 - one a process, and a forked child starts again without
     with _guard:
@@ -75,6 +78,10 @@ class Init:
         except ProcessLookupError:
             raise MachineGone(name) from None
 
+    def has_ended(self) -> bool:
+        """Is it over?"""
+        return pidfd.has_exited(self.fd)
+
     def __del__(self) -> None:
         if hasattr(self, "fd"):
             os.close(self.fd)
@@ -87,9 +94,11 @@ class Peer:
     endpoint: str
     boot_id: str
     token: bytes
-    init: Init
+    init: Init | Lease
     #: None where a daemon that dies is the end.
-    way_back: WayBack | None = None
+    way_back: WayBack | TcpWayBack | None = None
+    #: The keys of a connection over TCP.
+    curve: Curve | None = None
 
 
 class NewDaemon(Exception):
@@ -117,8 +126,10 @@ class Connection:
         """A socket to the daemon of now, to which this process is known."""
         if self._peer.way_back is not None:
             self._generation = self._peer.way_back.generation
-        socket = _shared_context().socket(zmq.DEALER)
+        socket = shared_context().socket(zmq.DEALER)
         socket.linger = 0
+        if self._peer.curve is not None:
+            self._peer.curve.apply(socket)
         socket.connect(self._peer.endpoint)
         socket.rcvtimeo = _SLICE_MS
         return socket
@@ -150,6 +161,7 @@ class Connection:
         if self._peer.way_back is not None and self._peer.way_back.is_over(self._generation):
             raise NewDaemon
         self._socket.send(body)
+        reach("asking.sent")
         while True:
             try:
                 boot_id, answered, result = unpack_reply(self._receive(body))
@@ -175,14 +187,17 @@ class Connection:
         A daemon may drop a connection, and ZeroMQ makes it anew without a word: what gets no answer for long is sent
         again now and then. NewDaemon: none will come, as another daemon has taken over.
         """
+        way_back = self._peer.way_back
         for slices in itertools.count(1):
             try:
                 return self._socket.recv()
             except zmq.Again:
-                if pidfd.has_exited(self._peer.init.fd):
+                if self._peer.init.has_ended():
                     raise MachineGone(self._peer.init.name) from None
-                if self._peer.way_back is not None and self._peer.way_back.is_over(self._generation):
-                    raise NewDaemon from None
+                if way_back is not None:
+                    if way_back.is_over(self._generation):
+                        raise NewDaemon from None
+                    way_back.complain()
                 if not slices % _SLICES_BEFORE_REPEAT:
                     with contextlib.suppress(zmq.Again):
                         self._socket.send(body, zmq.NOBLOCK)
@@ -268,6 +283,11 @@ class Calls:
                 self._mine.connection = None
             connection.close()
             raise
+
+    def complain(self) -> None:
+        """Somebody waits for what the daemon holds; see `WayBack.complain`."""
+        if self._peer.way_back is not None:
+            self._peer.way_back.complain()
 
     def note_window(self, slot: int, turn: Turn) -> None:
         """From now on, calls that this thread sends from inside a window of `slot` say so."""

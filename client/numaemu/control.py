@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ANSWER_S: Final = 10.0
 #: How long a machine may take to end.
 DOWN_S: Final = 30.0
+#: How long a word to init may take that it need not hear.
+_WORD_S: Final = 0.1
 _TIDY_S: Final = 2.0
 _PAUSE_S: Final = 0.01
 
@@ -42,6 +44,12 @@ def is_running(place: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def say_waiting(place: Path, role: str) -> None:
+    """Tell init that somebody waits for a process of the machine: it looks if that is stopped. Never fails."""
+    with contextlib.suppress(OSError), fdsock.connect(place / places.INIT_SOCKET, _WORD_S) as sock:
+        fdsock.send(sock, {"waits_for": role, "node": None})
 
 
 def down(place: Path) -> None:

@@ -10,19 +10,22 @@ import json
 import os
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from numaemu import control, places
 from numaemu_core.errors import PeerError
+from numaemu_host.keyfile import read_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
+    from numaemu_core.admission import Admission
     from numaemu_core.topology import Topology
 
 #: A machine of 64 nodes on a busy host takes some seconds.
@@ -41,16 +44,19 @@ class Started:
     endpoint: str
     init_pid: int
     process: subprocess.Popen[bytes]
+    #: Where it listens on TCP, with its public key; None if it does not.
+    tcp: tuple[str, str] | None = None
 
 
 def start(
     name: str,
     topology: Topology,
     *,
+    admission: Admission | None = None,
     owner_pid: int | None = None,
     foreground: bool = False,
 ) -> Started:
-    """Start a machine and wait until it serves.
+    """Start a machine and wait until it serves; `admission` says whom it admits beside this user.
 
     It ends with the process `owner_pid`, if one is given. `foreground`: its log goes to our stderr, not to a file.
 
@@ -64,12 +70,13 @@ def start(
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb", buffering=0) as pipe:
         try:
-            command = _command(place, topology, writer, owner_pid)
+            tcp, options = _admission_options(place, admission)
+            command = _command(place, topology, writer, owner_pid) + options
             process = _execute(command, place, writer, foreground=foreground)
         finally:
             os.close(writer)
         answer = _ready_line(pipe.fileno(), process, place)
-    return Started(place, str(answer["endpoint"]), int(answer["pid"]), process)
+    return Started(place, str(answer["endpoint"]), int(answer["pid"]), process, tcp)
 
 
 def _command(place: Path, topology: Topology, ready_fd: int, owner_pid: int | None) -> list[str]:
@@ -78,6 +85,43 @@ def _command(place: Path, topology: Topology, ready_fd: int, owner_pid: int | No
     if owner_pid is not None:
         command += ["--owner-pid", str(owner_pid)]
     return command
+
+
+def _admission_options(place: Path, admission: Admission | None) -> tuple[tuple[str, str] | None, list[str]]:
+    """The endpoint on TCP and its public key, and what the daemon is told."""
+    tcp = None
+    if admission is None:
+        return tcp, []
+    if admission.listen:
+        admission = replace(admission, listen=_with_port(admission.listen), server_key=_server_key(place, admission))
+        tcp = admission.listen, read_keys(admission.server_key)[0]
+    options = ["--admission", json.dumps(admission.as_dict())]
+    visitors = ["--visitors", str(places.visitors_dir(place))] if admission.uids else []
+    return tcp, options + visitors
+
+
+def _with_port(endpoint: str) -> str:
+    """The same; port 0 becomes one that is free just now, and that the machine keeps when its daemon is a new one."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if port != "0":
+        return endpoint
+    with socket.create_server((host.strip("[]"), 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        return f"tcp://{host}:{sock.getsockname()[1]}"
+
+
+def _server_key(place: Path, admission: Admission) -> str:
+    """The path of the machine's keys; made in its directory, to go with it, unless a file was named."""
+    from numaemu.tcp import check_curve, make_keys  # noqa: PLC0415 - ZeroMQ, which most machines are started without
+
+    check_curve()
+    if admission.server_key:
+        path = Path(admission.server_key).absolute()
+    else:
+        places.make_machine_dir(place)
+        path = place / places.SERVER_KEY
+    with contextlib.suppress(FileExistsError):
+        make_keys(str(path))
+    return str(path)
 
 
 def _execute(command: list[str], place: Path, ready_fd: int, *, foreground: bool) -> subprocess.Popen[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import operator
 import os
 import weakref
@@ -28,13 +29,27 @@ if TYPE_CHECKING:
 _machines: weakref.WeakSet[Machine] = weakref.WeakSet()
 
 
-def connect(name: str = "default") -> Machine:
+def connect(
+    name: str = "default", *, remote: bool = False, key: str | None = None, server_key: str | None = None
+) -> Machine:
     """The running machine of that name; `numaemu up` starts one.
 
+    `name`: NAME, or OWNER/NAME or a path for a machine of another user that admits this one. With `remote`, and of
+    another user always, this process gets none of the memory, and all its tasks are remote.
+
+    tcp://HOST:PORT: a machine that listens there. `key` is a file of `numaemu key` (or $NUMAEMU_KEY), whose public key
+    the machine's owner has authorized; `server_key` is the machine's public key (or $NUMAEMU_SERVER_KEY), as text or in
+    a file. A client that says nothing for 10 s (it was stopped, or the network was down) has lost its tasks.
+
     Raises:
-        ConnectionRefusedError: there is none. ValueError: that is no name. PeerError: it speaks another version.
+        ConnectionRefusedError: there is none. ValueError: that is no name. PeerError: it speaks another version, or
+        does not admit this user. PermissionError: a key is wrong. TimeoutError: nothing answers on TCP.
     """
-    return Machine(attach_process(places.machine_dir(name)))
+    if name.startswith("tcp://"):
+        from numaemu.tcp import attach_over_tcp  # noqa: PLC0415 - few need it
+
+        return Machine(attach_over_tcp(name, key, server_key))
+    return Machine(attach_process(places.find(name), remote=remote))
 
 
 class Machine:
@@ -58,17 +73,26 @@ class Machine:
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
-    def attach(self, cpu: int = 0, capabilities: Iterable[str] = (), share_mm: int | None = None) -> Task:
+    def attach(
+        self,
+        cpu: int = 0,
+        capabilities: Iterable[str] = (),
+        share_mm: int | None = None,
+        remote: bool = False,  # noqa: FBT001, FBT002 - as programs call it
+    ) -> Task:
         """A new task on a CPU, with an mm of its own, or with that of the task whose pid is `share_mm`.
 
-        `capabilities` are names such as CAP_SYS_RESOURCE. Mirrors: a process that has just been executed.
+        `capabilities` are names such as CAP_SYS_RESOURCE. A `remote` task, and its forks, read and write through the
+        kernel daemon and not in memory that this process maps: slower, with the same results, and nothing can be
+        pinned. Mirrors: a process that has just been executed.
 
         Raises:
-            OSError: EINVAL: no such CPU, or no such capability; ESRCH: no such task; EAGAIN: too many.
+            OSError: EINVAL: no such CPU, or no such capability; ESRCH: no such task; EAGAIN: too many; EPERM: another
+            user's task, or a capability that the owner of the machine has not granted to this user.
         """
         if isinstance(capabilities, str):
             raise TypeError(f"capabilities: expected a set of names, got {capabilities!r}")
-        return self._new_task(self._calls.call("attach", cpu, sorted(capabilities), share_mm))
+        return self._new_task(self._calls.call("attach", cpu, sorted(capabilities), share_mm), remote=remote)
 
     def adopt(self, pid: int) -> Task:
         """Take over a task that another process of the same user forked; that one's handle is void then.
@@ -78,10 +102,12 @@ class Machine:
         """
         return self._new_task(self._calls.call("adopt", pid))
 
-    def _new_task(self, identity: list[int]) -> Task:
+    def _new_task(self, identity: list[int], *, remote: bool = False) -> Task:
         """A handle for a task of the daemon: pid, mm, top table."""
         pid, mm_id, pgd = identity
-        task = Task(self._new_task, self._attachment, self._calls, pid, mm_id, pgd)
+        remote = remote or self._attachment.views is None
+        new_task = functools.partial(self._new_task, remote=remote)
+        task = Task(new_task, self._attachment, self._calls, pid, mm_id, pgd, remote=remote)
         self._tasks.add(task)
         return task
 
@@ -166,9 +192,16 @@ class Machine:
         return found
 
     def status(self) -> dict[str, Any]:
-        """How each process is, as `numaemu status --json` says; beside it what the kernel daemon counts, by name."""
+        """How each process is, as `numaemu status --json` says; beside it what the kernel daemon counts, by name.
+
+        Other users are told of no process.
+        """
         counted: dict[str, Any] = self._calls.call("status")
-        return {**control.status(places.machine_dir(self.name)), **counted}
+        place = self._attachment.place
+        if place is None:  # init does not talk to other users
+            peer = self._attachment.peer
+            return {"machine": self.name, "boot_id": peer.boot_id, "processes": [], **counted}
+        return {**control.status(place), **counted}
 
     def fsck(self) -> list[str]:
         """Every invariant that does not hold just now, a sentence each; none if all is well."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import operator
 from typing import TYPE_CHECKING, Self, overload
 
@@ -62,9 +63,11 @@ class Mapping:
 
         Raises:
             OSError: ENOMEM: more pages than a thread may pin, or than stay in memory together; EBUSY: the address space
-            was busy for too long. SegmentationFault, OutOfMemory: a page cannot be had.
+            was busy for too long; EOPNOTSUPP: the task is remote. SegmentationFault, OutOfMemory: a page cannot be had.
         """
         self._check(0, 0)
+        if self._task.remote:
+            raise OSError(errno.EOPNOTSUPP, "a remote task does not map its memory, so nothing of it can be pinned")
         return pinned(self._task, self.start, self.length)
 
     @overload

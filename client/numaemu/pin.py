@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from numaemu.fault_points import reach
 from numaemu.frame_array import FrameArray
 from numaemu.pte_lock import pte_lock
 from numaemu.ranges import mark, usable_prefix
@@ -73,6 +74,7 @@ class PinRow:
         with self.window.pin_guard:
             used = self.used
             self._row[used : used + len(pfns)] = pfns + 1
+            reach("pin.recorded")
             self._views.pin_counts[self.window.slot] = used + len(pfns)
         return slice(used, used + len(pfns))
 
@@ -115,6 +117,7 @@ class Pin:
             if time.monotonic() >= deadline:
                 raise OSError(errno.EBUSY, f"the address space of task {self._task.pid} changed for {PIN_S:g} s on end")
             write = self._fault_in(self._first_vpn)
+        reach("pin.pinned")
         attachment = self._task.attachment
         self._array = FrameArray(attachment, np.concatenate(self._pfns), writable=write)
         return self._array.bytes[: self._length]
@@ -148,6 +151,7 @@ class Pin:
         views, mm_id = self._row.window.walk.views, self._task.mm_id
         epoch = views.epochs[mm_id]
         done = 0
+        begun = time.monotonic()
         while done < self._count:
             more = self._record_some(done, deadline, write=write)
             done += more
@@ -155,6 +159,7 @@ class Pin:
                 if time.monotonic() >= deadline:
                     raise OSError(errno.ENOMEM, f"{self._count} pages did not stay in memory together for {PIN_S:g} s")
                 if not more:
+                    self._task.waits(time.monotonic() - begun)
                     time.sleep(_PAUSE_S)
                 if self._fault_in(self._first_vpn + done) != write:
                     return False
@@ -162,12 +167,15 @@ class Pin:
 
     def _record_some(self, done: int, deadline: float, *, write: bool) -> int:
         """Record the pages from number `done` on, up to the first that is not there; gives how many."""
+        begun = time.monotonic()
         sem = OfdLock(self._task.attachment.fds["mmap_sem"])
         try:
             while not sem.try_read(self._task.mm_id):
+                self._task.waits(time.monotonic() - begun)
                 if time.monotonic() >= deadline:
                     raise OSError(errno.EBUSY, f"the address space of task {self._task.pid} was locked for {PIN_S:g} s")
                 time.sleep(_PAUSE_S)
+            reach("pin.sem_held")
             # A walk of its own: what a window remembers is only good inside a window.
             walk = self._row.window.walk.anew()
             before = done
@@ -186,10 +194,12 @@ class Pin:
             if not held:
                 return 0
             entries = walk.entries([piece])
+            reach("pin.pte_locked")
             count = usable_prefix(entries, write=write)
             if count:
                 pfns = (entries[:count] >> np.uint64(self._page_shift)).astype(np.int64)
                 self._spans.append(self._row.append(pfns))
                 self._pfns.append(pfns)
                 mark(walk.views, [piece], count, write=write)
+                reach("pin.counted")
         return count

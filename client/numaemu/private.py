@@ -13,10 +13,11 @@ from numaemu.attachment import attach_process
 from numaemu.description import topology_from
 from numaemu.launch import start
 from numaemu.machine import Machine
+from numaemu_core.admission import make_admission
 from numaemu_core.topology import uniform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numaemu.launch import Started
 
@@ -28,12 +29,16 @@ def boot(
     profile: str = "swap-v3",
     page_size: str | int = 4096,
     topology: str | os.PathLike[str] | Mapping[str, object] | None = None,
+    allow_uids: Iterable[int] = (),
+    grants: Iterable[str] = (),
 ) -> Machine:
     """Start a private machine, which ends when the handle is closed or this process ends, however it ends.
 
     `nodes` equal nodes with `memory` bytes each (a number, or a size such as 64M) and one CPU each, CPU i on node i, at
     distances 10 and 20; `swap` bytes in all. Or a `topology`: the path of a TOML file, or a dict of the same shape; the
-    other arguments are not looked at then.
+    other arguments are not looked at then. Users of the host in `allow_uids` may connect, too, by the path of the
+    directory that has the machine's with +visitors behind it; `grants` are capabilities that they may name, each text
+    as `numaemu up --grant` takes it.
 
     Raises:
         TopologyError: that is no machine. PeerError: it did not come up. OSError: the host refuses.
@@ -41,7 +46,8 @@ def boot(
     described = uniform(nodes, memory, swap, profile, page_size) if topology is None else topology_from(topology)
     name = f"boot-{os.getpid()}-{secrets.token_hex(4)}"
     owner = os.getpid()
-    started = start(name, described, owner_pid=owner)
+    admission = make_admission(allow_uids, grants)
+    started = start(name, described, admission=admission, owner_pid=owner)
     try:
         attachment = attach_process(started.place)
     except BaseException:

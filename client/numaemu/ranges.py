@@ -8,12 +8,12 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.page_table import PTE_PRESENT, PTE_READABLE, PTE_WRITABLE
-from numaemu_core.runs import copy_rows
+from numaemu_core.runs import copy_bytes
 
 if TYPE_CHECKING:
     from numaemu.views import Views
     from numaemu.walk import PageWalk
-    from numaemu_core.columns import I8, U1, U8
+    from numaemu_core.columns import U1, U8
 
 #: Bytes that one window copies at most: about 100 µs, so that whoever waits for it waits no longer.
 RANGE_BYTES: Final = 1 << 20
@@ -91,7 +91,7 @@ def access(walk: PageWalk, addr: int, data: U1 | None, length: int, *, write: bo
     length = min(length, (count << page_shift) - offset)
     if data is not None:
         pfns = (entries[:count] >> np.uint64(page_shift)).astype(np.int64)
-        _copy(walk.views, pfns, offset, data[:length], write=write)
+        copy_bytes(walk.views.frame_rows, pfns, offset, data[:length], write=write)
     return length
 
 
@@ -113,35 +113,3 @@ def mark(views: Views, pieces: list[slice], count: int, *, write: bool) -> None:
         count -= part.stop - part.start
         if not count:
             break
-
-
-def _copy(views: Views, pfns: I8, offset: int, data: U1, *, write: bool) -> None:
-    """Copy between `data` and frames, from `offset` in the first of them on."""
-    page_size = views.layout.topology.page_size
-    first = int(pfns[0])
-    if int(pfns[-1]) - first == len(pfns) - 1 and bool((np.diff(pfns) == 1).all()):
-        start = first * page_size + offset
-        _move(views.frame_bytes[start : start + len(data)], data, write=write)
-        return
-    # The frames are scattered: whole pages in runs, and what is left of a page at either end by itself.
-    head = -offset % page_size
-    if head:
-        start = first * page_size + offset
-        _move(views.frame_bytes[start : start + head], data[:head], write=write)
-        pfns = pfns[1:]
-    count, tail = divmod(len(data) - head, page_size)
-    middle = data[head : head + count * page_size].reshape(-1, page_size)
-    if write:
-        copy_rows(views.frame_rows, pfns[:count], middle, np.arange(count))
-    else:
-        copy_rows(middle, np.arange(count), views.frame_rows, pfns[:count])
-    if tail:
-        start = int(pfns[count]) * page_size
-        _move(views.frame_bytes[start : start + tail], data[-tail:], write=write)
-
-
-def _move(frame: U1, data: U1, *, write: bool) -> None:
-    if write:
-        frame[:] = data
-    else:
-        data[:] = frame

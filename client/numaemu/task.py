@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from numaemu.armed_window import ArmedWindow
 from numaemu.connection import keep_out_of_reach
 from numaemu.ended import closed, forked
 from numaemu.errors import MachineGone
+from numaemu.fault_points import ARMED
 from numaemu.locked_window import LockedWindow
 from numaemu.mapping import Mapping
 from numaemu.masks import mask_words
+from numaemu.remote import RemoteAccess
 from numaemu.syscalls import SystemCalls
 from numaemu.window import Window
 from numaemu_core import limits, uapi
@@ -46,9 +49,9 @@ _FILE_BYTES: Final = limits.MESSAGE_BYTES_MAX // 2
 
 
 class _Here(threading.local):
-    """This thread's window, once it has one."""
+    """This thread's way into the memory, once it has one."""
 
-    window: Window
+    window: Window | RemoteAccess
 
 
 class Task(SystemCalls):
@@ -67,9 +70,15 @@ class Task(SystemCalls):
         pid: int,
         mm_id: int,
         pgd: int,
+        *,
+        remote: bool = False,
     ) -> None:
-        """A handle for task `pid` with mm `mm_id`, whose top table is `pgd`; `new_task` makes handles for others."""
+        """A handle for task `pid` with mm `mm_id`, whose top table is `pgd`; `new_task` makes handles for others.
+
+        `remote`: it is not to map the memory, and reads and writes through the daemon.
+        """
         self.pid = pid
+        self.remote = remote
         self.mm_id = mm_id
         self._pgd = pgd
         self._new_task = new_task
@@ -89,7 +98,7 @@ class Task(SystemCalls):
         try:
             window = self._here.window
         except AttributeError:
-            window = self._new_window()
+            window = self._new_access()
         return window.read(addr, n)
 
     def write(self, addr: int, data: ReadableBuffer) -> None:
@@ -97,7 +106,7 @@ class Task(SystemCalls):
         try:
             window = self._here.window
         except AttributeError:
-            window = self._new_window()
+            window = self._new_access()
         window.write(addr, data)
 
     def read_into(self, addr: int, buffer: WriteableBuffer) -> None:
@@ -106,14 +115,14 @@ class Task(SystemCalls):
         if view.readonly or not view.c_contiguous:
             raise ValueError("expected a contiguous buffer that can be written to")
         if view.nbytes:
-            self.window().read_into(addr, np.frombuffer(view.cast("B"), np.uint8))
+            self._access().read_into(addr, np.frombuffer(view.cast("B"), np.uint8))
 
     def touch(self, addr: int, length: int, write: bool = False) -> None:  # noqa: FBT001, FBT002 - as programs call it
         """Access each page of [addr, addr + length): it is faulted in, and counts as accessed (`write`: as dirty).
 
         No byte is read or changed. ValueError for a negative length.
         """
-        self.window().touch(operator.index(addr), operator.index(length), write=write)
+        self._access().touch(operator.index(addr), operator.index(length), write=write)
 
     def where(self, addr: int, length: int) -> I8:
         """Where each page of [addr, addr + length) is: its node, or -ENOENT (not in memory), -EFAULT (no mapping).
@@ -133,18 +142,29 @@ class Task(SystemCalls):
         return np.concatenate([np.empty(0, np.int64), *parts])
 
     def window(self) -> Window:
-        """This thread's way into the memory: for what belongs to the library, programs have no use for it."""
-        try:
-            found: Window = self._here.window
-        except AttributeError:
-            found = self._new_window()
+        """This thread's window, of a task that is not remote: for what belongs to the library."""
+        found = self._access()
+        assert isinstance(found, Window)
         return found
+
+    def _access(self) -> Window | RemoteAccess:
+        try:
+            found: Window | RemoteAccess = self._here.window
+        except AttributeError:
+            found = self._new_access()
+        return found
+
+    def _new_access(self) -> Window | RemoteAccess:
+        if not self.remote:
+            return self._new_window()
+        self._here.window = access = RemoteAccess(self._call)
+        return access
 
     def _new_window(self) -> Window:
         slot = self._spare.pop() if self._spare else self._call("window")
         while len(self._spare) > _SPARE_SLOTS:
             self._call("window_close", self._spare.popleft())
-        kind = Window if self.attachment.fenced else LockedWindow
+        kind = (ArmedWindow if ARMED else Window) if self.attachment.fenced else LockedWindow
         window = kind(self.attachment.views, slot, self.mm_id, self._pgd, self._fault)
         # When its thread ends; a message would be too much to ask of a thread that is being taken apart.
         weakref.finalize(window, self._spare.append, slot).atexit = False
@@ -265,6 +285,11 @@ class Task(SystemCalls):
         if self._open:
             with contextlib.suppress(MachineGone):
                 self._call("unpinned")
+
+    def waits(self, seconds: float) -> None:
+        """A thread has waited so long for a lock that the daemon may hold."""
+        if seconds > limits.SILENCE_S:
+            self._calls.complain()
 
     def unmap_quietly(self, addr: int, length: int) -> None:
         """Unmap as a context manager does at its end: that the task or the machine is gone already is no error."""

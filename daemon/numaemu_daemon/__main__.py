@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from numaemu_core import limits
+from numaemu_core import admission, limits
+from numaemu_core.admission import Admission
 from numaemu_core.errors import TopologyError
 from numaemu_core.profiles import SWAP_V3
 from numaemu_core.topology import Topology, from_dict, uniform
@@ -51,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         help="nodes, memory, CPUs, distances, swap: as a JSON object, or as the path of a TOML file of the same shape "
         "(default: 2 nodes of 64M with one CPU each, swap 128M)",
     )
+    add("--admission", metavar="JSON", help="other users and keys that are admitted, as numaemu up writes it")
+    add("--visitors", metavar="DIR", help="directory for other users of this host, made with mode 0711")
     add("--ready-fd", type=int, metavar="N", help="open descriptor for the ready line (default: stdout)")
     add("--owner-pid", type=int, metavar="PID", help="go down when this process ends")
     return parser
@@ -69,7 +72,18 @@ def read_options(argv: Sequence[str]) -> Options:
         topology=_topology(given.topology),
         ready_fd=given.ready_fd,
         owner_pid=given.owner_pid,
+        admission=_admission(given.admission),
+        visitors=Path(given.visitors).absolute() if given.visitors else None,
     )
+
+
+def _admission(text: str | None) -> Admission:
+    if text is None:
+        return Admission()
+    try:
+        return admission.from_dict(json.loads(text))
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise StartError(f"--admission: {type(error).__name__}: {error}") from None
 
 
 def _topology(text: str | None) -> Topology:

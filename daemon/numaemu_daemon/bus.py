@@ -10,6 +10,7 @@ only: the host would let any process of the owner connect, and whoever passed fo
 """
 
 import hmac
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,6 +19,7 @@ import msgpack
 import numpy as np
 import zmq
 
+from numaemu_core import limits
 from numaemu_core.columns import I8
 from numaemu_daemon.guests import Guests
 from numaemu_daemon.logs import Event, Log
@@ -35,6 +37,7 @@ class _Request:
     peer: int
     body: bytes
     done: Callable[[], None]
+    since: float
 
 
 class Bus:
@@ -55,11 +58,25 @@ class Bus:
         self.written: Callable[[I8], None] = lambda _pfns: None
         #: Called with what a node process says of its kswapd, and when it says hello: a word and its node.
         self.node_asks: Callable[[str, int], None] = lambda _verb, _nid: None
+        #: Called with role and node of a process that has owed an answer for long.
+        self.silent: Callable[[str, int | None], None] = lambda _role, _nid: None
 
     @property
     def copies(self) -> int:
         """Requests to copy that are not yet confirmed."""
         return len(self._asked)
+
+    def look_for_silent(self) -> int | None:
+        """Complain of processes that have owed an answer for long; gives the milliseconds until the next look.
+
+        None: nobody owes one.
+        """
+        if not self._asked:
+            return None
+        late = time.monotonic() - limits.SILENCE_S
+        for peer in {request.peer for request in self._asked.values() if request.since < late}:
+            self.silent(*(("swap", None) if peer == _SWAP else ("node", peer)))
+        return int(limits.SILENCE_S * 1000)
 
     def write(self, pfns: I8, slots: I8) -> None:
         """Copy frames to slots; `written` is called when it is done."""
@@ -87,7 +104,7 @@ class Bus:
     def _ask(self, peer: int, verb: str, first: I8, second: I8, done: Callable[[], None]) -> None:
         self._ticket += 1
         body = msgpack.packb([verb, self._ticket, _packed(first), _packed(second)])
-        self._asked[self._ticket] = _Request(peer, body, done)
+        self._asked[self._ticket] = _Request(peer, body, done, time.monotonic())
         if peer in self._peers:
             self._send(self._peers[peer], body)
 

@@ -20,11 +20,12 @@ from numaemu_core.syscalls import NOT_JOURNALLED, SYSCALLS
 from numaemu_core.sysctl import write_sysctl
 from numaemu_core.wire import Request, pack_refusal, pack_reply
 from numaemu_daemon.clients import AccessSlots, Client, Connection
+from numaemu_daemon.permissions import Permissions
 from numaemu_daemon.scheduler import Scheduler
 
 #: Calls of the machine that change something; what they do and their answer are one record.
 MUTATING = frozenset({"adopt", "attach", "create_file", "sysctl", "window", "window_close"})
-#: Calls that a client may make about tasks of other processes of the same user, too.
+#: Calls that only look at a task, which need not be the client's.
 OF_ANY_TASK = frozenset({"maps", "numa_maps", "pagemap"})
 
 Send = Callable[[Connection, bytes], None]
@@ -39,23 +40,39 @@ class Server(Protocol):
     def owner_of(self, pid: int) -> Client | None:
         """The client whose task it is."""
 
+    def leave(self, client: Client) -> None:
+        """A client lets the machine go."""
+
 
 class Calls:
     """Serves requests of connections that have said hello."""
 
-    def __init__(self, k: Kernel, scheduler: Scheduler, slots: AccessSlots, boot_id: str, server: Server) -> None:
-        """`server` knows the clients."""
+    def __init__(
+        self,
+        k: Kernel,
+        scheduler: Scheduler,
+        slots: AccessSlots,
+        boot_id: str,
+        server: Server,
+        permissions: Permissions,
+    ) -> None:
+        """`server` knows the clients, `permissions` what they may."""
+        self._permissions = permissions
         self._k = k
         self._scheduler = scheduler
         self._slots = slots
         self._boot_id = boot_id
         self._owner_of = server.owner_of
+        self._let_go = server.leave
         self._immediate: dict[str, Callable[..., Any]] = {
+            "alive": lambda _client: 0,
             "attach": self._attach,
             "create_file": self._create_file,
             "adopt": self._adopt,
             "window": self._window,
             "window_close": self._window_close,
+            "join": self._join,
+            "leave": self._leave,
             "unpinned": self._unpinned,
             "sysctl": lambda _client, path, value: write_sysctl(k, path, value),
             "hardware": lambda _client: node_views.hardware(k),
@@ -82,6 +99,7 @@ class Calls:
         connection.last_request, connection.last_reply = request.request_id, None
         self.served += 1
         try:
+            self._permissions.check(connection.client, request)
             handler = self._immediate.get(request.name)
             if handler is not None:
                 with self._k.journal.together():  # its effects and its answer
@@ -90,8 +108,9 @@ class Calls:
                 send(connection, reply)
                 return
             pid = request.args[0]
-            find = self._own_task if request.name == "exit" else self._living_task
-            task = fork.task_of(self._k, pid) if request.name in OF_ANY_TASK else find(connection.client, pid)
+            task = fork.task_of(self._k, pid)
+            if task.killed and request.name not in OF_ANY_TASK | {"exit"}:
+                raise _killed(task)
         except MmError as refusal:
             self._answer(connection, request, send, None, refusal)
             return
@@ -105,6 +124,7 @@ class Calls:
         caller = Caller(connection.number, request.request_id)
         if request.name not in NOT_JOURNALLED:
             begin_call(self._k, caller, request.name, request.args)
+            self._k.reach("call.intent_written")
         self._run(connection, request, send, task, caller)
 
     def redo(self, connections: Mapping[int, Connection], truth: Truth, send: Send) -> None:
@@ -148,6 +168,7 @@ class Calls:
         refusal: MmError | None,
     ) -> None:
         send(connection, self._note_answer(connection, request, result, refusal))
+        self._k.reach("call.answer_sent")
 
     def _note_answer(
         self,
@@ -169,33 +190,13 @@ class Calls:
         else:
             reply = pack_reply(self._boot_id, request.request_id, result)
         if request.name not in NOT_JOURNALLED and (request.name in SYSCALLS or request.name in MUTATING):
+            self._k.reach("call.effects_done")
             end_call(self._k, Caller(connection.number, request.request_id), reply)
+            self._k.reach("call.answer_written")
         connection.last_reply = reply
         return reply
 
     # -- tasks and slots -----------------------------------------------------------------------------------------------
-
-    def _own_task(self, client: Client, pid: int) -> Task:
-        """The task of that pid, if it is this client's.
-
-        Raises:
-            MmError: ESRCH: there is none; EPERM: it is another's.
-        """
-        task = fork.task_of(self._k, pid)
-        if pid not in client.tasks:
-            raise MmError(errno.EPERM, f"task {pid} belongs to another process; adopt it first")
-        return task
-
-    def _living_task(self, client: Client, pid: int) -> Task:
-        """The same, if it was not killed.
-
-        Raises:
-            OutOfMemory: it was.
-        """
-        task = self._own_task(client, pid)
-        if task.killed:
-            raise _killed(task)
-        return task
 
     def _forget(self, client: Client, pid: int) -> None:
         """A task is no more, or no longer this client's: nor are its access slots."""
@@ -216,12 +217,19 @@ class Calls:
         self._forget(client, pid)
 
     def _attach(self, client: Client, cpu: int, capabilities: list[str], share_mm: int | None) -> list[int]:
-        task = fork.attach(self._k, cpu, capabilities, share_mm, client.number)
+        task = fork.attach(self._k, cpu, capabilities, share_mm, client.number, client.user)
         client.tasks.add(task.pid)
         return _identity(task)
 
-    def _create_file(self, _client: Client, name: str, kind: str, length: int) -> int:
-        return files.create_file(self._k, name, kind, length).i_ino
+    def _join(self, _client: Client) -> int:
+        raise MmError(errno.EINVAL, "join is the first word over TCP, and of nobody who is known already")
+
+    def _leave(self, client: Client) -> int:
+        self._let_go(client)
+        return 0
+
+    def _create_file(self, client: Client, name: str, kind: str, length: int) -> int:
+        return files.create_file(self._k, name, kind, length, client.user).i_ino
 
     def _adopt(self, client: Client, pid: int) -> list[int]:
         task = fork.task_of(self._k, pid)
@@ -236,7 +244,10 @@ class Calls:
         return _identity(task)
 
     def _window(self, client: Client, pid: int) -> int:
-        return self._slots.take(client, pid, self._living_task(client, pid).mm.id)
+        task = fork.task_of(self._k, pid)
+        if task.killed:
+            raise _killed(task)
+        return self._slots.take(client, pid, task.mm.id)
 
     def _window_close(self, client: Client, pid: int, slot: int) -> int:
         if client.slots.get(slot) != pid:
@@ -244,8 +255,7 @@ class Calls:
         self._slots.give_back(slot)
         return 0
 
-    def _unpinned(self, client: Client, pid: int) -> int:
-        self._own_task(client, pid)
+    def _unpinned(self, _client: Client, _pid: int) -> int:
         self.release_pins()
         return 0
 
@@ -256,8 +266,8 @@ class Calls:
 
 
 def _journalled_bytes(request: Request) -> int:
-    """Bytes of a file that a call carries into the journal."""
-    return len(request.args[3]) if request.name == "file_write" else 0
+    """Bytes of a file or of memory that a call carries into the journal."""
+    return len(request.args[-1]) if request.name in {"file_write", "write"} else 0
 
 
 def _own_window(client: Client, request: Request) -> int | None:

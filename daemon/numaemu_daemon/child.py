@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from numaemu_core import limits
+from numaemu_core.admission import Admission
+from numaemu_core.fault_points import FAULT_POINTS, Reach, unarmed
 from numaemu_core.layout import Layout, layout_of
 from numaemu_core.topology import Topology
 from numaemu_daemon import handshake, logs, segments
@@ -23,6 +26,7 @@ from numaemu_daemon.logs import Event, Log
 from numaemu_daemon.options import INIT_SOCKET
 from numaemu_daemon.stop_request import ignore_terminal
 from numaemu_host import fdsock, pidfd
+from numaemu_host.fault_board import FaultBoard
 
 #: Counters are told init no more often than this.
 REPORT_INTERVAL_S: Final = 1.0
@@ -44,6 +48,9 @@ class ChildConfig:
     init_pid: int
     #: Counts the kernel daemons that the machine has had.
     generation: int = 1
+    #: Whom the machine admits beside its owner, and the directory for other users, "" for none.
+    admission: Admission = field(default_factory=Admission)
+    visitors: str = ""
     #: What processes of the machine know, and nobody else: proves on the bus that one is there.
     bus_key: bytes = field(default=b"", repr=False)
 
@@ -72,10 +79,16 @@ class Child:
     log: Log
     #: Counts the kernel daemons that the machine has had.
     generation: int = 1
+    #: Told what steps it reaches: nobody, but in tests.
+    reach: Reach = unarmed
+    #: Whom the machine admits beside its owner, and the directory for other users, None for none.
+    admission: Admission = field(default_factory=Admission)
+    visitors: Path | None = None
     #: Proves on the bus that this is a process of the machine.
     bus_key: bytes = field(default=b"", repr=False)
     _told: dict[str, int] = field(default_factory=dict)
     _told_at: float = 0.0
+    _waited_at: dict[tuple[str, int | None], float] = field(default_factory=dict)
 
     def ready(self) -> None:
         """Tell init that this process serves."""
@@ -97,6 +110,13 @@ class Child:
             return REPORT_INTERVAL_S
         self._told = dict(done)
         return None
+
+    def waits_for(self, role: str, nid: int | None) -> None:
+        """Tell init that this process waits for another: if that is stopped, it is killed and started again."""
+        now = time.monotonic()
+        if now - self._waited_at.get((role, nid), 0.0) >= limits.SILENCE_S:
+            self._waited_at[role, nid] = now
+            self._tell({"waits_for": role, "node": nid})
 
     def fenced(self, generation: int) -> None:
         """Tell init that nothing that an earlier kernel daemon has asked for is done any more."""
@@ -128,10 +148,14 @@ def child_main(config: ChildConfig) -> None:
     try:
         init_pidfd = pidfd.open_pidfd(config.init_pid)
         sock = fdsock.connect(Path(config.directory) / INIT_SOCKET, _CONNECT_WAIT_S)
+        end_of_init = fdsock.connect(Path(config.directory) / INIT_SOCKET, _CONNECT_WAIT_S)
     except OSError as error:  # init is gone, or has just ended
         log.warning(Event.PROCESS_ENDING, reason=f"no init: {error}")
         sys.exit(1)
-    with sock:
+    with sock, end_of_init:
+        with contextlib.suppress(OSError):  # so that a process that is stopped then ends, too
+            fdsock.continue_at_hangup(end_of_init)
+            fdsock.send(end_of_init, {"watch": os.getpid()})
         try:
             child = _join(config, sock, init_pidfd, log)
             importlib.import_module(config.main).main(child)
@@ -178,8 +202,17 @@ def _join(config: ChildConfig, sock: socket.socket, init_pidfd: int, log: Log) -
         owner_uid=os.getuid(),
         log=log,
         generation=config.generation,
+        reach=reach_of_environment(),
+        admission=config.admission,
+        visitors=Path(config.visitors) if config.visitors else None,
         bus_key=config.bus_key,
     )
+
+
+def reach_of_environment() -> Reach:
+    """Who is told of the steps that this process reaches: nobody, unless the machine was started for tests of that."""
+    board = FaultBoard.of_environment(list(FAULT_POINTS))
+    return unarmed if board is None else board.reach
 
 
 def _receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:

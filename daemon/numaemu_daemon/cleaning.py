@@ -12,6 +12,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, Columns
+from numaemu_core.fault_points import Reach, unarmed
 from numaemu_core.page_flags import FREE_CLEAN, FREE_UNCLEAN
 from numaemu_core.runs import clear_rows
 from numaemu_daemon.logs import Event, Log
@@ -37,12 +38,13 @@ class Progress(enum.Enum):
 class Cleaner:
     """Cleans the free frames of one node, a batch a step. `pages` and `batches` count since it was made."""
 
-    def __init__(self, columns: Columns, mutexes: MutexTable, nid: int, log: Log) -> None:
+    def __init__(self, columns: Columns, mutexes: MutexTable, nid: int, log: Log, reach: Reach = unarmed) -> None:
         """For a node that may have no memory at all."""
         self._c = columns
         self._mutexes = mutexes
         self._nid = nid
         self._log = log
+        self._reach = reach
         self._lock_index = columns.layout.zone_mutex + nid
         self._first, self._end = columns.layout.node_pfns.get(nid, (0, 0))
         self._cursor = self._first
@@ -68,9 +70,12 @@ class Cleaner:
         if not self._lock():
             return Progress.BLOCKED
         try:
+            self._reach("cleaning.zone_locked")
             self._clean(self._seen[:NODE_CLEAN_BATCH_PAGES])
+            self._reach("cleaning.cleaned")
         finally:
             self._mutexes.unlock(self._lock_index)
+        self._reach("cleaning.over")
         self._seen = self._seen[NODE_CLEAN_BATCH_PAGES:]
         return Progress.MORE
 
@@ -86,6 +91,7 @@ class Cleaner:
         """Clean those of `pfns` that are still free and unclean; the zone lock is held."""
         pfns = pfns[self._c.free_state[pfns] == FREE_UNCLEAN]
         clear_rows(self._c.frames, pfns)
+        self._reach("cleaning.zeroed")
         self._c.free_state[pfns] = FREE_CLEAN
         self._c.cleaned[self._nid] += len(pfns)
         self.pages += len(pfns)

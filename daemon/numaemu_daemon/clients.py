@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from numaemu_core import limits
+from numaemu_core.admission import ROOT
 from numaemu_core.columns import Columns
 from numaemu_core.errors import MmError
 from numaemu_host import pidfd
@@ -18,7 +19,7 @@ from numaemu_host import pidfd
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One process that uses the machine."""
+    """One process that uses the machine. `pid` and `uid` are the host's word on it; over TCP there is no pid: 0."""
 
     #: None until it has come back to a new kernel daemon.
     sock: socket.socket | None
@@ -26,6 +27,10 @@ class Client:
     uid: int
     pidfd: int
     token: bytes
+    #: Who it is in the machine: `admission.ROOT` for the owner's clients, else the number of another user.
+    user: int = ROOT
+    #: It does not map the memory.
+    remote: bool = False
     #: Pids of emulated tasks that it owns.
     tasks: set[int] = field(default_factory=set)
     #: Its access slots, by number, each with the pid of its task.
@@ -39,6 +44,11 @@ class Client:
     #: Its calls that run just now, and the bytes of all its requests that wait or run.
     running: int = 0
     request_bytes: int = 0
+
+    @property
+    def leased(self) -> bool:
+        """It came over TCP: the host tells nothing of its death."""
+        return self.pidfd < 0
 
 
 @dataclass(slots=True, eq=False)
@@ -126,6 +136,11 @@ class AccessSlots:
         """Those of `waiting` whose window has not moved and whose owner lives."""
         return {s: n for s, n in waiting.items() if self._window[s] == n and s in self._owner}
 
+    def any_stopped(self, mm_id: int) -> bool:
+        """Is a process stopped that has an access slot of this mm?"""
+        owners = {self._owner[slot].pid for slot in self._of_mm.get(mm_id, ())}
+        return any(map(pidfd.is_stopped, owners))
+
     def owner(self, slot: int) -> Client | None:
         """Whose slot it is."""
         return self._owner.get(slot)
@@ -138,14 +153,23 @@ def void_slot(columns: Columns, slot: int) -> None:
     columns.window[slot] = (int(columns.window[slot]) | 1) + 1
 
 
-def new_client(sock: socket.socket, credentials: tuple[int, int, int]) -> Client:
-    """A client that has just come to the descriptor socket."""
+def new_client(sock: socket.socket, credentials: tuple[int, int, int], *, remote: bool) -> Client:
+    """A client that has just come to a descriptor socket; `remote`: to that of other users."""
     pid, uid, _ = credentials
-    return Client(sock, pid, uid, pidfd.open_pidfd(pid), secrets.token_bytes(limits.TOKEN_BYTES))
+    client = Client(sock, pid, uid, pidfd.open_pidfd(pid), secrets.token_bytes(limits.TOKEN_BYTES), remote=remote)
+    client.user = uid if remote else ROOT
+    return client
+
+
+def leased_client(user: int) -> Client:
+    """A client that has just come over TCP."""
+    token = secrets.token_bytes(limits.TOKEN_BYTES)
+    return Client(None, 0, user, -1, token, user, remote=True, greeted=True)
 
 
 def close_client(client: Client, close: Callable[[int], None]) -> None:
     """Let go of its descriptors."""
     if client.sock is not None:
         client.sock.close()
-    close(client.pidfd)
+    if client.pidfd >= 0:
+        close(client.pidfd)

@@ -26,19 +26,20 @@ class Comeback:
 
 
 def client_row(client: Client) -> list[object]:
-    """A client as the journal keeps it: [pid, when it began, uid, token]."""
-    return [client.pid, pidfd.started_at(client.pid), client.uid, client.token]
+    """A client as the journal keeps it: [pid, when it began, uid, token, user, remote]."""
+    began = pidfd.started_at(client.pid) if client.pid else 0
+    return [client.pid, began, client.uid, client.token, client.user, client.remote]
 
 
 def living_clients(truth: Truth) -> Comeback:
     """Look for the clients that the journal knows."""
     found = Comeback()
-    for number, (pid, began, uid, token) in truth.clients.items():
-        descriptor = _same_process(pid, began)
+    for number, (pid, began, uid, token, user, remote) in truth.clients.items():
+        descriptor = _same_process(pid, began) if pid else -1  # whoever came over TCP has a lease
         if descriptor is None:
             found.dead.append(number)
             continue
-        client = Client(None, pid, uid, descriptor, token, greeted=True, number=number)
+        client = Client(None, pid, uid, descriptor, token, user, remote, greeted=True, number=number)
         client.tasks = {task for task, row in truth.tasks.items() if row[-1] == number}
         found.clients[number] = client
     for number, owner in truth.connections.items():

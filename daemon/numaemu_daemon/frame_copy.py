@@ -8,7 +8,8 @@ Which frames may be copied is the daemon's business: it holds the page locks; wh
 from typing import Any
 
 from numaemu_core.columns import Columns
-from numaemu_core.runs import copy_rows
+from numaemu_core.fault_points import Reach, unarmed
+from numaemu_core.runs import copy_reaching
 from numaemu_daemon.bus_client import BusMessageError
 from numaemu_daemon.copy_request import check_ticket, page_numbers
 
@@ -16,9 +17,10 @@ from numaemu_daemon.copy_request import check_ticket, page_numbers
 class FrameCopier:
     """Performs requests over the frames of a machine, for one node."""
 
-    def __init__(self, columns: Columns, nid: int) -> None:
+    def __init__(self, columns: Columns, nid: int, reach: Reach = unarmed) -> None:
         """Nothing copied yet."""
         self._c = columns
+        self._reach = reach
         self._first, self._end = columns.layout.node_pfns.get(nid, (0, 0))
         self.pages = 0
 
@@ -33,6 +35,6 @@ class FrameCopier:
         new = page_numbers(target, "target", self._first, self._end)
         if len(old) != len(new):
             raise BusMessageError(f"{len(old)} frames for {len(new)}")
-        copy_rows(self._c.frames, new, self._c.frames, old)
+        copy_reaching(self._reach, "copying", (self._c.frames, new), (self._c.frames, old))
         self.pages += len(new)
         return ["done", ticket, len(new)]

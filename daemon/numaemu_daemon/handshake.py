@@ -10,6 +10,8 @@
     child -> init   {"failed": "one line"}                             it ends because of that
     init -> child   {"fence": generation}                              the kernel daemon died, another one will come
     child -> init   {"fenced": generation}                             nothing that the old one asked for goes on
+    child -> init   {"watch": pid}           on a second connection, which is silent: its end tells of the end of init
+    anyone -> init  {"waits_for": role, "node": nid or nil}            no answer: is it stopped?
     anyone -> init  {"command": "status"} or {"command": "down"}, each answered
 
 Descriptors go in portions, as one message carries at most `fdsock.MAX_FDS`: `more` is true for all but the last.

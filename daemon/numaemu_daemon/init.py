@@ -19,6 +19,7 @@ from numaemu_daemon.options import INIT_SOCKET, Options, StartError
 from numaemu_daemon.ready_line import ReadyLine
 from numaemu_daemon.rundir import RunDirectory
 from numaemu_daemon.stop_request import StopRequest
+from numaemu_daemon.visitor_dir import VisitorDirectory
 from numaemu_host import fdsock, pidfd
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def _run(options: Options, ready: ReadyLine, mains: Mapping[str, str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     owner_pidfd = _open_owner(options.owner_pid)
     directory = RunDirectory(options.directory, options.name)
+    visitors = None
     try:
+        visitors = None if options.visitors is None else VisitorDirectory(options.visitors)
         starter = ChildStarter(options.directory, ["numaemu_daemon.child", *mains.values()])
         try:
             return _supervise(options, ready, mains, starter, (stop, owner_pidfd))
@@ -66,6 +69,8 @@ def _run(options: Options, ready: ReadyLine, mains: Mapping[str, str]) -> int:
             raise
         raise StartError(f"the host refuses: {error}") from error
     finally:
+        if visitors is not None:
+            visitors.remove()
         directory.remove(with_log=ready.said)
 
 

@@ -10,27 +10,29 @@ import numpy as np
 import zmq
 
 from numaemu_core import limits
+from numaemu_core.fault_points import unarmed
 from numaemu_core.journal import Journal
 from numaemu_core.layout import pool_name
 from numaemu_core.lock_stats import LockStats
 from numaemu_core.recovery import resume
 from numaemu_core.swap_state import end_swap_write
 from numaemu_core.wire import VERSION
-from numaemu_daemon import zap
+from numaemu_daemon import entrances, zap
+from numaemu_daemon.armed_locks import ArmedLocks
 from numaemu_daemon.bus import Bus
 from numaemu_daemon.child import Child
 from numaemu_daemon.clients import AccessSlots, Client
 from numaemu_daemon.guests import Guests
 from numaemu_daemon.kswapd import KswapdTasks
 from numaemu_daemon.logs import Event
-from numaemu_daemon.options import BUS_SOCKET, DESCRIPTOR_SOCKET, KERNEL_SOCKET
+from numaemu_daemon.options import BUS_SOCKET
 from numaemu_daemon.process_locks import ProcessLocks
 from numaemu_daemon.scheduler import Scheduler
 from numaemu_daemon.segments import MappedMachine
 from numaemu_daemon.server import Server
 from numaemu_daemon.stop_request import StopRequest
 from numaemu_daemon.take_over import Machine, machine_for
-from numaemu_host import fdsock, membarrier
+from numaemu_host import membarrier
 from numaemu_host.memfd import Segment
 from numaemu_host.ofdlock import OfdLock
 
@@ -43,7 +45,7 @@ def main(child: Child) -> None:
     machine = MappedMachine(child.layout, child.fds)
     journal_segment = Segment(child.fds["journal"], os.fstat(child.fds["journal"]).st_size)
     stats = LockStats(time.monotonic)
-    locks = ProcessLocks(child.layout, machine.columns, machine.mutexes, OfdLock(child.fds["mmap_sem"]), stats)
+    locks = _locks(child, machine, stats)
     journal = Journal(np.frombuffer(journal_segment.view, np.uint8))
     fenced = membarrier.register()
     _raise_descriptor_limit()
@@ -56,6 +58,13 @@ def main(child: Child) -> None:
         context.destroy(linger=0)
 
 
+def _locks(child: Child, machine: MappedMachine, stats: LockStats) -> ProcessLocks:
+    semaphores = OfdLock(child.fds["mmap_sem"])
+    if child.reach is not unarmed:
+        return ArmedLocks(child.layout, machine.columns, machine.mutexes, semaphores, stats, child.reach)
+    return ProcessLocks(child.layout, machine.columns, machine.mutexes, semaphores, stats)
+
+
 def _serve(
     child: Child, context: "zmq.Context[zmq.Socket[bytes]]", machine: Machine, locks: ProcessLocks, *, fenced: bool
 ) -> None:
@@ -63,28 +72,29 @@ def _serve(
     zap_handler = zap.open_handler(context)
     bus = _bus(child, context)
     bus.written = lambda pfns: end_swap_write(kernel, pfns)
+    bus.silent = locks.silent = child.waits_for
     slots = AccessSlots(kernel.c)
+    locks.users_stopped = slots.any_stopped
     scheduler = Scheduler(kernel, slots, bus, time.monotonic, fenced=fenced)
     KswapdTasks(kernel, scheduler, bus)
     names = client_segments(child)
 
     def hello(client: Client) -> tuple[dict[str, Any], list[int]]:
+        theirs = [] if client.remote else names
         answer = {
             "version": VERSION,
             "boot_id": child.boot_id,
             "machine": child.machine,
             "token": client.token,
             "topology": child.topology.as_dict(),
-            "segments": names,
+            "segments": theirs,
+            "remote": client.remote,
             "init_pid": child.init_pid,
             "kernel_pid": os.getpid(),
             "generation": child.generation,
             "membarrier": fenced,
         }
-        return answer, [child.fds[name] for name in names]
-
-    (child.directory / DESCRIPTOR_SOCKET).unlink(missing_ok=True)  # a daemon that died leaves it
-    listener = fdsock.listen(child.directory / DESCRIPTOR_SOCKET)
+        return answer, [child.fds[name] for name in theirs]
 
     def serves() -> None:
         """Clients of the last daemon see from this word that they have to come back."""
@@ -94,18 +104,19 @@ def _serve(
 
     router = _router(context)
     guests = Guests(context, router, time.monotonic, child.log)
-    router.bind(f"ipc://{child.directory / KERNEL_SOCKET}")
+    entrances.bind(child, router)
     server = Server(
         kernel,
         sockets=(router, bus, zap_handler),
         guests=guests,
-        listener=listener,
+        listeners=entrances.listeners(child),
         scheduler=scheduler,
         slots=slots,
         hello=hello,
         boot_id=child.boot_id,
         generation=child.generation,
-        uids={child.owner_uid},
+        guard=entrances.guard(child),
+        admission=child.admission,
         recoveries=lambda: locks.recoveries,
         repair_locks=locks.repair_all,
         serves=serves,
@@ -117,6 +128,7 @@ def _serve(
     if child.restarted:
         resume(kernel)
         server.take_over(machine.living, machine.truth)
+        child.reach("recovery.calls_begun")
     gc.freeze()  # what is here stays: collections need not look at it
     try:
         server.serve()

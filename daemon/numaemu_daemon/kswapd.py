@@ -13,6 +13,7 @@ import numpy as np
 from numaemu_core import limits
 from numaemu_core.columns import Columns
 from numaemu_core.errors import MmError
+from numaemu_core.fault_points import Reach, unarmed
 from numaemu_core.kernel import Kernel
 from numaemu_core.page_flags import FREE_UNCLEAN
 from numaemu_core.reclaim import balance_pgdat
@@ -26,11 +27,12 @@ _HIGH: Final = 2
 class Kswapd:
     """The half in the node process: decides whether there is another step."""
 
-    def __init__(self, columns: Columns, nid: int, send: Callable[[list[Any]], None]) -> None:
+    def __init__(self, columns: Columns, nid: int, send: Callable[[list[Any]], None], reach: Reach = unarmed) -> None:
         """For a node that may have no memory at all."""
         self._c = columns
         self._nid = nid
         self._send = send
+        self._reach = reach
         self._first, self._end = columns.layout.node_pfns.get(nid, (0, 0))
         #: Times that it was woken, and pages that its steps freed.
         self.wakeups = 0
@@ -54,6 +56,7 @@ class Kswapd:
 
     def _go_on(self) -> None:
         free = int(np.count_nonzero(self._c.free_state[self._first : self._end] <= FREE_UNCLEAN))
+        self._reach("kswapd.awake")
         short = free < int(self._c.watermarks[self._nid, _HIGH])
         self._send(["balance" if short else "asleep", self._nid])
 

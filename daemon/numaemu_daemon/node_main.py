@@ -19,12 +19,12 @@ def main(child: Child) -> None:
     """Serve one node until SIGTERM or the end of init."""
     assert child.nid is not None
     machine = MappedMachine(child.layout, child.fds)
-    cleaner = Cleaner(machine.columns, machine.mutexes, child.nid, child.log)
+    cleaner = Cleaner(machine.columns, machine.mutexes, child.nid, child.log, child.reach)
     # A predecessor may have died with work to do, and nobody says it twice.
     cleaner.begin()
     with BusClient(child) as bus:
-        kswapd = Kswapd(machine.columns, child.nid, bus.send)
-        copier = FrameCopier(machine.columns, child.nid)
+        kswapd = Kswapd(machine.columns, child.nid, bus.send, child.reach)
+        copier = FrameCopier(machine.columns, child.nid, child.reach)
         child.ready()
         _serve(child, bus, cleaner, kswapd, copier)
 

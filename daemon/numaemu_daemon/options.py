@@ -1,8 +1,9 @@
 """What a machine is started with, once the command line has been read and checked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from numaemu_core.admission import Admission
 from numaemu_core.topology import Topology
 
 #: The kernel's endpoint for clients, in the machine's directory.
@@ -15,6 +16,8 @@ DESCRIPTOR_SOCKET = "fd.sock"
 INIT_SOCKET = "init.sock"
 #: Whoever holds it is the machine of this directory.
 LOCK_FILE = "lock"
+#: The keys of a machine on TCP that was given no file with some: made for it, and gone with it.
+SERVER_KEY_FILE = "server.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,9 @@ class Options:
     topology: Topology
     ready_fd: int | None = None
     owner_pid: int | None = None
+    #: Whom it admits beside its owner, and the directory for other users of this host, None if there are none.
+    admission: Admission = field(default_factory=Admission)
+    visitors: Path | None = None
 
     @property
     def endpoint(self) -> str:

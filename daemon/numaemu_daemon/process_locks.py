@@ -1,12 +1,12 @@
 """The half of the kernel daemon's locks that excludes other processes.
 
 Robust mutexes for what spins, byte-range locks of open file descriptions for mmap_sem. The daemon never sleeps in
-either: it tries, and other kernel tasks run. A client that holds a lock longer than the bound of an open window is not
-waited for: the call goes on without its lock, after the mm's epoch has moved, so that the client undoes what it was
-doing.
+either: it tries, and other kernel tasks run. A client that holds a lock longer than the bound of an open window (a
+short one if it is stopped) is not waited for: the call goes on without its lock, after the epoch has moved, so that the
+client undoes what it was doing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from numaemu_core.columns import Columns
 from numaemu_core.layout import Layout
 from numaemu_core.lock_stats import LockStats
 from numaemu_core.locks import Key, Mode, Rank
+from numaemu_host import pidfd
 from numaemu_host.ofdlock import OfdLock
 from numaemu_host.robust import MutexState, MutexTable
 
@@ -40,6 +41,10 @@ class ProcessLocks:
         self._semaphores = semaphores
         self._clock = stats.clock
         self._stats = stats
+        #: Is a process stopped that uses this mm? Nobody knows who holds an mmap_sem.
+        self.users_stopped: Callable[[int], bool] = lambda _mm_id: False
+        #: Called with role and node of the process that has been in the way for long.
+        self.silent: Callable[[str, int | None], None] = lambda _role, _nid: None
         #: When a lock was first found busy, while it stays so.
         self._busy_since: dict[Key, float] = {}
         #: Locks that the current holder goes on without.
@@ -61,6 +66,7 @@ class ProcessLocks:
             state = self._mutexes.trylock(base + key[1])
             if state is MutexState.BUSY:
                 if self._overdue(key) and key[0] is Rank.PTE:
+                    self._columns.mm_epoch += np.uint64(1)  # whosever table it is: who pins there begins anew
                     without.add(key)
                     continue
                 self.spin_unlock(taken)
@@ -137,7 +143,17 @@ class ProcessLocks:
             self._busy_since[key] = since = now
             if key[0] is not Rank.MMAP_SEM:  # whose waits the lock table counts, task by task
                 self._stats.classes[key[0]].contended += 1
-        return now - since > limits.WINDOW_BOUND_RUNNING_S
+        age = now - since
+        if age > limits.SILENCE_S and key[0] in (Rank.LRU, Rank.ZONE, Rank.SWAP):
+            self.silent(*(("swap", None) if key[0] is Rank.SWAP else ("node", key[1])))
+        if age > limits.WINDOW_BOUND_RUNNING_S:
+            return True
+        return age > limits.WINDOW_BOUND_STOPPED_S and self._holder_is_stopped(key)
+
+    def _holder_is_stopped(self, key: Key) -> bool:
+        if key[0] is Rank.MMAP_SEM:
+            return self.users_stopped(key[1])
+        return pidfd.is_stopped(self._mutexes.owner(self._first[key[0]] + key[1]))
 
     def _repair(self, mutex: int, *, owner_died: bool) -> None:
         """The holder died inside. Whatever it guards is whole after each single store of its other takers.

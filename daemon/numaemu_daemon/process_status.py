@@ -15,7 +15,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 def init_row() -> dict[str, Any]:
     """The row of this process."""
-    return _row(INIT, None, os.getpid(), "up", 0, _resident_kb(os.getpid()), {})
+    return _row(INIT, None, os.getpid(), "up", _resident_kb(os.getpid()))
 
 
 def process_row(process: Managed, segments: Mapping[str, int]) -> dict[str, Any]:
@@ -23,20 +23,25 @@ def process_row(process: Managed, segments: Mapping[str, int]) -> dict[str, Any]
     fds = [segments[name] for name in process.owned if name in segments]
     memory_kb = _allocated_kb(fds) if process.owned else _resident_kb(process.pid) if process.alive else 0
     state = _state(process)
-    return _row(process.role, process.nid, process.pid, state, process.restarts, memory_kb, process.done)
+    row = _row(process.role, process.nid, process.pid, state, memory_kb)
+    return row | {
+        "restarts": process.restarts,
+        "killed_stopped": process.killed_stopped,
+        "done": dict(process.done),
+    }
 
 
-def _row(
-    role: str, nid: int | None, pid: int, state: str, restarts: int, memory_kb: int, done: Mapping[str, int]
-) -> dict[str, Any]:
+def _row(role: str, nid: int | None, pid: int, state: str, memory_kb: int) -> dict[str, Any]:
+    """The row of a process that was never restarted and tells nothing of what it has done."""
     return {
         "role": role,
         "node": nid,
         "pid": pid,
         "state": state,
-        "restarts": restarts,
+        "restarts": 0,
+        "killed_stopped": 0,
         "memory_kb": memory_kb,
-        "done": dict(done),
+        "done": {},
     }
 
 

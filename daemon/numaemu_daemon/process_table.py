@@ -55,6 +55,14 @@ class Managed:
     unfenced: bool = False
     #: Failures of its own before it served, one after the other.
     fruitless: int = 0
+    #: Somebody waits for it until then, as far as is known.
+    wanted_until: float = 0.0
+    #: Since when it has been seen stopped at every look, while somebody waited for it.
+    stopped_since: float | None = None
+    #: Times that it was killed because others waited for it while it was stopped.
+    killed_stopped: int = 0
+    #: It is started again at once, however short it lived: tests kill it on purpose.
+    hurried: bool = False
 
     @property
     def name(self) -> str:
@@ -75,6 +83,7 @@ class Managed:
         self.up = False
         self.failure = ""
         self.done = {}
+        self.wanted_until, self.stopped_since = 0.0, None
 
     def died(self, now: float) -> None:
         """It is over, or could not be started: plan the next start, later each time if it never lives for long."""
@@ -83,7 +92,7 @@ class Managed:
         self.pidfd = -1
         self.fruitless = 0 if self.up else self.fruitless + bool(self.failure)
         self.up = self.unfenced = False
-        if self.restarts and now - self.started_at < QUIET_S:
+        if self.restarts and now - self.started_at < QUIET_S and not self.hurried:
             self.pause_s = min(max(2 * self.pause_s, PAUSE_FIRST_S), PAUSE_MAX_S)
         else:
             self.pause_s = 0.0

@@ -5,17 +5,21 @@ a limit gets an errno, and who goes on with it loses the connection.
 """
 
 import errno
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import zmq
 
 from numaemu_core import limits
+from numaemu_core.admission import ROOT
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.wire import Request, StrangerError, WireError, pack_refusal, pack_reply, unpack_request
+from numaemu_daemon import zap
 from numaemu_daemon.calls import Calls
 from numaemu_daemon.clients import Client, Connection
 from numaemu_daemon.guests import Guests
+from numaemu_daemon.leases import Leases
 from numaemu_daemon.logs import Event, Log
 from numaemu_daemon.turns import Turns
 
@@ -26,7 +30,7 @@ _IDENTITY_BYTES: Final = 5
 class Requests:
     """What comes in on the ROUTER, and the connections behind it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - the parts of a daemon that requests need
         self,
         k: Kernel,
         router: "zmq.Socket[bytes]",
@@ -35,8 +39,10 @@ class Requests:
         calls: Calls,
         boot_id: str,
         log: Log,
+        leases: Leases,
+        join: Callable[[int], dict[str, Any]],
     ) -> None:
-        """`guests` watches the router; `clients` are those of the descriptor socket, by token."""
+        """`guests` watches the router; `clients` are all, by token; `join` takes in a user who comes over TCP."""
         self._k = k
         self._router = router
         self._guests = guests
@@ -44,6 +50,8 @@ class Requests:
         self._calls = calls
         self._boot_id = boot_id
         self._log = log
+        self._leases = leases
+        self._join = join
         self._connections: dict[bytes, Connection] = {}
         self._by_descriptor: dict[int, Connection] = {}
         guests.went = self._hung_up
@@ -110,6 +118,11 @@ class Requests:
             if self._router.rcvmore:
                 raise self._too_many_frames()
             request = unpack_request(frame.bytes, self._boot_id)
+            sender = zap.sender_of(frame)
+            if request.name == "join" and sender[1]:
+                answer = self._join(sender[0])
+                self._post(identity, pack_reply(self._boot_id, request.request_id, answer))
+                return
             if request.name != "hello":
                 self._refuse(identity, descriptor, StrangerError("say hello first"), request.request_id)
                 return
@@ -118,10 +131,12 @@ class Requests:
         except WireError as refusal:
             self._refuse(identity, descriptor, refusal, 0)
         else:
-            self._connect(identity, descriptor, request)
+            self._connect(identity, descriptor, sender, request)
 
     def _request(self, connection: Connection, body: bytes) -> None:
         """A request of a client waits for its turn; one that was sent before is answered or ignored."""
+        if connection.client.leased:
+            self._leases.heard(connection.client)
         try:
             request = unpack_request(body, self._boot_id)
         except MmError as refusal:
@@ -169,7 +184,7 @@ class Requests:
         client.running += 1
         if client.running >= limits.RUNNING_CALLS_PER_CLIENT:
             self.turns.pause(client)
-        if request.name == "fsck":
+        if request.name == "fsck" and client.user == ROOT:
             self.checks.append((connection, request))
         else:
             self._calls.serve(connection, request, self.answer)
@@ -198,15 +213,19 @@ class Requests:
             self._connections.pop(connection.identity, None)
             connection.identity, connection.descriptor = b"", -1
 
-    def _connect(self, identity: bytes, descriptor: int, request: Request) -> None:
-        """Bind an identity to the client of the token, for a connection that is new or goes on."""
+    def _connect(self, identity: bytes, descriptor: int, sender: tuple[int, bool], request: Request) -> None:
+        """Bind an identity to the client of the token, for a connection that is new or goes on.
+
+        `sender` is the user and whether it came over TCP, by ZAP's word: a token is good only for the user whom it was
+        given to.
+        """
         token, number = request.args
         client = self._clients.get(token)
         if len(identity) != _IDENTITY_BYTES or identity[0]:
             no = MmError(errno.EACCES, "who chooses an identity may have chosen another's")
             self._refuse(identity, descriptor, no, request.request_id)
             return
-        if client is None:
+        if client is None or (client.uid, client.leased) != sender:
             self._refuse(identity, descriptor, MmError(errno.EACCES, "no client has that token"), request.request_id)
             return
         connection = self._connection_of(client, number)

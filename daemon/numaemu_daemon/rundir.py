@@ -3,9 +3,8 @@
 Rules:
 
 * The lock is taken before anything is bound: a second bind on a live ipc path silently steals it.
-* Only what a machine makes itself is ever removed: sockets, the lock file, its log, and then the directory if it is
-  empty. A
-  `--dir` that names somebody's home loses nothing.
+* Only what a machine makes itself is ever removed: sockets, the lock file, its log, its keys, and then the directory if
+  it is empty. A `--dir` that names somebody's home loses nothing.
 """
 
 import contextlib
@@ -13,7 +12,7 @@ import os
 import stat
 from pathlib import Path
 
-from numaemu_daemon.options import LOCK_FILE, StartError
+from numaemu_daemon.options import LOCK_FILE, SERVER_KEY_FILE, StartError
 from numaemu_host import ofdlock
 
 #: A socket's path has at most 107 bytes, and the longest name that is bound in the directory about 20.
@@ -72,7 +71,7 @@ class RunDirectory:
         parent.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             parent.mkdir(_PRIVATE)
-        _check_not_foreign(parent)
+        check_not_foreign(parent)
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(_PRIVATE)
         found = self.path.lstat()
@@ -97,6 +96,7 @@ class RunDirectory:
         """
         try:
             self._remove_sockets()
+            (self.path / SERVER_KEY_FILE).unlink(missing_ok=True)
             if with_log:
                 self._remove_log()
             (self.path / LOCK_FILE).unlink()
@@ -116,7 +116,7 @@ def _is_stderr(path: Path) -> bool:
     return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
 
 
-def _check_not_foreign(parent: Path) -> None:
+def check_not_foreign(parent: Path) -> None:
     """Refuse a parent in which somebody else could replace our directory: /tmp/numaemu-UID made by another user."""
     found = parent.stat()
     if found.st_uid not in {0, os.getuid()}:

@@ -277,12 +277,14 @@ class Scheduler:
         return False
 
     def _shootdown(self, task: Running, mm_ids: frozenset[int]) -> bool:
-        """After the barrier every client sees the entries that were written, or has its window open."""
+        """After the barrier every client sees the entries that were written, or has its window open.
+
+        Without it they hold the pte lock inside the window: whoever was passed over for want of an end has one open.
+        """
         self.shootdowns += 1
-        waiting: dict[int, int] = {}
         if self._fenced:
             membarrier.barrier()
-            waiting = self._slots.open_windows(mm_ids)
+        waiting = self._slots.open_windows(mm_ids)
         if not waiting:
             task.value = waiting
             return True

@@ -11,15 +11,16 @@ import functools
 import math
 import os
 import select
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
 
 from numaemu_core import limits
+from numaemu_core.admission import Admission
+from numaemu_core.errors import MmError
 from numaemu_core.fsck import fsck
 from numaemu_core.journal import Truth
 from numaemu_core.kernel import Kernel
@@ -27,10 +28,13 @@ from numaemu_core.wire import VERSION, pack_reply
 from numaemu_daemon import zap
 from numaemu_daemon.bus import Bus
 from numaemu_daemon.calls import Calls
-from numaemu_daemon.clients import AccessSlots, Client, close_client, new_client
+from numaemu_daemon.clients import AccessSlots, Client, close_client, leased_client, new_client
 from numaemu_daemon.comeback import Comeback, client_row
+from numaemu_daemon.entrances import Listener
 from numaemu_daemon.guests import Guests, descriptors
+from numaemu_daemon.leases import Leases
 from numaemu_daemon.logs import Event, Log
+from numaemu_daemon.permissions import Permissions
 from numaemu_daemon.requests import Requests
 from numaemu_daemon.scheduler import Scheduler
 from numaemu_host import fdsock
@@ -50,13 +54,14 @@ class Server:
         *,
         sockets: tuple["zmq.Socket[bytes]", Bus, "zmq.Socket[bytes]"],
         guests: Guests,
-        listener: socket.socket,
+        listeners: Sequence[Listener],
         scheduler: Scheduler,
         slots: AccessSlots,
         hello: Callable[[Client], tuple[dict[str, Any], list[int]]],
         boot_id: str,
         generation: int,
-        uids: Collection[int],
+        guard: zap.Guard,
+        admission: Admission,
         report: Callable[[dict[str, int]], float | None],
         recoveries: Callable[[], int],
         repair_locks: Callable[[], None],
@@ -65,7 +70,7 @@ class Server:
     ) -> None:
         """`sockets`: clients' ROUTER, bus, ZAP handler; `guests` watches the first.
 
-        `hello` gives the answer on the descriptor socket.
+        `hello` gives the answer on a descriptor socket.
 
         `report` takes what was done so far, and gives the seconds after which it wants to be told again; `recoveries`
         counts the locks whose holder had died, `repair_locks` looks for more of them; `serves` is called once calls are
@@ -75,26 +80,31 @@ class Server:
         self._router, self._bus, self._zap = sockets
         bus = self._bus
         self._guests = guests
-        self._listener = listener
+        self._listeners = listeners
         self._scheduler = scheduler
         self._slots = slots
         self._hello = hello
         self._boot_id = boot_id
         self._generation = generation
-        self._uids = uids
+        self._guard = guard
         self._report = report
         self._recoveries = recoveries
         self._repair_locks = repair_locks
         self._serves = serves
         self._log = log
-        self._calls = Calls(k, scheduler, slots, boot_id, self)
+        permissions = Permissions(k, admission, self.owner_of)
+        self._calls = Calls(k, scheduler, slots, boot_id, self, permissions)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._poller = zmq.Poller()
         for item in (self._router, bus.socket, self._zap, guests.socket, bus.guests.socket, self._epoll.fileno()):
             self._poller.register(item, zmq.POLLIN)
         self._clients: dict[bytes, Client] = {}
-        self._requests = Requests(k, self._router, guests, self._clients, self._calls, boot_id, log)
+        #: Clients that came over TCP.
+        self._leases = Leases(time.monotonic)
+        self._requests = Requests(
+            k, self._router, guests, self._clients, self._calls, boot_id, log, self._leases, self._join
+        )
         self._next_client = 1
         #: Clients that have not said hello on the descriptor socket, the oldest first, and when they came.
         self._silent: dict[Client, float] = {}
@@ -104,7 +114,7 @@ class Server:
         self._paused_until: float | None = None
         self._rounds = 0
         self.stopping = False
-        self.watch(listener.fileno(), self._accept)
+        self._listen()
 
     def watch(self, descriptor: int, handler: Callable[[], None]) -> None:
         """Call `handler` whenever the descriptor can be read."""
@@ -123,6 +133,9 @@ class Server:
         self._requests.returning = living.connections
         for client in living.clients.values():
             self._clients[client.token] = client
+            if client.leased:
+                self._leases.heard(client)
+                continue
             self._of_process[client.pid] += 1
             self.watch(client.pidfd, functools.partial(self._gone, client, dead=True))
         self._slots.recover(living.clients)
@@ -179,7 +192,7 @@ class Server:
         elif item is self._bus.socket:
             self._bus.receive()
         elif item is self._zap:
-            zap.answer(self._zap, self._uids)
+            zap.answer(self._zap, self._guard)
         elif item is self._guests.socket:
             self._guests.receive()
         elif item is self._bus.guests.socket:
@@ -200,17 +213,14 @@ class Server:
                 zone.freed = 0
         done = {"calls": self._calls.served, "shootdowns": self._scheduler.shootdowns, "tasks": len(self._k.tasks)}
         waits_s = [wait_s for wait_s in (self._report(done), self._look_after_peers()) if wait_s is not None]
-        if not waits_s:
-            return timeout_ms
-        again_ms = math.ceil(1000 * min(waits_s))
-        return again_ms if timeout_ms is None else min(timeout_ms, again_ms)
+        times = [timeout_ms, self._bus.look_for_silent(), *(math.ceil(1000 * wait_s) for wait_s in waits_s)]
+        return min((ms for ms in times if ms is not None), default=None)
 
     def _look_after_peers(self) -> float | None:
         """Hang up on those whose time is over; gives the seconds until there may be others, None if there are none."""
-        found = (self._guests.expire(), self._bus.guests.expire(), self._expire())
-        if found == (None, None, None):
-            return None
-        return min(wait_s for wait_s in found if wait_s is not None)
+        self._end_leases()
+        found = (self._guests.expire(), self._bus.guests.expire(), self._expire(), self._leases.next_look_s())
+        return min((wait_s for wait_s in found if wait_s is not None), default=None)
 
     # -- fsck ----------------------------------------------------------------------------------------------------------
 
@@ -233,16 +243,20 @@ class Server:
 
     # -- clients come and go -------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
+    def _listen(self) -> None:
+        for listener in self._listeners:
+            self.watch(listener.sock.fileno(), functools.partial(self._accept, listener))
+
+    def _accept(self, listener: Listener) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock, _ = listener.sock.accept()
         except OSError as error:
             if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}:
                 self._pause()
             return  # else it went away
         sock.settimeout(0)  # a client that does not read must not stop us
         pid, uid, _ = credentials = fdsock.peer_credentials(sock)
-        if uid not in self._uids:
+        if uid not in listener.uids:
             sock.close()
             return
         if len(self._clients) >= self._clients_max and self._silent:
@@ -253,7 +267,7 @@ class Server:
             sock.close()
             return
         try:
-            client = new_client(sock, credentials)
+            client = new_client(sock, credentials, remote=listener.remote)
         except OSError:  # it has died already, or there is no descriptor left
             sock.close()
             return
@@ -267,7 +281,8 @@ class Server:
     def _pause(self) -> None:
         """No descriptor is left: the listener would be readable all the time, and nothing could be done about it."""
         if self._paused_until is None:
-            self.unwatch(self._listener.fileno())
+            for listener in self._listeners:
+                self.unwatch(listener.sock.fileno())
             self._log.warning(Event.DESCRIPTORS_SHORT, clients=len(self._clients))
         self._paused_until = time.monotonic() + _PAUSE_S
 
@@ -279,7 +294,7 @@ class Server:
         if self._paused_until is not None:
             if self._paused_until <= now:
                 self._paused_until = None
-                self.watch(self._listener.fileno(), self._accept)
+                self._listen()
             else:
                 waits_s.append(self._paused_until - now)
         for client, since in list(self._silent.items()):
@@ -306,19 +321,44 @@ class Server:
             if right and isinstance(message, dict) and "token" in message and not client.greeted:
                 self._welcome_back(client, message["token"])
                 return
-            if not right or client.greeted:
+            if not right or client.greeted or not isinstance(message, dict):
                 fdsock.send(client.sock, {"error": f"expected a hello of version {VERSION}"})
                 self._gone(client, dead=False)
                 return
             client.greeted = True
+            client.remote = client.remote or message.get("remote") is True
             self._silent.pop(client, None)
-            client.number = self._next_client
-            self._next_client += 1
-            self._k.journal.append(["client", client.number, client_row(client)])
+            self._enlist(client)
             answer, segments = self._hello(client)
             fdsock.send(client.sock, answer, segments)
         except OSError:
             self._gone(client, dead=False)
+
+    def _enlist(self, client: Client) -> None:
+        """A client is known from now on, also to the journal."""
+        client.number = self._next_client
+        self._next_client += 1
+        self._k.journal.append(["client", client.number, client_row(client)])
+
+    def _join(self, user: int) -> dict[str, Any]:
+        """Somebody comes over TCP, and gets a token. MmError: EAGAIN: too many with one key, or in all."""
+        if self._leases.of_user(user) >= limits.LEASES_PER_USER or len(self._clients) >= self._clients_max:
+            raise MmError(errno.EAGAIN, f"at most {limits.LEASES_PER_USER} clients may use one key")
+        client = leased_client(user)
+        self._clients[client.token] = client
+        self._enlist(client)
+        self._leases.heard(client)
+        self._log.info(Event.CLIENT_CONNECTED, client_pid=0, client_uid=user)
+        return self._hello(client)[0]
+
+    def _end_leases(self) -> None:
+        """Clients on TCP that were silent for too long are gone."""
+        for client in self._leases.over():
+            self._gone(client, dead=True)
+
+    def leave(self, client: Client) -> None:
+        """A client lets the machine go."""
+        self._gone(client, dead=False)
 
     def _welcome_back(self, stranger: Client, token: object) -> None:
         """Somebody says that it is a client of the last daemon: its process must be the same."""
@@ -352,7 +392,10 @@ class Server:
         self._log.info(Event.CLIENT_GONE, client_pid=client.pid, dead=dead, tasks=len(client.tasks))
         if client.sock is not None:
             self.unwatch(client.sock.fileno())
-        self.unwatch(client.pidfd)
+        if client.leased:
+            self._leases.forget(client)
+        else:
+            self.unwatch(client.pidfd)
         if client.number:
             self._k.journal.append(["client_gone", client.number])
         close_client(client, os.close)
@@ -367,7 +410,8 @@ class Server:
 
     def _forget_process(self, client: Client) -> None:
         self._silent.pop(client, None)
-        self._of_process -= Counter({client.pid: 1})
+        if not client.leased:
+            self._of_process -= Counter({client.pid: 1})
 
     def owner_of(self, pid: int) -> Client | None:
         """The client whose task it is, None where nobody has it."""

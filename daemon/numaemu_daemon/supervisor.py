@@ -27,7 +27,8 @@ from numaemu_daemon.options import Options
 from numaemu_daemon.process_table import KERNEL, NODE, SWAP, Managed, end_all
 from numaemu_daemon.segments import all_names, allocated_bytes, owned_names, owner_name, segment_bytes
 from numaemu_daemon.stop_request import StopRequest
-from numaemu_host import fdsock
+from numaemu_host import fdsock, pidfd
+from numaemu_host.fault_board import VARIABLE as FAULT_BOARD
 
 #: The machine must be ready by then, and later the more memory it has.
 BOOT_WAIT_S: Final = 30.0
@@ -36,6 +37,10 @@ BOOT_WAIT_S_PER_GIB: Final = 2.0
 FENCE_WAIT_S: Final = 5.0
 #: Kernel daemons that fail one after the other before they serve: then the machine ends.
 KERNEL_TRIES: Final = 5
+#: Somebody who waits for a process says so again within this time, or waits no longer.
+WANTED_S: Final = 1.0
+#: How often init looks whether a process that others wait for is stopped.
+STOPPED_POLL_S: Final = 0.05
 _GIB: Final = 1 << 30
 
 
@@ -80,6 +85,8 @@ class _State:
     generation: int = 1
     #: When processes that still listen to a dead kernel daemon are killed; None while there are none.
     fence_deadline: float | None = None
+    #: When it was last looked whether processes are stopped that others wait for; None while nobody waits.
+    looked_at: float | None = None
 
 
 class Supervisor:
@@ -103,6 +110,8 @@ class Supervisor:
         roles = [(KERNEL, None), *((NODE, node.id) for node in layout.topology.nodes), (SWAP, None)]
         self._children = [Managed(role, nid, tuple(owned_names(layout, owner_name(role, nid)))) for role, nid in roles]
         self._helpers = [Managed(role) for role in starter.helper_pids()]
+        for process in (*self._children, *self._helpers):
+            process.hurried = FAULT_BOARD in os.environ
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -133,6 +142,8 @@ class Supervisor:
             due = [at for at in due if at not in kernels] + [self._s.fence_deadline]
         if self._s.phase is Phase.STARTING:
             due.append(self._boot_deadline)
+        if self._s.looked_at is not None:
+            due.append(self._s.looked_at + STOPPED_POLL_S)
         silent = self._door.expire()
         if silent is not None:
             due.append(silent)
@@ -147,10 +158,41 @@ class Supervisor:
             if helper.due_at is not None and now >= helper.due_at:
                 self._watch_helpers()
         self._look_at_fences(now)
+        self._look_at_wanted(now)
         for child in self._children:
             fenced = child.role != KERNEL or self._s.fence_deadline is None
             if self._s.phase is not Phase.ENDING and child.due_at is not None and now >= child.due_at and fenced:
                 self._start(child)
+
+    def _wanted(self, role: object, nid: object) -> None:
+        """Somebody waits for the process of that role."""
+        now = time.monotonic()
+        for child in self._children:
+            if (child.role, child.nid) == (role, nid) and child.alive:
+                child.wanted_until = now + WANTED_S
+                self._s.looked_at = self._s.looked_at if self._s.looked_at is not None else now
+
+    def _look_at_wanted(self, now: float) -> None:
+        """Kill who is stopped while others wait for it: its successor goes on. Who is stopped and not missed stays.
+
+        It must have been stopped at every look over the bound: if init itself was stopped, it begins to look anew.
+        """
+        last = self._s.looked_at
+        if last is None or now < last + STOPPED_POLL_S:
+            return
+        wanted = [child for child in self._children if child.alive and (child.wanted_until > now or child.unfenced)]
+        self._s.looked_at = now if wanted else None
+        for child in self._children:
+            if child not in wanted or not pidfd.is_stopped(child.pid):
+                child.stopped_since = None
+            elif child.stopped_since is None or now - last > limits.PROCESS_STOPPED_BOUND_S:
+                child.stopped_since = now
+            elif now - child.stopped_since >= limits.PROCESS_STOPPED_BOUND_S:
+                reason = f"others waited for it for {now - child.stopped_since:.2g} s while it was stopped"
+                self._log.warning(Event.PROCESS_KILLED, child=child.name, child_pid=child.pid, reason=reason)
+                child.stopped_since = None
+                child.killed_stopped += 1
+                child.send_signal(signal.SIGKILL)
 
     def _look_at_fences(self, now: float) -> None:
         """A new kernel daemon comes when nobody works for the last one any more; who is stopped is killed for it."""
@@ -203,6 +245,8 @@ class Supervisor:
             topology=options.topology,
             init_pid=os.getpid(),
             generation=self._s.generation,
+            admission=options.admission,
+            visitors=str(options.visitors or ""),
             bus_key=self._machine.bus_key,
         )
         now = time.monotonic()
@@ -247,6 +291,7 @@ class Supervisor:
             return
         self._s.generation += 1
         self._s.fence_deadline = time.monotonic() + FENCE_WAIT_S
+        self._s.looked_at = self._s.looked_at if self._s.looked_at is not None else time.monotonic()
         for child in self._children:
             if child is not kernel and child.connection is not None:
                 child.unfenced = True
@@ -297,6 +342,10 @@ class Supervisor:
                     child.unfenced = False
             case {"done": done} if child is not None:
                 child.done = handshake.counters_of(done)
+            case {"watch": int(pid)} if child is None and pid == connection.pid:
+                connection.process = next((one for one in self._children if one.alive and one.pid == pid), None)
+            case {"waits_for": role, "node": nid}:
+                self._wanted(role, nid)
             case {"failed": line} if child is not None:
                 child.failure = handshake.line_of(line)
             case _:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from numaemu_core.columns import I8, Columns
-from numaemu_core.runs import copy_rows
+from numaemu_core.fault_points import Reach, unarmed
+from numaemu_core.runs import copy_reaching
 from numaemu_daemon.bus_client import BusMessageError
 from numaemu_daemon.copy_request import check_ticket, page_numbers
 
@@ -21,9 +22,10 @@ from numaemu_daemon.copy_request import check_ticket, page_numbers
 class SwapCopier:
     """Performs requests over the frames and the swap area of a machine."""
 
-    def __init__(self, columns: Columns) -> None:
+    def __init__(self, columns: Columns, reach: Reach = unarmed) -> None:
         """Nothing copied yet."""
         self._c = columns
+        self._reach = reach
         self.pages_in = 0
         self.pages_out = 0
         self.messages = 0
@@ -61,9 +63,9 @@ class SwapCopier:
             raise BusMessageError("slots of the swap area and of the disk in one request")
         area, rows = self._c.area(slots)
         if out:
-            copy_rows(area, rows, self._c.frames, pfns)
+            copy_reaching(self._reach, "writing", (area, rows), (self._c.frames, pfns))
         else:
-            copy_rows(self._c.frames, pfns, area, rows)
+            copy_reaching(self._reach, "reading", (self._c.frames, pfns), (area, rows))
         return len(pfns)
 
     def _pfns(self, value: object) -> I8:

@@ -9,7 +9,7 @@ from numaemu_daemon.swap_copy import SwapCopier
 def main(child: Child) -> None:
     """Serve the swap area until SIGTERM or the end of init."""
     machine = MappedMachine(child.layout, child.fds, populate=child.topology.preallocate)
-    copier = SwapCopier(machine.columns)
+    copier = SwapCopier(machine.columns, child.reach)
     with BusClient(child) as bus:
         child.ready()
         timeout_s: float | None = 0.0

@@ -44,6 +44,7 @@ def machine_for(
 
     if not child.restarted:
         kernel = Kernel(child.layout, columns, journal, locks)
+        kernel.reach = child.reach
         kernel.journal.snapshot_from(kernel.truth)
         kernel.tables.prepare = prepare
         return Machine(kernel)
@@ -59,7 +60,7 @@ def machine_for(
             locks.fence_tables(int(columns.tables_made[0]))
         return late
 
-    kernel, truth = recover(child.layout, columns, journal, locks, wait, prepare)
+    kernel, truth = recover(child.layout, columns, journal, locks, wait, prepare, child.reach)
     locks.repair_all()
     child.log.info(
         Event.KERNEL_RECOVERED,

@@ -84,6 +84,7 @@ class Columns:
         self.mapping: U4 = views["mapping"]
         self.index: U8 = views["index"]
         self.private: U4 = views["private"]
+        self.moving_to: U4 = views["moving_to"]
         self.numastat: I8 = views["numastat"]
         self.watermarks: I8 = views["watermarks"]
         self.cleaned: I8 = views["cleaned"]

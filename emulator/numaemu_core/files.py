@@ -31,8 +31,8 @@ ANON_SHARED_NAME: Final = "/dev/zero"
 _FIRST_INO: Final = 2
 
 
-def create_file(k: Kernel, name: str, kind: str, length: int) -> AddressSpace:
-    """A file of `length` bytes that are zeros; no page of it is in memory.
+def create_file(k: Kernel, name: str, kind: str, length: int, uid: int = 0) -> AddressSpace:
+    """A file of `length` bytes that are zeros, of user `uid`; no page of it is in memory.
 
     Raises:
         MmError: EINVAL (kind, empty name), EEXIST, EFBIG (more pages than the machine has room for), ENOSPC (the disk
@@ -51,6 +51,7 @@ def create_file(k: Kernel, name: str, kind: str, length: int) -> AddressSpace:
             raise MmError(errno.ENOSPC, f"the disk has {k.layout.disk_count - k.disk_cursor} pages left")
         mapping.disk_start = k.disk_cursor
         k.disk_cursor += len(mapping.i_pages)
+    mapping.uid = uid
     k.files[name] = mapping
     k.journal.file(mapping)
     return mapping

@@ -72,8 +72,8 @@ def _add_task(k: Kernel, task: Task) -> Task:
     return task
 
 
-def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None, owner: int = 0) -> Task:
-    """A new task of a client, with an mm of its own or with that of the task `share_mm`.
+def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None, owner: int = 0, uid: int = 0) -> Task:
+    """A new task of a client and of user `uid`, with an mm of its own or with that of the task `share_mm`.
 
     Raises:
         MmError: EINVAL (no such CPU or capability), ESRCH (no task `share_mm`), EAGAIN (too many tasks), ENOMEM.
@@ -92,7 +92,7 @@ def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None, o
             raise MmError(errno.ESRCH, f"task {share_mm} was killed")
         mm = mate.mm
         mm.mm_users += 1
-    task = Task(k.next_pid, mm, cpu, frozenset(capabilities), mems_allowed=top_cpuset(k), owner=owner)
+    task = Task(k.next_pid, mm, cpu, frozenset(capabilities), mems_allowed=top_cpuset(k), owner=owner, uid=uid)
     return _add_task(k, task)
 
 
@@ -123,12 +123,14 @@ def check_alive(k: Kernel, task: Task) -> None:
 def sys_exit(k: Kernel, task: Task) -> KernelTask[int]:
     """The task ends; its mm goes with its last task (do_exit). Whoever starts this says `exiting` at once."""
     task.exiting = True
+    k.reach("exit.begun")
     task.mm.mm_users -= 1
     if task.mm.mm_users == 0:
         yield from exit_mmap(k, task.mm)
     else:
         k.journal.append(["task_gone", task.pid])
     del k.tasks[task.pid]
+    k.reach("exit.over")
     return 0
 
 
@@ -170,9 +172,12 @@ def sys_fork(k: Kernel, task: Task) -> KernelTask[Task]:
     twin.uid, twin.dumpable = task.uid, task.dumpable
     twin.rlimit_memlock, twin.rlimit_as = task.rlimit_memlock, task.rlimit_as
     twin.parent, twin.owner = task.pid, task.owner
+    k.reach("fork.entries_copied")
     with k.journal.together():
         note(k, ["fork", twin.pid])
-        return _add_task(k, twin)
+        _add_task(k, twin)
+    k.reach("fork.born")
+    return twin
 
 
 def dup_mmap(k: Kernel, task: Task, child: Mm) -> KernelTask[None]:
@@ -193,8 +198,11 @@ def dup_mmap(k: Kernel, task: Task, child: Mm) -> KernelTask[None]:
         insert_vm_struct(k, replace(vma, vm_mm=child, vm_flags=flags, anon_clone=clone))
     k.journal.mm(child)
     k.journal.vmas(child, 0, limits.TASK_SIZE_BYTES)
+    k.reach("fork.vmas_told")
     yield from _write_protect(k, parent)
+    k.reach("fork.write_protected")
     stragglers: dict[int, int] = yield Shootdown(frozenset([parent.id]))
+    k.reach("fork.windows_closed")
     for vma in child.vmas:
         if vma.anon_vma is not None:  # what has no anonymous pages is faulted in anew (2.6.14, commit d992895b)
             yield from copy_page_range(k, task, vma, eagerly=bool(stragglers))

@@ -43,6 +43,7 @@ def install_new_pages(k: Kernel, vma: VmArea, vpns: I8, flats: I8, expected: U8,
     set_anon_identity(k, vma, pfns, vpns)
     c.pg_flags[pfns] = PG_UPTODATE | PG_REFERENCED
     c.mapcount[pfns] = 1
+    k.reach("fault.identity_set")
     yield from lru_cache_add_active(k, pfns)
     with (yield from spin_lock(k, pte_lock_keys(flats))):
         same = c.pte[flats] == expected

@@ -40,6 +40,8 @@ _WORD: Final = 8
 _HEADER: Final = 2 * _WORD
 #: Where a VMA's row says of which copy of its anon_vma it is.
 _CLONE: Final = 7
+#: And of which opening of its file.
+_OPENING: Final = 8
 #: Head of the journal: number of the half in use.
 _PREFIX: Final = 64
 #: What the daemon keeps of its clients and their calls; the rest is told by the live objects.
@@ -82,7 +84,8 @@ class Truth:
                 kept = [row for row in self.vmas.get(mm, []) if row[1] <= start or row[0] >= end]
                 self.vmas[mm] = sorted([*kept, *rows], key=lambda row: row[0])
                 self._mark("anon_vma", max((row[5] + 1 for row in rows if row[5] is not None), default=0))
-                self._mark("clone", max((row[7] for row in rows if len(row) > _CLONE), default=0))
+                self._mark("clone", max((row[_CLONE] for row in rows if len(row) > _CLONE), default=0))
+                self._mark("opening", max((row[_OPENING] for row in rows if len(row) > _OPENING), default=0))
             case ["mm", mm, fields]:
                 self.mms[mm] = fields
                 self.vmas.setdefault(mm, [])
@@ -321,15 +324,16 @@ class Journal:
 
 
 def vma_row(vma: VmArea) -> Row:
-    """A VMA as plain data: [start, end, flags, pgoff, policy, anon_vma, file, anon_clone]."""
+    """A VMA as plain data: [start, end, flags, pgoff, policy, anon_vma, file, anon_clone, opening]."""
     file = None if vma.vm_file is None else vma.vm_file.id
     policy = policy_row(vma.vm_policy)
-    return [vma.vm_start, vma.vm_end, vma.vm_flags, vma.vm_pgoff, policy, vma.anon_vma, file, vma.anon_clone]
+    which = [vma.anon_vma, file, vma.anon_clone, vma.opening]
+    return [vma.vm_start, vma.vm_end, vma.vm_flags, vma.vm_pgoff, policy, *which]
 
 
 def file_row(mapping: AddressSpace) -> Row:
-    """An object as plain data: [kind, name, i_ino, i_size, disk_start]; its pages are told by their frames."""
-    return [mapping.kind.value, mapping.name, mapping.i_ino, mapping.i_size, mapping.disk_start]
+    """An object as plain data: [kind, name, i_ino, i_size, disk_start, uid]; its pages are told by their frames."""
+    return [mapping.kind.value, mapping.name, mapping.i_ino, mapping.i_size, mapping.disk_start, mapping.uid]
 
 
 def policy_row(policy: Mempolicy | None) -> Row | None:

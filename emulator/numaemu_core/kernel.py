@@ -10,6 +10,7 @@ import numpy as np
 from numaemu_core import limits
 from numaemu_core.columns import I2, I8, Columns
 from numaemu_core.effects import KernelTask
+from numaemu_core.fault_points import Reach, unarmed
 from numaemu_core.journal import Journal, Truth, truth_of
 from numaemu_core.layout import Layout
 from numaemu_core.locks import HostLocks, LockTable
@@ -79,6 +80,8 @@ class Kernel:
         self.callers: dict[int, Any] = {}
         #: How many entries of each frame are gone whose dirty bytes were not yet read (`harvest`).
         self.harvests: I8 = np.zeros(layout.frame_count, np.int64)
+        #: Told what step a task has reached (`fault_points`): once a batch.
+        self.reach: Reach = unarmed
         #: Starts a kernel task that nobody waits for; the performer's.
         self.spawn: Callable[[str, KernelTask[Any]], object] = lambda _name, body: body.close()
         #: Wakes the kswapd of a node; the performer's.
@@ -124,6 +127,7 @@ class Kernel:
             "object": self.next_object,
             "anon_vma": self.next_anon_vma,
             "clone": self.anon_clones,
+            "opening": self.openings,
             "anon_ino": self.anon_objects * ANON_INO_STEP,
         }
         return truth

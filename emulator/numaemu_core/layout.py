@@ -174,6 +174,7 @@ def _frames(layout: Layout) -> SegmentLayout:
     segment.add("mapping", "u4", count)
     segment.add("index", "u8", count)
     segment.add("private", "u4", count)
+    segment.add("moving_to", "u4", count)  # frame + 1 that is just becoming the page (direct migration), 0: none
     segment.add("numastat", "i8", limits.MAX_NUMNODES, len(NUMA_COUNTERS))  # zone lock
     segment.add("watermarks", "i8", limits.MAX_NUMNODES, 3)  # daemon only: pages_min, pages_low, pages_high
     segment.add("cleaned", "i8", limits.MAX_NUMNODES)  # zone lock: frames that the node process cleaned

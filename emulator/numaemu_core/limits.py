@@ -55,7 +55,7 @@ SWAPOUT_PASSES: Final = 11
 #: The first passes only try a page lock; later ones sleep for it.
 SWAPOUT_TRYLOCK_PASSES: Final = 3
 #: Pages that one step of swapout_pages handles between two yields.
-SWAPOUT_BATCH_PAGES: Final = 2048
+SWAPOUT_BATCH_PAGES: Final = 4096
 #: Passes of migrate_pages over its list (6.1), and how many of them only try page locks.
 MIGRATE_PASSES: Final = 10
 MIGRATE_TRYLOCK_PASSES: Final = 3
@@ -83,7 +83,7 @@ FAULT_RETRIES: Final = 64
 #: before its last ones are there.
 FAULT_SHARE_OF_NODE: Final = 8
 #: Pages that one step of a range fault handles between two yields.
-FAULT_BATCH_PAGES: Final = 1024
+FAULT_BATCH_PAGES: Final = 4096
 #: Pages that one fault request may cover.
 FAULT_REQUEST_PAGES: Final = 4096
 #: Page-table pages whose entries one step scans, and so the pte locks held at one time.
@@ -96,6 +96,11 @@ WINDOW_BOUND_RUNNING_S: Final = 5.0
 #: A stopped client's open window is waited for so long.
 WINDOW_BOUND_STOPPED_S: Final = 0.2
 
+#: A process of the machine that is stopped and that others wait for is killed after so long, and started again.
+PROCESS_STOPPED_BOUND_S: Final = 0.5
+#: Whoever waits for a process says so after so long, and again as often as that while it waits.
+SILENCE_S: Final = 0.2
+
 #: One half of the journal.
 JOURNAL_HALF_BYTES: Final = 64 << 20
 #: Bytes that calls on their way write into files: they stand in the journal, and in a snapshot of it.
@@ -105,6 +110,12 @@ JOURNAL_ROW_BYTES_MAX: Final = 128
 
 #: One message on the wire, either way.
 MESSAGE_BYTES_MAX: Final = 1 << 20
+#: Bytes of memory that one call reads or writes for a remote client: a write stands in the journal.
+REMOTE_BYTES_MAX: Final = 256 << 10
+#: A client on TCP of which nothing was heard for so long is gone.
+LEASE_S: Final = 10.0
+#: Clients on TCP with one key.
+LEASES_PER_USER: Final = 64
 #: The secret that binds a connection to the process that got the descriptors.
 TOKEN_BYTES: Final = 16
 #: Bytes of requests of one client that wait or are on their way; one call a connection is.
@@ -147,4 +158,6 @@ assert FAULT_BATCH_PAGES <= FAULT_REQUEST_PAGES
 assert SWAPOUT_TRYLOCK_PASSES < SWAPOUT_PASSES
 assert TASK_SIZE_BYTES <= 1 << (PAGE_SHIFT_MIN + TABLE_LEVELS * TABLE_SHIFT)
 assert (MAX_VMAS + MAX_SHARED_POLICIES + MAX_TASKS + MAX_MMS) * JOURNAL_ROW_BYTES_MAX <= JOURNAL_HALF_BYTES * 3 // 4
+assert SILENCE_S < PROCESS_STOPPED_BOUND_S < WINDOW_BOUND_RUNNING_S
+assert REMOTE_BYTES_MAX <= MESSAGE_BYTES_MAX // 2
 assert JOURNALLED_WRITES_BYTES <= JOURNAL_HALF_BYTES // 8

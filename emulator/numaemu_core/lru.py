@@ -75,6 +75,7 @@ def isolate_lru_page(k: "Kernel", pfns: I8) -> Bool:
     states = k.c.lru_state[pfns]
     got = states & LRU_ON_LIST != 0
     k.c.lru_state[pfns[got]] = states[got] & LRU_PG_ACTIVE | LRU_ISOLATED
+    k.reach("isolation.isolated")
     return np.asarray(got)
 
 

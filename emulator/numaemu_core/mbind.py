@@ -68,6 +68,7 @@ def _do_mbind(k: Kernel, task: Task, asked: MbindArguments, allowed: Bool) -> Ke
             except MmError as error:
                 failure = error
             k.journal.vmas(mm, start, end)
+            k.reach("isolation.collected")
             left = yield from swapout_pages(k, _queued(k, pagelist))
         if failure is None and len(left) and flags & MPOL_MF_STRICT:
             failure = MmError(errno.EIO, f"{len(left)} pages of the range could not leave")
@@ -92,6 +93,7 @@ def _do_mbind_today(k: Kernel, task: Task, asked: MbindArguments, allowed: Bool)
         except MmError:
             yield from putback_lru_pages(k, _queued(k, pagelist))
             raise
+        k.reach("isolation.collected")
         pfns = _queued(k, pagelist)
         new_pages = _new_pages(k, task, asked, pfns)
         if not k.profile.mbind_moves_unlocked:

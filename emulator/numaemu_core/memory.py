@@ -75,6 +75,7 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
     vpn = stop = first
     tries = 0
     with (yield from down_read(task.mm)):
+        k.reach("fault.sem_held")
         while vpn < end:
             if task.killed:
                 raise OutOfMemory("the task was killed: out of memory")
@@ -186,9 +187,11 @@ def _migration_entry_wait(k: Kernel, flats: I8) -> KernelTask[None]:
 def do_anonymous_page(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8) -> KernelTask[None]:
     """First writes: a zeroed frame for each page, where the policy says."""
     pfns = yield from alloc_page_vma(k, task, vma, vpns)
+    k.reach("fault.frame_taken")
     got = len(pfns)
     if got:
         yield from install_new_pages(k, vma, vpns[:got], flats[:got], np.zeros(got, np.uint64), pfns)
+        k.reach("fault.mapped")
         k.count("pgfault", got)
     if got < len(vpns):
         raise OutOfMemory
@@ -259,7 +262,9 @@ def _copy_on_write(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, entr
     if got:
         old, real = old[:got], real[:got]
         copy_rows(k.c.frames, new[real], k.c.frames, old[real])
+        k.reach("copy_on_write.copied")
         mapped = yield from install_new_pages(k, vma, vpns[:got], flats[:got], entries[:got], new)
+        k.reach("copy_on_write.replaced")
         left = old[mapped][real[mapped]]
         if len(left):
             yield from release_mappings(k, task.mm, left, [])
@@ -276,7 +281,9 @@ def release_mappings(
     `written`: pages of files and the flat indexes of entries through which somebody may have used or written them: the
     dirty bytes go to the pages. Gives the stragglers for whose sake all of it went into quarantine, if there were any.
     """
+    k.reach("unmapping.entries_cleared")
     stragglers: dict[int, int] = yield Shootdown(frozenset([mm.id]))
+    k.reach("unmapping.windows_closed")
     for file_pfns, flats in written:
         end_harvest(k, file_pfns, (k.c.dirty[flats] != 0) | bool(stragglers))
         if k.profile.uses_activate:
@@ -408,6 +415,7 @@ def unmap_vmas(
     if free_pgd:
         unlinked.append(mm.pgd)
         _tell_gone(k, mm)
+        k.reach("exit.told")
     pfns = np.concatenate([NO_INDEXES, *frames])
     if len(pfns) or unlinked:
         yield from release_mappings(k, mm, pfns, unlinked, written)

@@ -53,12 +53,14 @@ def try_anonymous_page(k: Kernel, task: Task, vma: VmArea, vpn: int, flat: int) 
         cells.index[pfn] = vpn + vma.vm_pgoff - (vma.vm_start >> k.page_shift)
         cells.pg_flags[pfn] = PG_UPTODATE | PG_REFERENCED
         cells.mapcount[pfn] = 1
+        k.reach("fault.single_identity_set")
         cells.lru_stamp[pfn] = k.lru_clock
         k.lru_clock += 1
         cells.lru_state[pfn] = LRU_ACTIVE
         cells.accessed[flat] = 1
         cells.dirty[flat] = 1
         cells.pte[flat] = pfn << k.page_shift | vm_page_prot(vma) | PTE_WRITABLE
+    k.reach("fault.single_mapped")
     k.count("pgfault")
     return True
 

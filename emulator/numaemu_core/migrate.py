@@ -114,6 +114,7 @@ def _unmap_and_move(k: Kernel, pfns: I8, targets: I8) -> KernelTask[I8]:
     for nid in np.unique(k.nid_of_pfn[targets[here]]).tolist():
         there = here[k.nid_of_pfn[targets[here]] == nid]
         yield CopyPages(nid, pfns[there], targets[there])
+        k.reach("migration.copied")
     state[here[(yield from _move_to_new_pages(k, pfns[here], targets[here]))]] = _MOVED
     stay = pfns[state != _MOVED]
     yield from remove_migration_ptes(k, stay)
@@ -167,7 +168,9 @@ def try_to_migrate(k: Kernel, pfns: I8) -> KernelTask[Bool]:
             touched.setdefault(mapper.vma.vm_mm.id, []).append(positions)
     late = np.zeros(len(pfns), np.bool_)
     if touched:
+        k.reach("migration.entries_marked")
         stragglers: dict[int, int] = yield Shootdown(frozenset(touched))
+        k.reach("migration.windows_closed")
         for mm_id in {int(k.c.window_mm[slot]) - 1 for slot in stragglers} & touched.keys():
             late[np.concatenate(touched[mm_id])] = True
     return late
@@ -253,14 +256,18 @@ def _move_to_new_pages(k: Kernel, pfns: I8, targets: I8) -> KernelTask[Bool]:
     with guard:
         counts = np.bincount(found.positions, minlength=len(pfns))
         moves = (counts == k.c.mapcount[pfns]) & _is_nobody_elses(k, pfns)
+        # From here to where it is 0 again nobody else runs: what stands there is read by recovery alone.
+        k.c.moving_to[pfns[moves]] = targets[moves] + 1
         _copy_identity(k, pfns[moves], targets[moves])
+        k.reach("migration.identity_copied")
         mine = moves[found.positions]
         new = targets[found.positions[mine]]
         k.c.pte[found.flats[mine]] = make_entries(k, new, 0) | found.rights[mine]
         k.c.mapcount[pfns[moves]] = 0
         # From now on nobody who waited for the lock of an old frame takes it for the page (folio->mapping = NULL).
-        for column in (k.c.mapping, k.c.index, k.c.pg_flags):
+        for column in (k.c.mapping, k.c.index, k.c.pg_flags, k.c.moving_to):
             column[pfns[moves]] = 0
+    k.reach("migration.moved")
     old, new = pfns[moves], targets[moves]
     states = k.c.lru_state[old] & LRU_PG_ACTIVE | LRU_ON_LIST
     yield from lru_cache_del(k, old)

@@ -74,6 +74,8 @@ class AddressSpace:
     i_mmap_writable: int = 0
     #: Policies by file page (tmpfs and shared anonymous memory); they survive unmapping.
     policy: SharedPolicy = field(default_factory=SharedPolicy)
+    #: Whose file it is: `admission.ROOT`, or another user of the machine.
+    uid: int = 0
     #: The last mapping of shared anonymous memory is gone, and its pages are going: nobody can map it again.
     dead: bool = False
 

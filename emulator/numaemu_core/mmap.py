@@ -381,6 +381,7 @@ def do_munmap(k: Kernel, mm: Mm, start: int, end: int) -> KernelTask[None]:
     for vma in doomed:
         remove_vma(k, vma)
     k.journal.vmas(mm, start, end)
+    k.reach("unmapping.vmas_told")
     yield from unmap_vmas(k, mm, start, end, free_tables=True)
     yield from drop_unmapped_objects(k, [vma.vm_file for vma in doomed])
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from numaemu_core import limits
-from numaemu_core.columns import I8
+from numaemu_core.columns import I8, U8
 from numaemu_core.effects import Breathe, KernelTask, Shootdown
 from numaemu_core.errors import MmError
 from numaemu_core.intents import note, noted
@@ -22,7 +22,8 @@ from numaemu_core.mmap import (
     page_align,
     vma_merge,
 )
-from numaemu_core.page_table import PTE_WRITE_RIGHTS, pte_lock_keys
+from numaemu_core.page_flags import PG_DIRTY
+from numaemu_core.page_table import PTE_WRITE_RIGHTS, is_present, is_writable, pte_lock_keys
 from numaemu_core.rlimit import check_address_space, may_lock
 from numaemu_core.task_locks import down_write, spin_lock
 from numaemu_core.uapi import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE
@@ -216,6 +217,7 @@ def _move_page_tables(k: Kernel, mm: Mm, start: int, end: int, target: int) -> K
         batch = slice(part, part + limits.FAULT_BATCH_PAGES)
         old, new = flats[batch], _alloc_ptes(k, mm, vpns[batch] + shift)
         with (yield from spin_lock(k, pte_lock_keys(np.concatenate((old, new))))):
+            _count_as_dirty(k, k.c.pte[old])
             k.c.accessed[new] = k.c.accessed[old]
             k.c.dirty[new] = k.c.dirty[old]
             k.c.pte[new] = k.c.pte[old]
@@ -229,6 +231,12 @@ def _move_page_tables(k: Kernel, mm: Mm, start: int, end: int, target: int) -> K
         written = (k.c.dirty[old] != 0) | (bool(stragglers) & (k.c.pte[new] & np.uint64(PTE_WRITE_RIGHTS) != 0))
         k.c.dirty[new[written]] = 1
         k.c.accessed[new] |= k.c.accessed[old]
+
+
+def _count_as_dirty(k: Kernel, entries: U8) -> None:
+    """Pages that a late window may write to through their old entry, whose dirty byte an eviction would not look at."""
+    may_be = entries[is_present(entries) & is_writable(entries)]
+    k.c.pg_flags[(may_be >> np.uint64(k.page_shift)).astype(np.int64)] |= PG_DIRTY
 
 
 def _alloc_ptes(k: Kernel, mm: Mm, vpns: I8) -> I8:

@@ -37,6 +37,8 @@ def alloc_pages(  # noqa: PLR0913 - who wants what, from where, and how
 
     The frames are ALLOCATED and, with `zero`, all bytes 0; they are on no list and have no identity yet.
     """
+    if may_reclaim and count > limits.SWAP_CLUSTER_MAX:
+        yield from _make_room_ahead(k, task, zonelist, count)
     taken = yield from rmqueue(k, zonelist, count, cpu_node, low=True, interleave=interleave, zero=zero)
     missing = count - sum(map(len, taken))
     if missing:
@@ -50,11 +52,23 @@ def alloc_pages(  # noqa: PLR0913 - who wants what, from where, and how
         taken += more
         if missing < count or not may_reclaim:
             break
-        again = yield from _make_room(k, task, zonelist, kill=may_kill, fruitless=fruitless)
+        again = yield from _make_room(k, task, zonelist, missing, kill=may_kill, fruitless=fruitless)
         if again is Room.NONE:
             break
         fruitless = fruitless + 1 if again is Room.PERHAPS else 0
     return taken[0] if len(taken) == 1 else np.concatenate([NO_INDEXES, *taken])
+
+
+def _make_room_ahead(k: Kernel, task: Task | None, zonelist: Zonelist, count: int) -> KernelTask[None]:
+    """Many frames are wanted, and a part of them would have to be reclaimed: that is done first, and at once.
+
+    Else the task would get the few that are left, come again, reclaim 32, and so on.
+    """
+    from numaemu_core.reclaim import try_to_free_pages  # noqa: PLC0415 - reclaim itself uses modules that allocate
+
+    room = sum(max(k.zones[nid].nr_free - k.zones[nid].pages_min, 0) for nid in zonelist.nodes)
+    if room < count and not (task and task.dying):
+        yield from try_to_free_pages(k, zonelist.nodes, task, count)
 
 
 class Room(enum.Enum):
@@ -66,7 +80,9 @@ class Room(enum.Enum):
     NONE = "none"
 
 
-def _make_room(k: Kernel, task: Task | None, zonelist: Zonelist, *, kill: bool, fruitless: int) -> KernelTask[Room]:
+def _make_room(
+    k: Kernel, task: Task | None, zonelist: Zonelist, wanted: int, *, kill: bool, fruitless: int
+) -> KernelTask[Room]:
     """Reclaim; what others are evicting or writing is waited for, within bounds; then have somebody killed.
 
     Where no page has anywhere to go, one round is enough to know (should_reclaim_retry, mm/page_alloc.c of 6.1).
@@ -77,7 +93,7 @@ def _make_room(k: Kernel, task: Task | None, zonelist: Zonelist, *, kill: bool, 
 
     if task is not None and task.dying:
         return Room.NONE
-    freed = yield from try_to_free_pages(k, zonelist.nodes, task)
+    freed = yield from try_to_free_pages(k, zonelist.nodes, task, wanted)
     if freed or _is_above_min(k, zonelist):
         return Room.SOME
     if not kill:

@@ -19,6 +19,7 @@ def trylock_pages(k: Kernel, pfns: I8) -> KernelTask[Bool]:
         got = k.c.page_lock_owner[pfns] == 0
         k.c.page_lock_owner[pfns[got]] = k.locks.current
     k.locks.count_pages(int(np.count_nonzero(got)))
+    k.reach("lock.page")
     return np.asarray(got)
 
 

@@ -3,6 +3,9 @@
 It keeps what the daemon's loop keeps (who waits for what) and does in memory what other processes do there. Every
 interleaving of tasks at their yields is one number, and can be replayed from it. Simulated clients are tasks, too: they
 open windows, read entries and touch bytes with yields in between, or a missing shootdown could never be found.
+
+With `faults` copies fail as they fail on a real machine: whoever copies dies somewhere in the middle, or after the last
+byte and before its answer, and its successor is asked again. Nothing else comes of it: a copier never says no.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -11,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from numaemu_core.columns import columns_in_memory, zeros
+from numaemu_core.columns import I8, U1, columns_in_memory, zeros
 from numaemu_core.effects import (
     Breathe,
     CopyPages,
@@ -41,6 +44,8 @@ JOURNAL_BYTES = 1 << 18
 STEPS_MAX = 200_000
 #: Steps that a shootdown waits for an open window before it calls it a straggler.
 WINDOW_BOUND_STEPS = 60
+#: With faults, one of so many copies is cut short.
+COPIES_A_FAULT = 6
 
 
 def open_windows(k: Kernel, mm_ids: frozenset[int]) -> dict[int, int]:
@@ -93,13 +98,21 @@ class Performer:
         seed: int | None = None,
         allocate: Callable[[int], Any] = zeros,
         kernel: Kernel | None = None,
+        *,
+        faults: bool = False,
+        fenced: bool = True,
     ) -> None:
         """A machine just switched on; `allocate` gives its memory: so many bytes, all zero, as a buffer.
 
-        Or one whose daemon was recovered, which has a `kernel`.
+        Or one whose daemon was recovered, which has a `kernel`. `faults`: copiers die; with a seed only. Not `fenced`:
+        clients take pte locks instead of windows, and no shootdown waits.
         """
         self._state = (seed or 0) * 2 + 1
         self.seed = seed
+        self._faults = faults and seed is not None
+        self._fenced = fenced
+        #: Copies that were cut short.
+        self.copies_cut = 0
         self.k = kernel or machine_in_memory(topology, allocate)
         if seed is not None:
             self.k.locks.host = SeededHost(self.draw)
@@ -276,7 +289,7 @@ class Performer:
         return guard is not None, guard
 
     def _shootdown(self, task: Running, mm_ids: frozenset[int]) -> None:
-        waiting = open_windows(self.k, mm_ids)
+        waiting = open_windows(self.k, mm_ids) if self._fenced else {}
         last_step = self._steps + WINDOW_BOUND_STEPS
 
         def closed() -> tuple[bool, Any]:
@@ -287,15 +300,32 @@ class Performer:
 
         task.ready = closed
 
-    def _read(self, slots: Any, pfns: Any) -> tuple[bool, Any]:  # noqa: ANN401 - arrays of an effect
-        copy_rows(self.k.c.frames, pfns, *self.k.c.area(slots))
-        return True, None
+    def _read(self, slots: I8, pfns: I8) -> tuple[bool, Any]:
+        return self._copied(self.k.c.frames, pfns, *self.k.c.area(slots)), None
 
-    def _copy(self, source: Any, target: Any) -> tuple[bool, Any]:  # noqa: ANN401 - arrays of an effect
-        copy_rows(self.k.c.frames, target, self.k.c.frames, source)
-        return True, None
+    def _copy(self, source: I8, target: I8) -> tuple[bool, Any]:
+        return self._copied(self.k.c.frames, target, self.k.c.frames, source), None
 
     def _finish_write(self, at: int) -> None:
-        effect = self._writes.pop(at)
-        copy_rows(*self.k.c.area(effect.slots), self.k.c.frames, effect.pfns)
-        end_swap_write(self.k, effect.pfns)
+        effect = self._writes[at]
+        if self._copied(*self.k.c.area(effect.slots), self.k.c.frames, effect.pfns):
+            del self._writes[at]
+            end_swap_write(self.k, effect.pfns)
+
+    def _copied(self, target: U1, rows: I8, source: U1, source_rows: I8) -> bool:
+        """Copy rows; False: whoever copied has died, having done some of it, and it is to be done again."""
+        if not self._faults or self.draw(COPIES_A_FAULT):
+            copy_rows(target, rows, source, source_rows)
+            return True
+        self.copies_cut += 1
+        copy_part(target, rows, source, source_rows, self.draw)
+        return False
+
+
+def copy_part(target: U1, rows: I8, source: U1, source_rows: I8, draw: Callable[[int], int]) -> None:
+    """What a copier does that dies: some of the rows, and half of the next one; or all of them."""
+    done = draw(len(rows) + 1)
+    copy_rows(target, rows[:done], source, source_rows[:done])
+    if done < len(rows):
+        half = target.shape[1] // 2
+        target[rows[done], :half] = source[source_rows[done], :half]

@@ -1,8 +1,8 @@
 """Reclaim: which pages leave memory when it gets short, and who makes them leave.
 
-Mirrors: shrink_zone, refill_inactive_zone, shrink_list, try_to_free_pages, balance_pgdat, mm/vmscan.c (2.6.15); where
-6.x decides otherwise, a field of the profile says so. Left out: slab, the swap token, laptop mode, the ages of today's
-workingset code.
+Mirrors: shrink_caches, shrink_zone, refill_inactive_zone, shrink_list, try_to_free_pages, balance_pgdat, mm/vmscan.c
+(2.6.15); where 6.x decides otherwise, a field of the profile says so. Left out: slab, the swap token, laptop mode, the
+ages of today's workingset code.
 
 A page gets a second chance twice: referenced pages return from the tail of the active list to its head, and from the
 inactive list to the active one. What remains is evicted by the functions of `vmscan`, written if it is dirty, and freed
@@ -16,7 +16,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, Bool
-from numaemu_core.effects import Breathe, KernelTask, Nap, SpinBusy
+from numaemu_core.effects import Breathe, Effect, KernelTask, Nap, SpinBusy
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
 from numaemu_core.lru import add_to_list_heads, isolate_lru_page, lru_lock_keys, lru_tail
@@ -49,40 +49,48 @@ class ScanControl:
     who: str
     #: Frames of the machine that somebody maps, as the run began.
     nr_mapped: int
+    #: As so many runs, one after the other: for whoever takes many frames at a time.
+    runs: int = 1
     nr_scanned: int = 0
     nr_reclaimed: int = 0
+    #: Pages of the last pass over the zones that wait for the end of a write.
+    nr_writeback: int = 0
+
+    @property
+    def nr_to_reclaim(self) -> int:
+        """Pages that are enough, of a zone and of all."""
+        return self.runs * limits.SWAP_CLUSTER_MAX
 
 
-def begin_scan(k: Kernel, who: str) -> ScanControl:
+def begin_scan(k: Kernel, who: str, runs: int = 1) -> ScanControl:
     """A run of reclaim begins."""
-    return ScanControl(who, int(np.count_nonzero(k.c.mapcount)))
+    return ScanControl(who, int(np.count_nonzero(k.c.mapcount)), runs)
 
 
 # -- who reclaims ------------------------------------------------------------------------------------------------------
 
 
-def try_to_free_pages(k: Kernel, nodes: Sequence[int], task: Task | None = None) -> KernelTask[int]:
+def try_to_free_pages(k: Kernel, nodes: Sequence[int], task: Task | None = None, wanted: int = 1) -> KernelTask[int]:
     """Direct reclaim: free pages of the zones of a zonelist; gives how many, 0: there is nothing to be had.
 
+    A task that wants more than 32 pages would come again and again; what these runs do is done in one here.
     2.6.15 counts fewer than 32 as none; here a page is a page, for machines of a few hundred of them. Zones whose pages
     have nowhere to go are not scanned, and a `task` that is killed meanwhile stops: others wait for its memory.
     """
     k.count("allocstall")
-    control = begin_scan(k, "direct")
+    runs = -(-min(wanted, limits.RECLAIM_BATCH_MAX) // limits.SWAP_CLUSTER_MAX)
+    control = begin_scan(k, "direct", runs)
     zones = [k.zones[nid] for nid in nodes]
     priority = limits.DEF_PRIORITY
     while True:
         for zone in zones:
             zone.prev_priority = min(zone.prev_priority, priority)
-            if may_free_pages(k, zone.nid):
-                yield from shrink_zone(k, zone, priority, control)
-        enough = control.nr_reclaimed >= limits.SWAP_CLUSTER_MAX
+        scanned = [zone for zone in zones if may_free_pages(k, zone.nid)]
+        yield from shrink_zones(k, scanned, priority, control)
+        enough = control.nr_reclaimed >= control.nr_to_reclaim
         if enough or not priority or (task is not None and task.dying):
             break
-        if control.nr_scanned and priority < limits.DEF_PRIORITY - 2:
-            yield Nap()
-        else:
-            yield Breathe()
+        yield _between_passes(control, priority)
         priority -= 1
     for zone in zones:
         zone.prev_priority = priority
@@ -139,14 +147,21 @@ def balance_pgdat(k: Kernel, nid: int) -> KernelTask[int]:
         if zone.all_unreclaimable and priority != limits.DEF_PRIORITY:
             continue
         zone.prev_priority = priority
-        yield from shrink_zone(k, zone, priority, control)
+        yield from shrink_zones(k, [zone], priority, control)
         if zone.pages_scanned >= 4 * nr_lru_pages(k, zone):
             zone.all_unreclaimable = True
-        if control.nr_scanned and priority < limits.DEF_PRIORITY - 2:
-            yield Nap()
-        else:
-            yield Breathe()
+        yield _between_passes(control, priority)
     return control.nr_reclaimed
+
+
+def _between_passes(control: ScanControl, priority: int) -> Effect:
+    """What a run of reclaim does before it scans more: it naps where a write or somebody else's work may help it.
+
+    Scanning takes a kernel so long that writes end meanwhile; here the next pass would meet the same pages under write.
+    """
+    waits = control.nr_writeback > 0 or (control.nr_scanned > 0 and priority < limits.DEF_PRIORITY - 2)
+    control.nr_writeback = 0
+    return Nap() if waits else Breathe()
 
 
 def kswapd(k: Kernel, nid: int) -> KernelTask[None]:
@@ -163,55 +178,72 @@ def nr_lru_pages(k: Kernel, zone: Zone) -> int:
     return int(np.count_nonzero((states == LRU_ACTIVE) | (states == LRU_INACTIVE)))
 
 
-# -- one zone ----------------------------------------------------------------------------------------------------------
+# -- zones -------------------------------------------------------------------------------------------------------------
 
 
-def shrink_zone(k: Kernel, zone: Zone, priority: int, control: ScanControl) -> KernelTask[None]:
-    """Scan a part of a zone's lists, the larger the lower the priority; stops once 32 pages are freed.
+@dataclass(slots=True)
+class Share:
+    """What a pass of reclaim is to scan of a zone's lists, and what it has freed of it."""
 
-    Linux takes 32 pages at a time. Here a batch costs much and a page in it little: a scan that finds nothing takes
-    larger and larger ones.
+    zone: Zone
+    nr_active: int = 0
+    nr_inactive: int = 0
+    nr_reclaimed: int = 0
+
+
+def shrink_zones(k: Kernel, zones: Sequence[Zone], priority: int, control: ScanControl) -> KernelTask[None]:
+    """Scan a part of the lists of zones, the larger the lower the priority; of each until 32 pages a run are freed.
+
+    Mirrors: shrink_caches and shrink_zone. Linux takes 32 pages at a time and zone after zone. Here a batch costs much
+    and a page in it little: all zones make one batch, and a scan that finds nothing takes larger and larger ones.
     """
-    states = k.c.lru_state[zone.first : zone.end]
-    zone.nr_scan_active += (int(np.count_nonzero(states == LRU_ACTIVE)) >> priority) + 1
-    zone.nr_scan_inactive += (int(np.count_nonzero(states == LRU_INACTIVE)) >> priority) + 1
-    nr_active = nr_inactive = 0
-    batch = min(limits.SWAP_CLUSTER_MAX, zone.present_pages // limits.SCAN_BATCHES_OF_ZONE)
-    if zone.nr_scan_active >= batch:
-        nr_active, zone.nr_scan_active = zone.nr_scan_active, 0
-    if zone.nr_scan_inactive >= batch:
-        nr_inactive, zone.nr_scan_inactive = zone.nr_scan_inactive, 0
-    before = control.nr_reclaimed
-    part_max = limits.SWAP_CLUSTER_MAX
-    while nr_active or nr_inactive:
+    shares = [_share_of(k, zone, priority, control) for zone in zones]
+    part_max = control.nr_to_reclaim
+    while any(share.nr_active or share.nr_inactive for share in shares):
         had = control.nr_reclaimed
-        if nr_active:
-            part = min(nr_active, part_max)
-            found = yield from refill_inactive_zone(k, zone, part, control)
-            nr_active = nr_active - part if found else 0
-        if nr_inactive:
-            part = min(nr_inactive, part_max)
-            found = yield from shrink_cache(k, zone, part, control)
-            nr_inactive = nr_inactive - part if found else 0
-            if control.nr_reclaimed - before >= limits.SWAP_CLUSTER_MAX:
-                return
+        yield from refill_inactive_zone(k, shares, part_max, control)
+        yield from shrink_cache(k, shares, part_max, control)
+        for share in shares:
+            if share.nr_reclaimed >= control.nr_to_reclaim:
+                share.nr_active = share.nr_inactive = 0
         freed = control.nr_reclaimed - had
-        part_max = limits.SWAP_CLUSTER_MAX if freed else min(2 * part_max, limits.RECLAIM_BATCH_MAX)
+        part_max = control.nr_to_reclaim if freed else min(2 * part_max, limits.RECLAIM_BATCH_MAX)
         yield Breathe()
 
 
-def _isolate_tail(k: Kernel, zone: Zone, state: int, count: int) -> KernelTask[I8]:
-    """Take frames off the tail of a list for the caller; once no slot is left, only those that need none.
+def _share_of(k: Kernel, zone: Zone, priority: int, control: ScanControl) -> Share:
+    """So many pages of its lists; what is less than a batch is left for a later pass."""
+    states = k.c.lru_state[zone.first : zone.end]
+    least = control.nr_to_reclaim if control.runs > 1 else 1
+    zone.nr_scan_active += max((int(np.count_nonzero(states == LRU_ACTIVE)) >> priority) + 1, least)
+    zone.nr_scan_inactive += max((int(np.count_nonzero(states == LRU_INACTIVE)) >> priority) + 1, least)
+    share = Share(zone)
+    batch = min(limits.SWAP_CLUSTER_MAX, zone.present_pages // limits.SCAN_BATCHES_OF_ZONE)
+    if zone.nr_scan_active >= batch:
+        share.nr_active, zone.nr_scan_active = zone.nr_scan_active, 0
+    if zone.nr_scan_inactive >= batch:
+        share.nr_inactive, zone.nr_scan_inactive = zone.nr_scan_inactive, 0
+    return share
 
-    6.x does not scan anonymous pages then (get_scan_count); 2.6.15 takes them from list to list.
+
+def _isolate_tails(k: Kernel, wanted: Sequence[tuple[Zone, int]], state: int) -> KernelTask[I8]:
+    """Take frames off the tails of a list of zones for the caller, zone after zone; how many of each is beside it.
+
+    Once no slot is left, 6.x does not scan anonymous pages (get_scan_count); 2.6.15 takes them from list to list. Here
+    only those are taken then that need none.
     """
-    with (yield from spin_lock(k, [(Rank.LRU, zone.nid)])):
-        if k.nr_swap_pages or not k.layout.slot_count:
-            pfns = k.lru_tails.take(k, zone, state, count)
-        else:
-            listed = np.flatnonzero(k.c.lru_state[zone.first : zone.end] == state) + zone.first
-            pfns = lru_tail(k, listed[_have_somewhere_to_go(k, listed)], count)
-        return pfns[isolate_lru_page(k, pfns)]
+    if not wanted:
+        return NO_INDEXES
+    found: list[I8] = []
+    with (yield from spin_lock(k, [(Rank.LRU, nid) for nid in sorted(zone.nid for zone, _ in wanted)])):
+        for zone, count in wanted:
+            if k.nr_swap_pages or not k.layout.slot_count:
+                pfns = k.lru_tails.take(k, zone, state, count)
+            else:
+                listed = np.flatnonzero(k.c.lru_state[zone.first : zone.end] == state) + zone.first
+                pfns = lru_tail(k, listed[_have_somewhere_to_go(k, listed)], count)
+            found.append(pfns[isolate_lru_page(k, pfns)])
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _put_back(k: Kernel, pfns: I8, active: Bool) -> KernelTask[None]:
@@ -223,24 +255,21 @@ def _put_back(k: Kernel, pfns: I8, active: Bool) -> KernelTask[None]:
     yield from free_page_and_swap_cache(k, pfns)
 
 
-def refill_inactive_zone(k: Kernel, zone: Zone, count: int, control: ScanControl) -> KernelTask[int]:
-    """Move pages from the tail of the active list to the head of the inactive one; gives how many it looked at.
+def refill_inactive_zone(k: Kernel, shares: Sequence[Share], part_max: int, control: ScanControl) -> KernelTask[None]:
+    """Move pages from the tails of active lists to the heads of the inactive ones, at most `part_max` of a zone.
 
     Mapped pages move only when memory is mostly mapped, or reclaim in distress; in 2.6.15 not if they were referenced.
     Pages of locked VMAs stay, as do anonymous ones where there is no swap to send them to.
     """
-    pfns = yield from _isolate_tail(k, zone, LRU_ACTIVE, count)
+    wanted = [(share.zone, min(share.nr_active, part_max)) for share in shares if share.nr_active]
+    pfns = yield from _isolate_tails(k, wanted, LRU_ACTIVE)
+    for share in shares:
+        share.nr_active = max(share.nr_active - part_max, 0) if _some_of(share.zone, pfns) else 0
     if not len(pfns):
-        return 0
+        return
     k.count("pgrefill", len(pfns))
-    distress = 100 >> zone.prev_priority
-    mapped_ratio = 100 * control.nr_mapped // k.layout.frame_count
-    reclaim_mapped = mapped_ratio // 2 + distress + limits.VM_SWAPPINESS >= 100  # noqa: PLR2004 - per cent
-    mapped = k.c.mapcount[pfns] > 0
-    of_file = k.c.mapping[pfns] & PAGE_MAPPING_FILE != 0
-    without_swap = ~of_file & (k.layout.slot_count == 0)
-    stay = mapped & (without_swap | (not reclaim_mapped))
-    asked = np.flatnonzero(mapped & ~stay)
+    stay = _stays_mapped(k, shares, pfns, control)
+    asked = np.flatnonzero((k.c.mapcount[pfns] > 0) & ~stay)
     if len(asked):
         young, locked = yield from page_referenced(k, pfns[asked])
         referenced = (young > 0) | (k.c.pg_flags[pfns[asked]] & PG_REFERENCED != 0)
@@ -248,24 +277,45 @@ def refill_inactive_zone(k: Kernel, zone: Zone, count: int, control: ScanControl
         stay[asked] = locked | referenced & k.profile.referenced_pages_stay_active
     k.count("pgdeactivate", int(np.count_nonzero(~stay)))
     yield from _put_back(k, pfns, stay)
-    return len(pfns)
 
 
-def shrink_cache(k: Kernel, zone: Zone, count: int, control: ScanControl) -> KernelTask[int]:
-    """Try to free pages from the tail of the inactive list; gives how many it looked at."""
-    pfns = yield from _isolate_tail(k, zone, LRU_INACTIVE, count)
-    zone.pages_scanned += len(pfns)
+def _some_of(zone: Zone, pfns: I8) -> bool:
+    return bool(((pfns >= zone.first) & (pfns < zone.end)).any())
+
+
+def _stays_mapped(k: Kernel, shares: Sequence[Share], pfns: I8, control: ScanControl) -> Bool:
+    """Pages that stay active because somebody maps them, and reclaim is not in need of those (yet)."""
+    mapped = k.c.mapcount[pfns] > 0
+    stay = mapped & (k.c.mapping[pfns] & PAGE_MAPPING_FILE == 0) & (k.layout.slot_count == 0)
+    mapped_ratio = 100 * control.nr_mapped // k.layout.frame_count
+    for share in shares:
+        distress = 100 >> share.zone.prev_priority
+        if mapped_ratio // 2 + distress + limits.VM_SWAPPINESS < 100:  # noqa: PLR2004 - per cent
+            stay |= mapped & (k.nid_of_pfn[pfns] == share.zone.nid)
+    return stay
+
+
+def shrink_cache(k: Kernel, shares: Sequence[Share], part_max: int, control: ScanControl) -> KernelTask[None]:
+    """Try to free pages from the tails of inactive lists, at most `part_max` of a zone."""
+    wanted = [(share.zone, min(share.nr_inactive, part_max)) for share in shares if share.nr_inactive]
+    pfns = yield from _isolate_tails(k, wanted, LRU_INACTIVE)
+    for share in shares:
+        scanned = int(np.count_nonzero(k.nid_of_pfn[pfns] == share.zone.nid))
+        share.zone.pages_scanned += scanned
+        share.nr_inactive = max(share.nr_inactive - part_max, 0) if scanned else 0
+    if not len(pfns):
+        return
     control.nr_scanned += len(pfns)
     k.count(f"pgscan_{control.who}", len(pfns))
-    if not len(pfns):
-        return 0
     freed, activated = yield from shrink_list(k, pfns)
+    for share in shares:
+        share.nr_reclaimed += int(np.count_nonzero(k.nid_of_pfn[freed] == share.zone.nid))
     control.nr_reclaimed += len(freed)
     k.count(f"pgsteal_{control.who}", len(freed))
     k.count("pgactivate", len(activated))
     left = pfns[~np.isin(pfns, freed)]
+    control.nr_writeback += int(np.count_nonzero(k.c.pg_flags[left] & PG_WRITEBACK))
     yield from _put_back(k, left, np.isin(left, activated))
-    return len(pfns)
 
 
 # -- pages -------------------------------------------------------------------------------------------------------------

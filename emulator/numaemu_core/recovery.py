@@ -17,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 from numaemu_core.columns import NO_INDEXES, Columns
+from numaemu_core.fault_points import Reach, unarmed
 from numaemu_core.journal import Journal, Truth
 from numaemu_core.kernel import Kernel
 from numaemu_core.layout import Layout
@@ -48,6 +49,7 @@ def recover(
     host: HostLocks,
     wait_for_windows: WaitForWindows,
     prepare_table: Callable[[int], None] = lambda _table: None,
+    reach: Reach = unarmed,
 ) -> tuple[Kernel, Truth]:
     """The kernel, and what the journal told. Calls that were on their way are run again later (`intents`).
 
@@ -55,16 +57,20 @@ def recover(
     """
     truth = journal.reopen()
     k = Kernel(layout, columns, journal, host)
+    k.reach = reach
     journal.snapshot_from(k.truth)
     make_objects(k, truth)
+    reach("recovery.objects_made")
     k.tables.prepare = prepare_table
     k.tables.recover(_tables_in_use(k))  # new ones come from those that were never used, for now
     for note in truth.notes.values():
         if note[0] == "move" and note[1] in k.mms:
             finish_move(k, k.mms[note[1]], *note[2:5])
     mend_entries(k)
+    reach("recovery.entries_mended")
     columns.mm_epoch += np.uint64(1)  # no walk that a client remembers is good any more
     stragglers = wait_for_windows()
+    reach("recovery.windows_waited")
     if stragglers:
         map_again(k, {int(columns.window_mm[slot]) - 1 for slot in stragglers})
     settle_flags(k)
@@ -73,10 +79,12 @@ def recover(
     find_slots_of_objects(k, users)
     cached |= find_swap_cache(k, users)
     settle_frames(k, users, cached, stragglers)
+    reach("recovery.frames_settled")
     settle_slots(k, users)
     settle_counters(k)
     _settle_tables(k, stragglers)
     journal.compact()
+    reach("recovery.compacted")
     return k, truth
 
 

@@ -36,9 +36,9 @@ def make_objects(k: Kernel, truth: Truth) -> None:
 
 
 def _make_file(k: Kernel, number: int, row: Row, truth: Truth) -> None:
-    kind, name, i_ino, i_size, disk_start = row
+    kind, name, i_ino, i_size, disk_start, uid = row
     pages = np.zeros(-(-i_size >> k.page_shift), np.uint64)
-    mapping = AddressSpace(number, FileKind(kind), name, i_ino, i_size, pages, disk_start)
+    mapping = AddressSpace(number, FileKind(kind), name, i_ino, i_size, pages, disk_start, uid=uid)
     for start, end, policy in truth.policies.get(number, []):
         mapping.policy.set(start, end, policy_of_row(policy))
     k.address_spaces[number] = mapping
@@ -49,9 +49,9 @@ def _make_file(k: Kernel, number: int, row: Row, truth: Truth) -> None:
 
 
 def _make_vma(k: Kernel, mm: Mm, row: Row) -> None:
-    start, end, flags, pgoff, policy, anon_vma, file, clone = row
+    start, end, flags, pgoff, policy, anon_vma, file, clone, opening = row
     file_mapped = None if file is None else k.address_spaces[file]
-    vma = VmArea(mm, start, end, flags, pgoff, policy_of_row(policy), anon_vma, file_mapped, clone)
+    vma = VmArea(mm, start, end, flags, pgoff, policy_of_row(policy), anon_vma, file_mapped, clone, opening=opening)
     insert_vm_struct(k, vma)
 
 
@@ -72,5 +72,6 @@ def _set_marks(k: Kernel, truth: Truth) -> None:
     k.next_object = max([truth.marks.get("object", 1), *((n & ~PAGE_MAPPING_FILE) + 1 for n in k.address_spaces)])
     k.next_anon_vma = max([truth.marks.get("anon_vma", 1), *(vma.anon_vma + 1 for vma in vmas if vma.anon_vma)])
     k.anon_clones = max([truth.marks.get("clone", 0), *(vma.anon_clone for vma in vmas)])
+    k.openings = max([truth.marks.get("opening", 0), *(vma.opening for vma in vmas)])
     k.anon_objects = truth.marks.get("anon_ino", 0) // ANON_INO_STEP
     k.next_mm = max([*truth.mms, -1]) + 1

@@ -42,8 +42,6 @@ from numaemu_core.page_table import (
 )
 from numaemu_core.rmap import pinned_pages, swap_entries
 
-#: An index is a virtual page number, or less.
-_INDEX_BITS = limits.TABLE_LEVELS * limits.TABLE_SHIFT
 _END_VPN = 1 << (limits.TABLE_LEVELS * limits.TABLE_SHIFT)
 
 
@@ -84,19 +82,17 @@ def mend_entries(k: Kernel) -> None:
 def _moved_already(k: Kernel) -> I8:
     """By frame: where its page is now. A migration that was cut short may have moved some of the entries of a page.
 
-    The new frame says that it is the same page, and has its bytes: they were copied before that.
+    An entry names the new frame only when that has the identity, and the bytes: they were copied before. Identities
+    alone would not do: pages that were copied on write after a fork share one.
     """
     where = np.arange(k.layout.frame_count)
-    used = [k.tables.used_entries(mm.pgd, 0, _END_VPN)[2] for mm in k.mms.values()]
-    moving = np.unique(np.concatenate([NO_INDEXES, *(_numbers(k, part[is_migration(part)]) for part in used)]))
-    if not len(moving):
-        return where
-    mapped = np.unique(np.concatenate([_numbers(k, part[is_present(part)]) for part in used]))
-    frames = np.concatenate((mapped[k.c.mapping[mapped] != 0], moving))
-    _, owners = np.unique(k.c.mapping[frames], return_inverse=True)
-    pages = owners.astype(np.int64) << _INDEX_BITS | k.c.index[frames].astype(np.int64)
-    known, first = np.unique(pages, return_index=True)  # of each page the first: one that is mapped, if there is one
-    where[moving] = frames[first[np.searchsorted(known, pages[len(frames) - len(moving) :])]]
+    moving = np.flatnonzero(k.c.moving_to)
+    if len(moving):
+        used = [k.tables.used_entries(mm.pgd, 0, _END_VPN)[2] for mm in k.mms.values()]
+        mapped = np.concatenate([NO_INDEXES, *(_numbers(k, part[is_present(part)]) for part in used)])
+        targets = k.c.moving_to[moving].astype(np.int64) - 1
+        begun = np.isin(targets, mapped)
+        where[moving[begun]] = targets[begun]
     return where
 
 
@@ -126,21 +122,16 @@ def finish_move(k: Kernel, mm: Mm, start: int, end: int, target: int) -> None:
 def map_again(k: Kernel, mm_ids: set[int]) -> None:
     """A window of these mms stays open: what eviction took from them is mapped again, as it may still be written to."""
     frames = _swap_cache(k)
-    for mm in [mm for mm in k.mms.values() if mm.id in mm_ids]:
-        flats, vpns, entries = k.tables.used_entries(mm.pgd, 0, _END_VPN)
+    for vma in [vma for mm in k.mms.values() if mm.id in mm_ids for vma in mm.vmas if vma.anon_vma is not None]:
+        first, end = vma.vm_start >> k.page_shift, vma.vm_end >> k.page_shift
+        flats, vpns, entries = k.tables.used_entries(vma.vm_mm.pgd, first, end)
         swapped = np.flatnonzero(is_swapped(entries))
         pfns = frames[_numbers(k, entries[swapped])]
-        cached = swapped[pfns >= 0]
-        pfns = pfns[pfns >= 0]
-        whole = k.c.pg_flags[pfns] & PG_UPTODATE != 0
-        for position, pfn in zip(cached[whole].tolist(), pfns[whole].tolist(), strict=True):
-            vma = mm.vmas.find_vma(int(vpns[position]) << k.page_shift)
-            assert vma is not None
-            index = int(vpns[position]) - (vma.vm_start >> k.page_shift) + vma.vm_pgoff
-            if (k.c.mapping[pfn], k.c.index[pfn]) != (vma.anon_vma, index):
-                continue  # it was read in for somebody, and nobody has mapped it yet
-            k.c.pg_flags[pfn] |= PG_DIRTY
-            k.c.pte[flats[position]] = np.uint64(pfn << k.page_shift | vm_page_prot(vma))
+        # What was read in for somebody, and nobody has mapped yet, has no identity.
+        back = (pfns >= 0) & (k.c.pg_flags[pfns] & PG_UPTODATE != 0) & (k.c.mapping[pfns] == vma.anon_vma)
+        back &= k.c.index[pfns] == (vpns[swapped] - first + vma.vm_pgoff).astype(np.uint64)
+        k.c.pg_flags[pfns[back]] |= PG_DIRTY
+        k.c.pte[flats[swapped[back]]] = make_entries(k, pfns[back], vm_page_prot(vma))
 
 
 # -- who is referred to ------------------------------------------------------------------------------------------------
@@ -242,14 +233,14 @@ def find_swap_cache(k: Kernel, users: Users) -> Bool:
 
 
 def settle_flags(k: Kernel) -> None:
-    """What nobody has confirmed as written counts as dirty; nobody holds a page lock."""
+    """What nobody has confirmed as written counts as dirty; nobody holds a page lock, and no page is moving."""
     flags = k.c.pg_flags
     unsure = np.flatnonzero(flags & (PG_WRITEBACK | PG_HARVEST))
     flags[unsure] |= PG_DIRTY
     stale = np.flatnonzero(flags & (PG_WRITEBACK | PG_HARVEST | PG_RECLAIM))
     flags[stale] &= ~np.uint16(PG_WRITEBACK | PG_HARVEST | PG_RECLAIM)
-    locked = np.flatnonzero(k.c.page_lock_owner)
-    k.c.page_lock_owner[locked] = 0
+    for column in (k.c.page_lock_owner, k.c.moving_to):
+        column[np.flatnonzero(column)] = 0
 
 
 def settle_frames(k: Kernel, users: Users, cached: Bool, stragglers: dict[int, int]) -> None:

@@ -265,6 +265,7 @@ def swap_entries(k: Kernel, slots: I8) -> U8:
 
 def _finish_unmap(k: Kernel, cleared: list[_Cleared]) -> KernelTask[None]:
     """Wait for the windows, then harvest; where a straggler stays, the entries come back."""
+    k.reach("swap-out.entries_cleared")
     stragglers: dict[int, int] = yield Shootdown(frozenset(part.mm.id for part in cleared))
     late = {int(k.c.window_mm[slot]) - 1 for slot in stragglers}
     for part in cleared:

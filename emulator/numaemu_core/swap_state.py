@@ -133,6 +133,7 @@ def free_swap_and_cache(k: Kernel, slots: I8) -> KernelTask[None]:
 
 def end_swap_write(k: Kernel, pfns: I8) -> None:
     """The swap node has confirmed a write: what is in the slots is what is in the frames (end_swap_bio_write)."""
+    k.reach("swap-out.write_confirmed")
     wanted = pfns[k.c.pg_flags[pfns] & PG_RECLAIM != 0]
     k.c.pg_flags[pfns] &= ~np.uint16(PG_WRITEBACK | PG_RECLAIM)
     if len(wanted):

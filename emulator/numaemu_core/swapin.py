@@ -103,6 +103,7 @@ def _read_missing(k: Kernel, task: Task, vma: VmArea, vpns: I8, slots: I8) -> Ke
     wanted, faults, steps = readahead_slots(k, slots)
     places = vpns[faults] + steps * k.profile.readahead_addresses_advance
     pfns = yield from _alloc_by_address(k, task, vma, places)
+    k.reach("swap-in.frame_taken")
     yield from read_swap_cache_async(k, wanted[: len(pfns)], pfns)
     k.count("pgmajfault", len(slots))
     return len(pfns) == len(wanted)
@@ -155,7 +156,9 @@ def read_swap_cache_async(k: Kernel, slots: I8, pfns: I8) -> KernelTask[None]:
     yield from free_pages(k, pfns[~fresh])
     if len(mine):
         yield from lru_cache_add_active(k, mine)
+        k.reach("swap-in.in_cache")
         yield ReadPages(my_slots, mine)
+        k.reach("swap-in.read")
         c.pg_flags[mine] |= PG_UPTODATE
         k.count("pswpin", len(mine))
         yield from unlock_pages(k, mine)
@@ -191,6 +194,7 @@ def _map_locked(
             set_ptes(k, at, fresh, dirty=0)
         passed = mapped[np.isin(slots[same], lone) & (c.swap_count[slots[same]] == 1)]
         delete_from_swap_cache(k, passed)
+    k.reach("swap-in.mapped")
     yield from mark_page_accessed(k, mapped)
     k.count("pgfault", len(mapped))
     if k.profile.write_gives_slot_up and (write or vma.vm_flags & VM_LOCKED):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from numaemu_core import (
+    access_process_vm,
     cpuset,
     cred,
     files,
@@ -36,6 +37,10 @@ Handler = Callable[..., KernelTask[Any]]
 
 def _fault(k: Kernel, task: Task, addr: int, length: int, write: bool) -> KernelTask[int]:  # noqa: FBT001 - wire order
     return memory.sys_fault(k, task, addr, length, write=write)
+
+
+def _touch(k: Kernel, task: Task, addr: int, length: int, write: bool) -> KernelTask[int]:  # noqa: FBT001 - wire order
+    return access_process_vm.sys_touch(k, task, addr, length, write=write)
 
 
 def _move_pages(k: Kernel, task: Task, *args: Any) -> KernelTask[tuple[int, bytes | None]]:  # noqa: ANN401 - wire order
@@ -74,6 +79,7 @@ SYSCALLS: Final[dict[str, Handler]] = {
     "munmap": mmap.sys_munmap,
     "numa_maps": numa_maps.sys_numa_maps,
     "pagemap": task_mmu.sys_pagemap,
+    "read": access_process_vm.sys_read,
     "set_cpu": fork.sys_set_cpu,
     "set_cpuset": cpuset.sys_set_cpuset,
     "set_dumpable": cred.sys_set_dumpable,
@@ -81,7 +87,9 @@ SYSCALLS: Final[dict[str, Handler]] = {
     "set_mempolicy_home_node": home_node.sys_set_mempolicy_home_node,
     "setrlimit": cred.sys_setrlimit,
     "setuid": cred.sys_setuid,
+    "touch": _touch,
     "where": proc.sys_where,
+    "write": access_process_vm.sys_write,
 }
 
 #: Calls without intent and answer in the journal: what they change is told by frames and entries, or nothing changes.
@@ -91,10 +99,11 @@ NOT_JOURNALLED: Final = frozenset(
         "file_read",
         "get_mempolicy",
         "maps",
-        "migrate_pages",
         "move_pages",
         "numa_maps",
         "pagemap",
+        "read",
+        "touch",
         "where",
     }
 )

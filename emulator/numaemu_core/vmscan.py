@@ -117,6 +117,7 @@ def _with_slots(k: Kernel, pfns: I8) -> KernelTask[I8]:
     if not len(bare):
         return pfns
     got = yield from add_to_swap(k, pfns[bare])
+    k.reach("swap-out.slot_given")
     if got == len(bare):
         return pfns
     failed = np.zeros(len(pfns), np.bool_)
@@ -132,6 +133,7 @@ def _unmapped(k: Kernel, pfns: I8) -> KernelTask[Bool]:
         return ~mapped
     done = ~mapped
     done[mapped] = yield from try_to_unmap(k, pfns[mapped])
+    k.reach("swap-out.unmapped")
     return done
 
 
@@ -180,9 +182,11 @@ def swap_writepage(k: Kernel, pfns: I8) -> KernelTask[None]:
         delete_from_swap_cache(k, pfns[alone])
     out = pfns[~alone]
     k.c.pg_flags[out] = k.c.pg_flags[out] & ~np.uint16(PG_DIRTY) | np.uint16(PG_WRITEBACK)
+    k.reach("swap-out.writeback_set")
     yield from unlock_pages(k, pfns)
     if len(out):
         yield WritePages(out, k.c.private[out].astype(np.int64))
+        k.reach("swap-out.write_asked")
 
 
 def remove_mapping(k: Kernel, pfns: I8) -> KernelTask[I8]:
@@ -201,10 +205,12 @@ def remove_mapping(k: Kernel, pfns: I8) -> KernelTask[I8]:
         delete_from_swap_cache(k, pfns[unused & swap_cached])
         for owner in np.unique(owners[unused & of_file]).tolist():
             remove_from_page_cache(k, k.address_spaces[owner], pfns[unused & (owners == owner)])
+    k.reach("swap-out.out_of_cache")
     yield from unlock_pages(k, pfns)
     if len(freed):
         yield from lru_cache_del(k, freed)
         yield from free_pages(k, freed)
+        k.reach("swap-out.freed")
     return freed
 
 
@@ -218,5 +224,6 @@ def putback_lru_pages(k: Kernel, pfns: I8) -> KernelTask[int]:
     with (yield from spin_lock(k, lru_lock_keys(k, pfns))):
         assert (k.c.lru_state[pfns] & LRU_ISOLATED != 0).all()
         add_to_list_heads(k, pfns, (k.c.lru_state[pfns] & LRU_PG_ACTIVE | LRU_ON_LIST).astype(np.int64))
+    k.reach("isolation.put_back")
     yield from free_page_and_swap_cache(k, pfns)
     return len(pfns)

@@ -120,6 +120,14 @@ def octets(value: object) -> bytes:
     return value
 
 
+def chunk(value: object) -> bytes:
+    """Bytes of memory that a remote client writes."""
+    data = octets(value)
+    if len(data) > limits.REMOTE_BYTES_MAX:
+        raise MmError(errno.EINVAL, f"expected at most {limits.REMOTE_BYTES_MAX} bytes, got {len(data)}")
+    return data
+
+
 def array_of(dtype: str) -> Check:
     """Numbers of a fixed width: a list of them, or little-endian bytes; as an array."""
     info = np.iinfo(dtype)
@@ -141,6 +149,9 @@ def optional(check: Check) -> Check:
 
 #: Every call: its arguments in order.
 CALLS: Final[dict[str, tuple[Check, ...]]] = {
+    "join": (),  # over TCP, before hello: become a client
+    "alive": (),
+    "leave": (),
     "hello": (token, optional(number)),  # …, the connection that it goes on
     "attach": (number, names, optional(number)),  # cpu, capabilities, share_mm
     "adopt": (number,),
@@ -150,6 +161,9 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "fork": (number,),
     "set_cpu": (number, number),
     "fault": (number, ulong, ulong, flag),
+    "read": (number, ulong, ulong),  # for a client that does not map the memory: pid, address, length
+    "write": (number, ulong, chunk),
+    "touch": (number, ulong, ulong, flag),
     "mmap": (number, ulong, ulong, ulong, ulong, optional(text), ulong, text),  # …, file, offset, "r" or "r+"
     "create_file": (text, text, number),
     "file_write": (number, text, number, octets),
@@ -230,7 +244,7 @@ def unpack_request(body: bytes | memoryview, boot_id: str) -> Request:
     version, boot, request_id, name, args, window = message
     if version != VERSION:
         raise WireError(f"version {_short(version)}, this machine speaks {VERSION}")
-    if boot != boot_id:
+    if boot != boot_id and name != "join":  # who joins cannot know it yet
         raise WireError("a request for another machine")
     if isinstance(request_id, bool) or not isinstance(request_id, int) or request_id < 0:
         raise WireError(f"request id {_short(request_id)}")

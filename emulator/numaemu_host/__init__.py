@@ -9,6 +9,7 @@ these files, and each file holds one primitive of the host:
 * `ofdlock`: reader/writer locks on bytes of a file, which go free when their holder dies.
 * `pidfd`: whether a process is alive or stopped, without mistaking a reused number for it.
 * `fdsock`: messages that carry descriptors over a Unix socket, and the kernel's word on who the peer is.
+* `fault_board`: how a test lets a process die or stop at a step of its choice.
 * `_mman`: the calls of libc that `memfd` needs and the standard library does not offer.
 
 Rules that hold in all of them: errors of the host are `OSError` with its errno; times are seconds, sizes and offsets

@@ -14,6 +14,7 @@ import array
 import errno
 import fcntl
 import os
+import signal
 import socket
 import struct
 import time
@@ -184,6 +185,16 @@ def _read_frozen(fd: int) -> bytes:
 def _close_all(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def continue_at_hangup(sock: socket.socket) -> None:
+    """When the peer closes, or dies, the host sends this process SIGCONT, which also reaches one that is stopped.
+
+    For a socket on which nothing else ever comes. OSError where the host does not know how.
+    """
+    fcntl.fcntl(sock, fcntl.F_SETSIG, signal.SIGCONT)
+    fcntl.fcntl(sock, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(sock, fcntl.F_SETFL, fcntl.fcntl(sock, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:

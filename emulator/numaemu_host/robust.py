@@ -34,6 +34,9 @@ _PROCESS_SHARED = 1
 _ROBUST = 1
 _ERRORCHECK = 2
 
+#: The bits of a mutex's first word that number its holder (FUTEX_TID_MASK).
+_OWNER_MASK = 0x3FFFFFFF
+
 _SLICE_S = 0.1  # Python's signal handlers run between waits of this length
 _NS_PER_S = 1_000_000_000
 
@@ -186,6 +189,13 @@ class MutexTable:
         code = _unlock(self._addresses[index])
         if code:
             raise _error(code, f"unlock of mutex {index}")
+
+    def owner(self, index: int) -> int:
+        """The thread that holds a mutex, by the host's number; 0 where nobody does, or the holder has died with it.
+
+        The kernel itself reads this word when a thread dies (Documentation/locking/robust-futex-ABI.rst).
+        """
+        return ctypes.c_uint32.from_address(self._address(index)).value & _OWNER_MASK
 
     def make_consistent(self, index: int) -> None:
         """Say that what the mutex protects is in order again, after OWNER_DIED. OSError(EINVAL) without that."""

@@ -102,6 +102,9 @@ class FakeKernel:
             case _:
                 return 0
 
+    def complain(self) -> None:
+        """What a machine's `Calls.complain` does."""
+
     def note_window(self, slot: int, turn: Turn) -> None:
         """What a machine's `Calls.note_window` does."""
 

@@ -16,7 +16,7 @@ import pytest
 
 import numaemu
 import numaemu_core
-from numaemu.bench.figures import FIGURES
+from numaemu.bench.figures import FIGURES, GROWTH
 from numaemu.cli import bench, migratepages, options, reports, status, up
 from numaemu.cli import main as cli
 from numaemu.cli.options import machine_name
@@ -139,7 +139,7 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -
 def test_what_help_says_without_looking_is_true() -> None:
     """Names of profiles and of figures stand in --help as they are where they are defined."""
     assert sorted(options.PROFILES) == sorted(PROFILES)
-    assert tuple(FIGURES) == bench.NAMES
+    assert (tuple(FIGURES), tuple(GROWTH)) == (bench.NAMES, bench.GROWTH_NAMES)
 
 
 def test_which_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,3 +72,42 @@ def test_no_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where there is no directory, there are no machines."""
     monkeypatch.setenv("NUMAEMU_RUNTIME", str(tmp_path / "none"))
     assert places.machine_names() == []
+
+
+# -- machines of other users -------------------------------------------------------------------------------------------
+
+
+def test_the_directory_for_other_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It lies beside the machine's own, or in /tmp where that is in the session's directory; its name is none."""
+    assert places.visitors_dir(FALLBACK / "box") == FALLBACK / "box+visitors"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert places.visitors_dir(tmp_path / "numaemu" / "box") == FALLBACK / "box+visitors"
+    (tmp_path / "numaemu" / "box+visitors").mkdir(parents=True)
+    assert places.machine_names() == []
+
+
+def test_finding_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One's own comes first; then, in a runtime directory that was named, one that admits others; paths are taken."""
+    monkeypatch.setenv("NUMAEMU_RUNTIME", str(tmp_path))
+    assert places.find("box") == tmp_path / "box"
+    (tmp_path / "box+visitors").mkdir()
+    assert places.find("box") == tmp_path / "box+visitors"
+    (tmp_path / "box").mkdir()
+    assert places.find("box") == tmp_path / "box"
+    assert places.find("/some/where/box+visitors") == Path("/some/where/box+visitors")
+    assert places.find("54321/box") == Path("/tmp/numaemu-54321/box+visitors")  # noqa: S108 - the name that is promised
+    assert places.find("root/box") == Path("/tmp/numaemu-0/box+visitors")  # noqa: S108 - as above
+
+
+@pytest.mark.parametrize("name", ["../box", "a/../b", "no-such-user/box", "root/", "root/a/b", "root/..", "a b/c"])
+def test_names_that_lead_nowhere(name: str) -> None:
+    """Neither a name nor an owner can leave the directories of machines."""
+    with pytest.raises(ValueError, match=r"a machine's name has|user of this host"):
+        places.find(name)
+
+
+def test_a_directory_of_somebody_else_is_not_the_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who puts up a directory under another's uid is found out."""
+    monkeypatch.setattr(places, "_shared_dir", lambda _uid: Path("/"))
+    with pytest.raises(PermissionError, match="does not belong to uid 54321"):
+        places.find("54321/box")

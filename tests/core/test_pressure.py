@@ -138,7 +138,9 @@ def test_what_leaves_the_active_list(machine: Make, profile: str, *, accessed: b
     pfns = np.flatnonzero(m.k.c.lru_state == LRU_ACTIVE)
     m.k.c.pg_flags[pfns] = m.k.c.pg_flags[pfns] & ~np.uint16(PG_REFERENCED) | np.uint16(PG_REFERENCED * marked)
     m.k.zones[0].prev_priority = 0
-    m.call(reclaim.refill_inactive_zone(m.k, m.k.zones[0], 200, reclaim.begin_scan(m.k, "direct")))
+    m.call(
+        reclaim.refill_inactive_zone(m.k, [reclaim.Share(m.k.zones[0], 200)], 200, reclaim.begin_scan(m.k, "direct"))
+    )
     assert set(_lists(m, task, base, 200)) == {where}
     assert not m.k.c.accessed[m.k.tables.walk(task.mm.pgd, np.arange(base // PAGE, base // PAGE + 200))].any()
 
@@ -156,7 +158,7 @@ def test_how_often_an_inactive_page_must_be_touched(machine: Make, profile: str,
     seen = []
     for _ in range(rounds):
         m.k.c.accessed[:] = 1
-        m.call(reclaim.shrink_cache(m.k, m.k.zones[0], 1, reclaim.begin_scan(m.k, "direct")))
+        m.call(reclaim.shrink_cache(m.k, [reclaim.Share(m.k.zones[0], 0, 1)], 1, reclaim.begin_scan(m.k, "direct")))
         seen.append(int(m.k.c.lru_state[pfn]))
     assert seen == [LRU_INACTIVE] * (rounds - 1) + [LRU_ACTIVE]
 
@@ -198,7 +200,9 @@ def test_without_swap_pages_of_disk_files_leave_and_anonymous_ones_stay(machine:
     m.touch(task, base, 100)
     m.clear_young()
     m.k.c.pg_flags[:] &= ~np.uint16(PG_REFERENCED)
-    m.call(reclaim.refill_inactive_zone(m.k, m.k.zones[0], 100, reclaim.begin_scan(m.k, "direct")))
+    m.call(
+        reclaim.refill_inactive_zone(m.k, [reclaim.Share(m.k.zones[0], 100)], 100, reclaim.begin_scan(m.k, "direct"))
+    )
     assert set(_lists(m, task, base, 100)) == {LRU_ACTIVE}
 
 

@@ -7,15 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from numaemu_core import cpuset, files, fork, limits, madvise, memory, mlock, mmap, mprotect
+from numaemu_core import cpuset, files, fork, limits, madvise, memory, mlock, mmap, mprotect, mremap, vmscan
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.fsck import fsck
 from numaemu_core.kernel import Kernel
+from numaemu_core.lru import isolate_lru_page, lru_lock_keys
 from numaemu_core.mempolicy import sys_set_mempolicy
 from numaemu_core.mm_types import Task
-from numaemu_core.page_flags import FREE_UNCLEAN
+from numaemu_core.page_flags import FREE_UNCLEAN, PG_DIRTY, PG_SWAPCACHE
+from numaemu_core.page_table import PTE_PRESENT, PTE_WRITABLE
 from numaemu_core.performer import Performer
+from numaemu_core.task_locks import spin_lock
 from numaemu_core.topology import uniform
 from numaemu_core.uapi import (
     MADV_PAGEOUT,
@@ -23,6 +26,8 @@ from numaemu_core.uapi import (
     MAP_PRIVATE,
     MAP_SHARED,
     MPOL_INTERLEAVE,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
     PROT_READ,
     PROT_WRITE,
 )
@@ -161,3 +166,45 @@ def test_a_new_cpuset_passes_over_a_member_that_ends_meanwhile(machine: Make) ->
     m.performer.run()
     m.k.c.window_mm[0] = 0
     assert (gone.error, change.error) == (None, None)
+
+
+def test_a_write_through_a_window_that_was_open_before_mremap_survives_an_eviction() -> None:
+    """The page was clean, with its bytes in the swap area; who writes through the old entry has not written in vain."""
+    p = Performer(replace(uniform(2, "256K", "256K", "swap-v3", PAGE), min_free_kbytes=0))
+    k, c = p.k, p.k.c
+    task = fork.attach(k, 0, [], None)
+    base = p.call(mmap.sys_mmap(k, task, 0, PAGE, PROT_READ | PROT_WRITE, ANONYMOUS))
+    p.call(memory.sys_fault(k, task, base, PAGE, write=True))
+    p.call(madvise.sys_madvise(k, task, base, PAGE, MADV_PAGEOUT))
+    p.call(memory.sys_fault(k, task, base, PAGE, write=False))
+    old = k.tables.pte_offset(task.mm.pgd, base // PAGE)
+    c.pte[old] |= np.uint64(PTE_WRITABLE)  # as an eviction leaves it that wrote the page and gave up
+    pfn = int(c.pte[old]) // PAGE
+    assert c.pg_flags[pfn] & (PG_SWAPCACHE | PG_DIRTY) == PG_SWAPCACHE
+    c.window_mm[0] = task.mm.id + 1
+    c.window[0] += 1
+    target = base + (1 << 30)
+    flags = MREMAP_MAYMOVE | MREMAP_FIXED
+    moving = p.start("mremap", mremap.sys_mremap(k, task, base, PAGE, PAGE, flags, target))
+    p.run(until=lambda: not c.pte[old])
+    new = k.tables.pte_offset(task.mm.pgd, target // PAGE)
+    p.start("evict", vmscan_one(k, pfn))
+    p.run(until=lambda: not c.pte[new] & PTE_PRESENT)
+    c.dirty[old] = 1  # the thread goes on
+    c.frames[pfn] = 7
+    c.window[0] += 1
+    p.run()
+    assert moving.result == target
+    c.window_mm[0] = 0
+    p.call(memory.sys_fault(k, task, target, PAGE, write=False))
+    assert set(c.frames[int(c.pte[new]) // PAGE].tolist()) == {7}
+    assert fsck(k) == []
+
+
+def vmscan_one(k: Kernel, pfn: int) -> KernelTask[None]:
+    """Reclaim takes this page."""
+    pfns = np.array([pfn])
+    with (yield from spin_lock(k, lru_lock_keys(k, pfns))):
+        assert isolate_lru_page(k, pfns).all()
+    left = yield from vmscan.swapout_pages(k, pfns)
+    yield from vmscan.putback_lru_pages(k, left)

@@ -217,11 +217,34 @@ def test_a_migration_that_had_moved_some_entries_moves_the_others() -> None:
     k.c.free_state[new] = ALLOCATED
     for column in (k.c.mapping, k.c.index, k.c.pg_flags, k.c.frames):
         column[new] = column[old]
+    k.c.moving_to[old] = new + 1
     k.c.pte[first] = new * PAGE | PTE_PRESENT | PTE_READABLE
     k.c.pte[second] = old * PAGE | PTE_MIGRATION | PTE_READABLE
     again = reborn(k)
     assert [int(entry) // PAGE for entry in again.c.pte[[first, second]]] == [new, new]
     assert again.c.mapcount[[old, new]].tolist() == [0, 2]
+    assert not again.c.moving_to.any()
+    assert fsck(again) == []
+
+
+def test_a_migration_is_not_mistaken_for_a_page_that_was_copied_on_write() -> None:
+    """Parent and child have a page each under one identity; that of the parent was moving: it stays its own."""
+    p = Performer(a_machine("linux-6.1"))
+    k = p.k
+    parent = fork.attach(k, 0, [], None)
+    p.call(mmap.sys_mmap(k, parent, BASE, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS))
+    p.call(memory.sys_fault(k, parent, BASE, PAGE, write=True))
+    child: Task = p.call(fork.sys_fork(k, parent))
+    p.call(memory.sys_fault(k, parent, BASE, PAGE, write=True))
+    first, second = (k.tables.pte_offset(task.mm.pgd, BASE // PAGE) for task in (parent, child))
+    mine, other = (int(k.c.pte[flat]) // PAGE for flat in (first, second))
+    assert mine != other
+    assert (k.c.mapping[mine], k.c.index[mine]) == (k.c.mapping[other], k.c.index[other])
+    before = int(k.c.pte[first])
+    k.c.pte[first] = before & ~PTE_PRESENT | PTE_MIGRATION
+    again = reborn(k)
+    assert int(again.c.pte[first]) == before
+    assert int(again.c.pte[second]) // PAGE == other
     assert fsck(again) == []
 
 

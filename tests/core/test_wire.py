@@ -49,6 +49,9 @@ def nested(depth: int) -> Any:  # noqa: ANN401 - a list of a list of a list
 
 #: One valid call of each name, with what the daemon sees of it where that is not the same.
 VALID: dict[str, tuple[list[Any], list[Any] | None]] = {
+    "join": ([], None),
+    "alive": ([], None),
+    "leave": ([], None),
     "hello": ([TOKEN], [TOKEN, None]),
     "attach": ([0, ["CAP_SYS_NICE"], None], None),
     "adopt": ([3], None),
@@ -58,6 +61,9 @@ VALID: dict[str, tuple[list[Any], list[Any] | None]] = {
     "fork": ([3], None),
     "set_cpu": ([3, 1], None),
     "fault": ([3, 0x2AAAAAAAB000, 4096, True], None),
+    "read": ([3, 0x2AAAAAAAB000, 64], None),
+    "write": ([3, 0x2AAAAAAAB000, b"bytes"], None),
+    "touch": ([3, 0x2AAAAAAAB000, 4096, True], None),
     "mmap": ([3, 0, 4096, 3, 0x22], [3, 0, 4096, 3, 0x22, None, 0, "r+"]),
     "create_file": (["/t/data", "tmpfs", 8192], None),
     "file_write": ([3, "/t/data", 4096, b"bytes"], None),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgpack
 import pytest
 
-from numaemu_host import fdsock, memfd
+from numaemu_host import fdsock, memfd, pidfd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -243,3 +243,27 @@ def test_absent_listener_is_an_error(tmp_path: Path) -> None:
         fdsock.connect(path, TIMEOUT_S)
     with pytest.raises(OSError, match=os.strerror(errno.EADDRINUSE)):
         fdsock.listen(path)
+
+
+def test_a_stopped_process_goes_on_when_its_peer_is_gone(tmp_path: Path, spawn: Callable[..., Child]) -> None:
+    """SIGCONT comes with the end of the peer, to a process that is stopped, too."""
+    path = tmp_path / "sock"
+    with fdsock.listen(path) as listener:
+        listener.settimeout(TIMEOUT_S)
+        child = spawn(
+            """
+            import signal
+            from numaemu_host import fdsock
+            sock = fdsock.connect(sys.argv[1], 10)
+            fdsock.continue_at_hangup(sock)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            say("goes on")
+            wait_for_parent()
+            """,
+            path,
+        )
+        peer, _ = listener.accept()
+        while not pidfd.is_stopped(child.process.pid):
+            assert child.process.poll() is None
+        peer.close()
+        assert child.hear() == "goes on"

@@ -241,3 +241,17 @@ def test_increments_under_the_mutex_are_not_lost(shared_fd: int, spawn: Callable
     assert [child.end() for child in children] == [0, 0, 0]
     assert int.from_bytes(segment.view[800:808], "little") == 9000
     segment.close()
+
+
+def test_the_holder_of_a_mutex_is_known(table: MutexTable, shared_fd: int, spawn: Callable[..., Child]) -> None:
+    """The thread that holds it, by the host's number; nobody where it is free, or its holder has died."""
+    assert table.owner(3) == 0
+    child = hold(spawn, shared_fd, 3)
+    assert table.owner(3) == child.process.pid
+    table.trylock(4)
+    assert table.owner(4) == threading.get_native_id()
+    table.unlock(4)
+    child.kill()
+    assert table.owner(3) == 0
+    with pytest.raises(IndexError):
+        table.owner(-1)

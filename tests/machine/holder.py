@@ -12,6 +12,7 @@ def main() -> None:
     """Hold the lock; say held on stdout."""
     name, lock, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
     attachment = attach_process(places.machine_dir(name))
+    assert attachment.views is not None
     layout, mutexes = attachment.layout, attachment.views.mutexes
     if lock.startswith("mmap_sem"):
         semaphore = OfdLock(attachment.fds["mmap_sem"])

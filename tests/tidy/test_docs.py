@@ -17,6 +17,7 @@ PAGES = (
     "docs/architecture.md",
     "docs/conformance.md",
     "docs/protocol.md",
+    "docs/reliability.md",
     "docs/semantics.md",
     "docs/views.md",
     "CHANGELOG.md",

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import numaemu as nm
-from numaemu.bench.rounds import Figure, compare
+from numaemu.bench.rounds import Figure, compare, percentile, times
 
 PAGE: Final = 4096
 _FAULTS: Final = 1500
 _MIB: Final = 1 << 20
 
 
-def flood_p99(kind: str) -> Figure:
+def flood_p99(kind: str) -> Iterator[Figure]:
     """The 99th percentile of a polite client's faults, beside a flooder (`client` or `stranger`) and without."""
     with (
         nm.boot(nodes=2, memory="64M", swap="64M") as machine,
@@ -31,7 +31,7 @@ def flood_p99(kind: str) -> Figure:
                 task.write(buf.start + offset, b"x")
                 taken.append(time.perf_counter() - began)
             task.munmap(buf.start, buf.length)
-            return sorted(taken)[len(taken) * 99 // 100] * 1e6
+            return percentile(taken, 99) * 1e6
 
         def beside() -> float:
             say()
@@ -40,22 +40,22 @@ def flood_p99(kind: str) -> Figure:
             finally:
                 say()
 
-        return compare(
+        yield compare(
             f"flood-p99-{kind}",
             "us",
             beside,
             p99,
             peer_is="the same faults without the flood",
-            reach="<= 3 x its time",
+            reach=times(3),
         )
 
 
-def flood_p99_client() -> Figure:
+def flood_p99_client() -> Iterator[Figure]:
     """The flooder is a client: it pipelines thousands of requests."""
     return flood_p99("client")
 
 
-def flood_p99_stranger() -> Figure:
+def flood_p99_stranger() -> Iterator[Figure]:
     """The flooder has not said hello: it sends garbage."""
     return flood_p99("stranger")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COMMANDS: Final = (
     "up",
     "down",
+    "key",
     "status",
     "reports",
     "migratepages",
@@ -56,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has had enough; what is still in the buffer goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
         return _BROKEN_PIPE
     except KeyboardInterrupt:
         return _INTERRUPTED

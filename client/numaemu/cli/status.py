@@ -80,7 +80,8 @@ def lock_table(locks: dict[str, dict[str, float]]) -> str:
 
 def _process_row(process: dict[str, Any]) -> tuple[str, ...]:
     node, memory_kb = process.get("node"), process.get("memory_kb")
-    done = ", ".join(f"{count} {name}" for name, count in (process.get("done") or {}).items() if count)
+    counts = {**(process.get("done") or {}), "times killed while stopped": process.get("killed_stopped", 0)}
+    done = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     return (
         str(process["role"]),
         "-" if node is None else str(node),

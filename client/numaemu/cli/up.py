@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from numaemu.launch import Started
+    from numaemu_core.admission import Admission
     from numaemu_core.topology import Topology
 
 _NODES: Final = 2
@@ -43,6 +44,35 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
     names = ", ".join(PROFILES[:-1]) + f" or {PROFILES[-1]}"
     add("--profile", metavar="NAME", help=f"which kernel: {names} (default: {_PROFILE}, or what the topology says)")
     add("--page-size", metavar="SIZE", help=f"4096 to 65536 (default: {_PAGE_SIZE}, or what the topology says)")
+    add(
+        "--allow-uid",
+        metavar="UID,…",
+        action="append",
+        default=[],
+        help="other users who may attach; what they read "
+        "and write goes through the daemon, and the memory stays out of their reach",
+    )
+    add(
+        "--grant",
+        metavar="[UID:]CAP,…",
+        action="append",
+        default=[],
+        help="capabilities that other users, or one of them, may give their tasks (default: none)",
+    )
+    add(
+        "--listen",
+        metavar="tcp://HOST:PORT",
+        help="listen on TCP as well, with CURVE keys; port 0: any. Prints the endpoint and the machine's public key",
+    )
+    add(
+        "--authorize",
+        metavar="KEY[=UID]|FILE",
+        action="append",
+        default=[],
+        help="the public key of somebody who may come over TCP, and the uid that their tasks have (default: one that "
+        "nobody has); or a file with one of these a line",
+    )
+    add("--server-key", metavar="FILE", help="the machine's keys, made if missing (default: new ones each time)")
     add("--foreground", action="store_true", help="stay, log to this terminal, end with Ctrl-C")
     parser.set_defaults(run=run, usage_error=parser.error)
 
@@ -53,14 +83,37 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("--topology says nodes and memory: leave out --nodes and --memory")
     from numaemu.launch import start  # noqa: PLC0415 - --help answers without it
 
-    topology = topology_of(args)
+    topology, admission = topology_of(args), admission_of(args)
     if not args.foreground:
-        started = start(machine_name(args), topology)
-        print(started.endpoint, flush=True)
+        started = start(machine_name(args), topology, admission=admission)
+        _tell(started, admission)
         return 0
     signal.signal(signal.SIGTERM, _terminated)
-    started = start(machine_name(args), topology, owner_pid=os.getpid(), foreground=True)
-    return _stay(started)
+    started = start(machine_name(args), topology, admission=admission, owner_pid=os.getpid(), foreground=True)
+    return _stay(started, admission)
+
+
+def admission_of(args: argparse.Namespace) -> Admission:
+    """Whom the options admit. AdmissionError."""
+    from numaemu_core.admission import make_admission, parse_uid  # noqa: PLC0415 - --help answers without it
+    from numaemu_host.keyfile import authorized_keys  # noqa: PLC0415 - as above
+
+    uids = [parse_uid(uid) for text in args.allow_uid for uid in text.split(",")]
+    if os.getuid() in uids:
+        args.usage_error(f"--allow-uid: {os.getuid()} is you, and you need no leave")
+    keys = [key for text in args.authorize for key in authorized_keys(text)]
+    return make_admission(uids, args.grant, listen=args.listen or "", keys=keys, server_key=args.server_key or "")
+
+
+def _tell(started: Started, admission: Admission) -> None:
+    """Where the machine is to be found: for its owner, and then for others."""
+    from numaemu import places  # noqa: PLC0415 - --help answers without it
+
+    print(started.endpoint, flush=True)
+    if admission.uids:
+        print(places.visitors_dir(started.place), flush=True)
+    if started.tcp is not None:
+        print(*started.tcp, flush=True)
 
 
 def topology_of(args: argparse.Namespace) -> Topology:
@@ -79,12 +132,12 @@ def topology_of(args: argparse.Namespace) -> Topology:
     )
 
 
-def _stay(started: Started) -> int:
+def _stay(started: Started, admission: Admission) -> int:
     """Until the machine ends, or we are told to."""
     from numaemu import control  # noqa: PLC0415 - --help answers without it
 
     try:
-        print(started.endpoint, flush=True)
+        _tell(started, admission)
         return started.process.wait()
     finally:
         if started.process.poll() is None:

@@ -1,0 +1,69 @@
+"""A call whose daemon dies happens once, whether it was begun, done, or answered without a word to the caller."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from numaemu_host import pidfd
+
+from . import matrix
+from .conftest import wait_until
+from .victim import PAGE
+
+POINTS = matrix.points_of("kernel")
+CALL_POINTS = [point for point in POINTS if point.startswith("call.")]
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Machines of this module lie in one directory, as they outlive its tests."""
+    with matrix.runtime_of_module(tmp_path_factory.mktemp("n")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def scenes(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[matrix.Scenes]:
+    """The machines of this module."""
+    with matrix.scenes_of_module(tmp_path_factory.mktemp("boards")) as made:
+        yield made
+    assert not any(runtime.iterdir())
+
+
+@pytest.mark.parametrize("point", CALL_POINTS)
+@pytest.mark.parametrize("action", ["drop_here", "map_here", "fork_here"])
+def test_a_call_whose_daemon_dies_happens_once(action: str, point: str, scenes: matrix.Scenes) -> None:
+    """Others use the memory between the death and the repeated request: DONTNEED takes nothing of theirs away.
+
+    A second mmap would leave two mappings, a second fork two children.
+    """
+    scene = scenes.scene("swap-v3")
+    scene.spoilt = True
+    scene.seed += 2
+    victim = scene.victim
+    with scene.machine.attach(share_mm=victim.task) as other:
+        victim.client.tell(f"{action} {scene.seed}")
+        start = int(victim.client.hear())
+        maps, tasks = scene.machine.numa_maps(victim.task).count("\n"), scene.machine.status()["tasks"]
+        struck = scene.board.struck(point)
+        scene.board.arm(point, signal.SIGSTOP)
+        victim.client.tell()
+        wait_until(lambda: scene.board.struck(point) > struck, f"nobody came to {point}")
+        # The caller sleeps until others have gone on with the next daemon, and only then repeats its request.
+        victim.client.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: pidfd.is_stopped(victim.pid), "it is not stopped")
+        os.kill(scene.pid_of("kernel"), signal.SIGKILL)
+        other.write(start, b"of the sharer")
+        victim.client.process.send_signal(signal.SIGCONT)
+        assert victim.client.hear() == "done"
+        if action == "drop_here":
+            assert other.read(start, PAGE) == b"of the sharer".ljust(PAGE, b"\0")
+        assert scene.machine.numa_maps(victim.task).count("\n") == maps + (action == "map_here")
+        assert scene.machine.status()["tasks"] == tasks + (action == "fork_here")
+        victim.client.kill()
+    wait_until(scene.all_up, "a process is missing")
+    wait_until(lambda: scene.free_now() == scene.free, "frames or slots are not free again")
+    assert scene.machine.fsck() == []
+    scene.spoilt = False
