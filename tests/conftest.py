@@ -36,11 +36,23 @@ def worker_leaves_nothing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     assert not left, f"left behind by some test of this worker: {'; '.join(left)}"
 
 
-@pytest.fixture(autouse=True)
-def what_is_there(worker_leaves_nothing: None, request: pytest.FixtureRequest) -> None:
-    """Look at what there is once the fixtures of many tests are, and before those of this one."""
+@pytest.fixture(scope="module", autouse=True)
+def module_leaves_nothing(worker_leaves_nothing: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    """The tests of a module that share machines are looked at together, when the last of them is over."""
     del worker_leaves_nothing
-    request.node.stash[OWNED_BEFORE] = leaks.owned()
+    before = leaks.owned()
+    yield
+    if request.node.get_closest_marker("shares_machines"):
+        left = leaks.left_over(leaks.owned, before)
+        assert not left, f"left behind by this module: {'; '.join(left)}"
+
+
+@pytest.fixture(autouse=True)
+def what_is_there(module_leaves_nothing: None, request: pytest.FixtureRequest) -> None:
+    """Look at what there is once the fixtures of many tests are, and before those of this one."""
+    del module_leaves_nothing
+    if not request.node.get_closest_marker("shares_machines"):
+        request.node.stash[OWNED_BEFORE] = leaks.owned()
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside of pytest's capturing, as the fixtures are

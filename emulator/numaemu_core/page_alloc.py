@@ -42,9 +42,7 @@ def alloc_pages(  # noqa: PLR0913 - who wants what, from where, and how
     taken = yield from rmqueue(k, zonelist, count, cpu_node, low=True, interleave=interleave, zero=zero)
     missing = count - sum(map(len, taken))
     if missing:
-        for nid in zonelist.nodes:
-            if k.zones[nid].nr_free <= k.zones[nid].pages_low:
-                k.wake_kswapd(nid)
+        _wake_kswapds(k, zonelist)
     fruitless = 0
     while missing:
         more = yield from rmqueue(k, zonelist, missing, cpu_node, low=False, interleave=interleave, zero=zero)
@@ -59,6 +57,13 @@ def alloc_pages(  # noqa: PLR0913 - who wants what, from where, and how
     return taken[0] if len(taken) == 1 else np.concatenate([NO_INDEXES, *taken])
 
 
+def _wake_kswapds(k: Kernel, zonelist: Zonelist) -> None:
+    """Nodes that have no more than pages_low left have theirs woken."""
+    for nid in zonelist.nodes:
+        if k.zones[nid].nr_free <= k.zones[nid].pages_low:
+            k.wake_kswapd(nid)
+
+
 def _make_room_ahead(k: Kernel, task: Task | None, zonelist: Zonelist, count: int) -> KernelTask[None]:
     """Many frames are wanted, and a part of them would have to be reclaimed: that is done first, and at once.
 
@@ -68,6 +73,7 @@ def _make_room_ahead(k: Kernel, task: Task | None, zonelist: Zonelist, count: in
 
     room = sum(max(k.zones[nid].nr_free - k.zones[nid].pages_min, 0) for nid in zonelist.nodes)
     if room < count and not (task and task.dying):
+        _wake_kswapds(k, zonelist)
         yield from try_to_free_pages(k, zonelist.nodes, task, count)
 
 

@@ -37,7 +37,8 @@ class FaultBoard:
         with Path(path).open("r+b") as file:
             if os.fstat(file.fileno()).st_size != size:
                 raise ValueError(f"{path}: no board of {len(names)} names")
-            self._words = memoryview(mmap.mmap(file.fileno(), size)).cast("Q")
+            self._map = mmap.mmap(file.fileno(), size)
+        self._words = memoryview(self._map).cast("Q")
 
     @classmethod
     def make(cls, path: str | os.PathLike[str], names: Sequence[str]) -> "FaultBoard":
@@ -50,6 +51,11 @@ class FaultBoard:
         """That of the environment variable, None where it is not set."""
         path = os.environ.get(VARIABLE)
         return cls(path, names) if path else None
+
+    def close(self) -> None:
+        """Unmap it; nothing can be armed or reached any more."""
+        self._words.release()
+        self._map.close()
 
     def arm(self, name: str, action: signal.Signals, nth: int = 1, pid: int = 0) -> None:
         """Let it happen at the `nth` passage from now on, of process `pid` or of any. KeyError: no such name."""

@@ -185,6 +185,7 @@ class Scene:
             pids = [row["pid"] for row in self.all_rows()]
         self.machine.close()
         wait_until(lambda: all_gone(pids), "processes are left")
+        self.board.close()
 
 
 @contextlib.contextmanager

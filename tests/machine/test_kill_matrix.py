@@ -12,6 +12,8 @@ from numaemu_core.fault_points import FAULT_POINTS
 from . import matrix
 from .conftest import wait_until
 
+pytestmark = pytest.mark.shares_machines
+
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -16,6 +16,8 @@ from .victim import PAGE
 POINTS = matrix.points_of("kernel")
 CALL_POINTS = [point for point in POINTS if point.startswith("call.")]
 
+pytestmark = pytest.mark.shares_machines
+
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -10,6 +10,8 @@ from numaemu_core import limits
 
 from . import matrix
 
+pytestmark = pytest.mark.shares_machines
+
 
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
