@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -111,7 +112,6 @@ class Connection:
     def __init__(self, peer: Peer) -> None:
         """Connect and say hello. MachineGone if the machine has ended, OSError if it refuses."""
         self._peer = peer
-        self._owner = os.getpid()
         self._last_id = 0
         self.busy = False
         self._generation = 0
@@ -127,6 +127,9 @@ class Connection:
         if self._peer.way_back is not None:
             self._generation = self._peer.way_back.generation
         socket = shared_context().socket(zmq.DEALER)
+        # Not by __del__: in a circle that is collected, the socket's own may come first, which warns.
+        self._let_go = weakref.finalize(self, _close_unless_forked, socket, os.getpid())
+        self._let_go.atexit = False
         socket.linger = 0
         if self._peer.curve is not None:
             self._peer.curve.apply(socket)
@@ -207,7 +210,7 @@ class Connection:
         """Another socket, to the daemon of now."""
         assert self._peer.way_back is not None
         self._peer.way_back.renew(self._generation, self._peer.token, self._peer.init)
-        self._socket.close(0)
+        self._let_go()
         self._socket = self._connected()
 
     def _come_back(self) -> None:
@@ -223,12 +226,12 @@ class Connection:
 
     def close(self) -> None:
         """Close the socket; a second call does nothing, nor does one in a forked child."""
-        if os.getpid() == self._owner:
-            self._socket.close(0)
+        self._let_go()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_socket"):
-            self.close()
+
+def _close_unless_forked(socket: zmq.Socket[bytes], owner: int) -> None:
+    if os.getpid() == owner:
+        socket.close(0)
 
 
 class _Mine(threading.local):

@@ -335,7 +335,7 @@ def writable_count(s: Subject) -> str:
 def untold_file(s: Subject) -> str:
     told = s.k.journal.replay().files[s.file.id]
     s.file.i_size = 1
-    return f"journal: files {s.file.id}: {told} is told, {[*told[:3], 1, told[4]]} is so"
+    return f"journal: files {s.file.id}: {told} is told, {[*told[:3], 1, *told[4:]]} is so"
 
 
 def untold_vma(s: Subject) -> str:

@@ -97,21 +97,23 @@ def group(leader: int) -> list[int]:
 def test_a_client_that_hangs_is_reported_with_where_it_hangs(
     boot: Callable[..., nm.Machine], pid_of: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel daemon is stopped: the run says in which operation and on which lines its clients wait, and ends."""
+    """The daemon is stopped, and so is init, which would replace it: the run says where its clients wait, and ends."""
     plan = Plan(clients=1, seconds=60, seed=1)
     machine = boot(nodes=4, memory=plan.node_bytes, swap=plan.all_swap_bytes)
     for file in FILES:
         machine.create_file(file.name, file.pages_each * PAGE_BYTES, file.kind)
-    daemon = pid_of(machine, "kernel")
+    stopped = [pid_of(machine, "init"), pid_of(machine, "kernel")]
     with crew.Crew(plan, machine.name, new_memory(plan), time.monotonic() + 60) as people:
         people.fill_up()
         wait_turning(people, lambda: people.board.totals()["pages_written"] > 0)
         monkeypatch.setattr(crew, "STUCK_S", 1.0)
-        os.kill(daemon, signal.SIGSTOP)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
         try:
             wait_turning(people, lambda: bool(people.failed) and not people.members)
         finally:
-            os.kill(daemon, signal.SIGCONT)
+            for pid in reversed(stopped):
+                os.kill(pid, signal.SIGCONT)
     (story,) = people.failed
     assert "worker 1 was stuck in" in story
     assert "connection.py" in story
