@@ -31,9 +31,9 @@ def alloc_pages(  # noqa: PLR0913 - who wants what, from where, and how
     """Take `count` frames from the nodes of a zonelist, in its order.
 
     All nodes down to pages_low; then, kswapd being awake, down to pages_min; then, if it has got none at all, the task
-    reclaims; then somebody is killed. Fewer frames than `count`, at least one: use these and come again. So nobody
-    waits with frames in hand that others would have their work done with. None: the task is dying, or may not do what
-    would help.
+    reclaims; then somebody is killed. Who wants more than a batch, and more than there is, reclaims once before that.
+    Fewer frames than `count`, at least one: use these and come again. So nobody waits with frames in hand that others
+    would have their work done with. None: the task is dying, or may not do what would help.
 
     The frames are ALLOCATED and, with `zero`, all bytes 0; they are on no list and have no identity yet.
     """

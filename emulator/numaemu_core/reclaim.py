@@ -214,6 +214,7 @@ def shrink_zones(k: Kernel, zones: Sequence[Zone], priority: int, control: ScanC
 def _share_of(k: Kernel, zone: Zone, priority: int, control: ScanControl) -> Share:
     """So many pages of its lists; what is less than a batch is left for a later pass."""
     states = k.c.lru_state[zone.first : zone.end]
+    # Several runs would lower the priority one after the other; in one, a pass that scans less would be in vain.
     least = control.nr_to_reclaim if control.runs > 1 else 1
     zone.nr_scan_active += max((int(np.count_nonzero(states == LRU_ACTIVE)) >> priority) + 1, least)
     zone.nr_scan_inactive += max((int(np.count_nonzero(states == LRU_INACTIVE)) >> priority) + 1, least)

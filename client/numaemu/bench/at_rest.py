@@ -11,8 +11,10 @@ from typing import Final
 import numaemu as nm
 from numaemu.bench.machines import booted, seconds
 from numaemu.bench.rounds import Figure, Reach, alone, compare, times
-from numaemu_core import limits, topology
+from numaemu_core import limits
 from numaemu_core.layout import MUTEX_BYTES, layout_of
+from numaemu_core.performer import machine_in_memory
+from numaemu_core.topology import uniform
 
 _IDLE_S: Final = 5.0
 #: What the processes of a machine and its client import.
@@ -51,9 +53,11 @@ def _ticks(pid: int) -> int:
 
 
 def bytes_per_frame() -> Iterator[Figure]:
-    """Metadata of a frame that is densely mapped: frame table, entry and bits, its share of a pte lock."""
-    layout = layout_of(topology.uniform(4, "64M", "128M", "swap-v3", 4096))
+    """Metadata of a densely mapped frame: frame table, entry and bits, its share of a pte lock, the daemon's own."""
+    layout = layout_of(uniform(4, "64M", "128M", "swap-v3", 4096))
     columns = [column for column in layout.segments["frames"].columns if column.shape == (layout.frame_count,)]
     frame = sum(column.size for column in columns) / layout.frame_count
     entry = 8 + 1 + 1 + MUTEX_BYTES / limits.PTRS_PER_TABLE
-    yield alone("bytes-per-frame", "bytes", [frame + entry], Reach(at_most=True, bound=72, of=""))
+    k = machine_in_memory(uniform(1, "1M", "1M", "swap-v3", 4096))
+    own = sum(column.itemsize for column in (k.nid_of_pfn, k.page_refs, k.harvests))
+    yield alone("bytes-per-frame", "bytes", [frame + entry + own], Reach(at_most=True, bound=72, of=""))

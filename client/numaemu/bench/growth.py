@@ -15,9 +15,8 @@ import numaemu as nm
 from numaemu.bench.crowd import crowd
 from numaemu.bench.echo import echoing
 from numaemu.bench.machines import PAGE, booted, seconds
-from numaemu.bench.rounds import Figure, Reach, alone
+from numaemu.bench.rounds import ROUNDS, Figure, Reach, alone
 
-ROUNDS: Final = 7
 _MOVE: Final = nm.MPOL_MF_MOVE | nm.MPOL_MF_STRICT
 _FAULTS: Final = 64
 _PAGES: Final = [4**n for n in range(10)]  # 1 … 262,144
@@ -130,7 +129,7 @@ def _figures(name: str, of: str, curves: list[Curve], bound: float, folder: Path
     """The exponent of each curve, and one plot of all."""
     for number, curve in enumerate(curves):
         suffix = "" if not number else "-" + curve.what.replace("(MOVE)", "").replace(" ", "-")
-        reach = Reach(at_most=True, bound=bound, of=f" ({curve.what})")
+        reach = Reach(at_most=True, bound=bound, of="")
         yield alone(f"{name}{suffix}", "exponent", [curve.exponent()], reach)
     if folder is not None:
         _plot(folder / f"{name}.png", of, curves)

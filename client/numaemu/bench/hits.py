@@ -1,5 +1,6 @@
 """Hits: pages that are there, read and written without a message."""
 
+import contextlib
 import mmap
 import random
 from collections.abc import Callable, Iterator
@@ -27,13 +28,24 @@ def _each_us(loop: Callable[[], object]) -> float:
     return seconds(loop) / _ACCESSES * 1e6
 
 
-def hit_read_64() -> Iterator[Figure]:
-    """A read of 64 bytes of a present page, at random, beside a slice of a plain mmap."""
-    offsets = _offsets()
+@contextlib.contextmanager
+def _areas() -> Iterator[tuple[nm.Task, nm.Mapping, mmap.mmap]]:
+    """A task, its mapping of pages that are all there, and as much plain memory."""
     with booted() as machine, machine.attach() as task, mmap.mmap(-1, _AREA) as plain:
         buf = task.mmap(_AREA)
         buf.write(0, bytes(range(256)) * (_AREA // 256))
         plain[:] = buf.read(0, _AREA)
+        yield task, buf, plain
+
+
+def _figure(name: str, ours: Callable[[], object], peer: Callable[[], object], peer_is: str, bound: float) -> Figure:
+    return compare(name, "us", lambda: _each_us(ours), lambda: _each_us(peer), peer_is=peer_is, reach=times(bound))
+
+
+def hit_read_64() -> Iterator[Figure]:
+    """A read of 64 bytes of a present page, at random, beside a slice of a plain mmap."""
+    offsets = _offsets()
+    with _areas() as (task, buf, plain):
         addresses = [buf.start + offset for offset in offsets]
 
         def ours() -> None:
@@ -45,24 +57,14 @@ def hit_read_64() -> Iterator[Figure]:
             for offset in offsets:
                 plain[offset : offset + 64]
 
-        yield compare(
-            "hit-read-64",
-            "us",
-            lambda: _each_us(ours),
-            lambda: _each_us(peer),
-            peer_is="mmap[a:b] of the same bytes",
-            reach=times(4.5),
-        )
+        yield _figure("hit-read-64", ours, peer, "mmap[a:b] of the same bytes", 4.5)
 
 
 def hit_write_64() -> Iterator[Figure]:
     """A write of 64 bytes, beside an assignment to a slice of a plain mmap."""
     offsets = _offsets()
     data = bytes(range(64))
-    with booted() as machine, machine.attach() as task, mmap.mmap(-1, _AREA) as plain:
-        buf = task.mmap(_AREA)
-        buf.touch(write=True)
-        plain[:] = bytes(_AREA)
+    with _areas() as (task, buf, plain):
         addresses = [buf.start + offset for offset in offsets]
 
         def ours() -> None:
@@ -74,40 +76,19 @@ def hit_write_64() -> Iterator[Figure]:
             for offset in offsets:
                 plain[offset : offset + 64] = data
 
-        yield compare(
-            "hit-write-64",
-            "us",
-            lambda: _each_us(ours),
-            lambda: _each_us(peer),
-            peer_is="mmap[a:b] = of the same bytes",
-            reach=times(4.5),
-        )
+        yield _figure("hit-write-64", ours, peer, "mmap[a:b] = of the same bytes", 4.5)
 
 
 def map_read_64() -> Iterator[Figure]:
     """A slice of 64 bytes of a mapping, beside the same slice of a plain mmap."""
     offsets = _offsets()
-    with booted() as machine, machine.attach() as task, mmap.mmap(-1, _AREA) as plain:
-        buf = task.mmap(_AREA)
-        buf.touch(write=True)
-        plain[:] = bytes(_AREA)
+    with _areas() as (_, buf, plain):
 
-        def ours() -> None:
+        def slices(memory: nm.Mapping | mmap.mmap) -> None:
             for offset in offsets:
-                buf[offset : offset + 64]
+                memory[offset : offset + 64]
 
-        def peer() -> None:
-            for offset in offsets:
-                plain[offset : offset + 64]
-
-        yield compare(
-            "map-read-64",
-            "us",
-            lambda: _each_us(ours),
-            lambda: _each_us(peer),
-            peer_is="the same slice of a plain mmap",
-            reach=times(6),
-        )
+        yield _figure("map-read-64", lambda: slices(buf), lambda: slices(plain), "the same slice of a plain mmap", 6)
 
 
 def hit_read_16m() -> Iterator[Figure]:

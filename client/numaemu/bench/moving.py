@@ -94,7 +94,6 @@ def sparse_1t() -> Iterator[Figure]:
             beside,
             peer_is="the same pages dense",
             reach=times(10),
-            rounds=7,
         )
 
 

@@ -91,7 +91,7 @@ def alone(name: str, unit: str, values: list[float], reach: Reach) -> Figure:
         peer=None,
         peer_is="",
         ratio=None,
-        spread=(max(values) - min(values)) / value if value else 0.0,
+        spread=(max(values) - min(values)) / abs(value) if value else 0.0,
         rounds=len(values),
         reach=str(reach),
         met=reach.met_by(value),

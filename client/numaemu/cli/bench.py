@@ -56,9 +56,8 @@ def run(args: argparse.Namespace) -> int:
     names = args.names or list(measures)
     found: list[Figure] = []
     if not args.json:
-        print(
-            f"{'figure':<40}{'ours':>14}{'peer':>14}{'ratio':>8}{'spread':>8}  {'reach':<16}{'':4}{'unit':<12}peer is"
-        )
+        head = f"{'figure':<36}{'ours':>14}{'peer':>14}{'ratio':>8}{'spread':>8}"
+        print(f"{head}  {'reach':<18}{'met':<5}{'unit':<12}peer is")
     for number, name in enumerate(names, 1):
         _say(f"measuring {name}, {number} of {len(names)} …")
         for figure in measures[name]():
@@ -88,5 +87,5 @@ def _row(figure: Figure) -> str:
     peer = "-" if figure.peer is None else f"{figure.peer:,.2f}"
     ratio = "-" if figure.ratio is None else f"{figure.ratio:.2f}"
     verdict = "yes" if figure.met else "no"
-    row = f"{figure.name:<40}{figure.ours:>14,.2f}{peer:>14}{ratio:>8}{figure.spread:>8.0%}"
-    return f"{row}  {figure.reach:<16}{verdict:<4}{figure.unit:<12}{figure.peer_is}".rstrip()
+    row = f"{figure.name:<36}{figure.ours:>14,.2f}{peer:>14}{ratio:>8}{figure.spread:>8.0%}"
+    return f"{row}  {figure.reach:<18}{verdict:<5}{figure.unit:<12}{figure.peer_is}".rstrip()
