@@ -184,9 +184,10 @@ def launch(short_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def machine(launch: Start) -> RunningMachine:
-    """A machine of two small nodes that is ready."""
+    """A machine of two small nodes that is ready, and whose processes have all said hello on the bus."""
     running = launch()
     line = running.first_line()
     assert line == {"ready": True, "endpoint": f"ipc://{running.directory}/kernel.ipc", "pid": running.init.pid}
-    running.rows()
+    waits_for_bus = sum(row["role"] in {"node", "swap"} for row in running.rows())
+    wait_for(lambda: len(running.kernel("heard")) == waits_for_bus, "a hello of each node and the swap node")
     return running

@@ -5,6 +5,7 @@ byte of flags (1: more frames follow, 2: the length has 8 bytes, 4: a command), 
 """
 
 import contextlib
+import os
 import resource
 import socket
 import struct
@@ -98,6 +99,15 @@ def memory_kb(pid: int) -> int:
 def descriptors(pid: int) -> int:
     """How many descriptors a process has open."""
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def copies(pid: int, descriptor: int) -> int:
+    """How many of a process' descriptors are of the pipe or file that a descriptor of this process is of."""
+    wanted, found = os.fstat(descriptor), 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += os.path.samestat(entry.stat(), wanted)
+    return found
 
 
 @contextlib.contextmanager
