@@ -1,0 +1,161 @@
+"""The loop: calls of the program come one by one, and each gets its answer; processes end; signals pass."""
+
+import collections
+import contextlib
+import errno
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from numaemu_core.errors import MmError, OutOfMemory
+from numaemu_run.abi import EXIT_CALL, OPEN_CALLS, PATH_CALLS, Abi
+from numaemu_run.affinity import AffinityCalls
+from numaemu_run.family import Family, Thread
+from numaemu_run.files import Files
+from numaemu_run.kernel import Kernel
+from numaemu_run.node_tree import NodeTree
+from numaemu_run.paths import PathCalls
+from numaemu_run.policy import PolicyCalls
+from numaemu_run.seccomp import Listener, Notification
+
+#: How often processes are looked at while they make no calls.
+_LOOK_EVERY_S: Final = 0.5
+_MS: Final = 1000
+
+
+class Supervisor:
+    """Serves the calls of a program and its descendants until it has ended."""
+
+    def __init__(
+        self, kernel: Kernel, tree: NodeTree, abi: Abi, listener: Listener, root: Path, *, mounted: bool
+    ) -> None:
+        """`root`: where the tree of nodes lies; `mounted`: it lies over the host's for the program."""
+        self._listener = listener
+        self._poll = select.poll()
+        self._poll.register(listener.fd, select.POLLIN)
+        self.family = Family(kernel, tree, self._poll)
+        #: How often each call came, and how often it was refused by the machine.
+        self.calls: collections.Counter[str] = collections.Counter()
+        self.refused: collections.Counter[str] = collections.Counter()
+        #: Opens that were answered with a file of the machine.
+        self.files_given = 0
+        self._names = {number: name for name, number in abi.numbers.items()}
+        self._files = Files(kernel, self.family, tree, root, mounted=mounted)
+        self._paths = PathCalls(self._files, abi)
+        self._of_threads: dict[str, Callable[[Notification, Thread], int]] = {
+            **PolicyCalls(kernel, self.family).handlers,
+            **AffinityCalls(kernel, self.family, tree).handlers,
+        }
+        self._next_look = 0.0
+
+    def watch(self, fd: int) -> None:
+        """Let `step` end when this becomes readable, too."""
+        self._poll.register(fd, select.POLLIN)
+
+    def step(self) -> set[int]:
+        """Serve what has come, or wait for something; gives the watched descriptors that are readable."""
+        found: set[int] = set()
+        wait = max(self._next_look - time.monotonic(), 0)
+        events = self._poll.poll(wait * _MS)
+        for fd, event in events:
+            if fd == self._listener.fd:
+                if event & select.POLLIN:
+                    self._serve()
+                else:  # nobody is left who could call
+                    self._poll.unregister(fd)
+            elif not self.family.has_news(fd):
+                found.add(fd)
+        if not events:
+            self._look()
+        return found
+
+    def _look(self) -> None:
+        """See what has come into memory, where it is clear whose policy it came under."""
+        began = time.monotonic()
+        for process in self.family:
+            if len(process.threads) == 1:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    self._settle(process.leader)
+        # However many there are, looking takes a small part of the time.
+        self._next_look = time.monotonic() + max(_LOOK_EVERY_S, (time.monotonic() - began) * 50)
+
+    def _serve(self) -> None:
+        call = self._listener.receive()
+        if call is None:
+            return
+        name = self._names[call.number]
+        self.calls[name] += 1
+        try:
+            if name in OPEN_CALLS:
+                self._serve_open(name, call)
+            elif name == EXIT_CALL:
+                self._serve_exit(call)
+            elif name in PATH_CALLS:
+                self._serve_path(name, call)
+            else:
+                self._serve_thread(name, call)
+        except ProcessLookupError:  # it died while we were at it
+            self._listener.refuse(call, errno.ESRCH)
+        except MmError as refused:
+            self._refuse(name, call, refused.errno)
+        except OSError as refused:
+            self._refuse(name, call, refused.errno or errno.EIO)
+
+    def _refuse(self, name: str, call: Notification, code: int) -> None:
+        self.refused[f"{name} {errno.errorcode.get(code, code)}"] += 1
+        self._listener.refuse(call, code)
+
+    def _serve_open(self, name: str, call: Notification) -> None:
+        try:
+            opened = self._files.opened(name, call)
+        except PermissionError:  # a process that we may not look into is the host's business
+            opened = None
+        if opened is None:
+            self._listener.let_through(call)
+            return
+        fd, flags = opened
+        self.files_given += 1
+        try:
+            self._listener.give_descriptor(call, fd, flags)
+        finally:
+            os.close(fd)
+
+    def _serve_exit(self, call: Notification) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            thread = self.family.thread(call.tid)
+            self._settle(thread)
+        self._listener.let_through(call)
+
+    def _serve_path(self, name: str, call: Notification) -> None:
+        value = self._paths.answer(name, call)
+        if value is None:
+            self._listener.let_through(call)
+        else:
+            self._listener.give(call, value)
+
+    def _serve_thread(self, name: str, call: Notification) -> None:
+        thread = self.family.thread(call.tid)
+        if not self._listener.is_waiting(call):
+            return
+        try:
+            value = self._of_threads[name](call, thread)
+        except OutOfMemory:
+            self._kill(thread)
+        else:
+            self._listener.give(call, value)
+
+    def _settle(self, thread: Thread) -> None:
+        """Look at its process, which ends if the machine is full."""
+        try:
+            self.family.settle(thread)
+        except OutOfMemory:
+            self._kill(thread)
+
+    def _kill(self, thread: Thread) -> None:
+        """The machine has no memory for its process."""
+        sys.stderr.write(f"numaemu run: out of memory: killed process {thread.process.pid}\n")
+        self.family.kill(thread.process)
