@@ -41,6 +41,8 @@ from numaemu_host import fdsock
 
 #: How long no new client is taken where the host has no descriptor left.
 _PAUSE_S = 0.1
+#: How long the loop stays awake for another call; on a lone processor the caller could not make it meanwhile.
+_LINGER_S = 1e-4 if len(os.sched_getaffinity(0)) > 1 else 0.0
 #: Rounds of a loop that never sleeps between two looks at peers whose time may be over.
 _ROUNDS_BETWEEN_LOOKS = 64
 
@@ -113,6 +115,7 @@ class Server:
         #: When new clients are taken again.
         self._paused_until: float | None = None
         self._rounds = 0
+        self._linger_s = 0.0
         self.stopping = False
         self._listen()
 
@@ -176,15 +179,28 @@ class Server:
                 self._check_at_rest()
             if self._requests.turns and not self._requests.resting:
                 timeout = 0
-            elif timeout is None or timeout:
-                timeout = self._before_sleep(timeout)
-            for item, _ in self._poller.poll(timeout):
+            events = self._poller.poll(0) if timeout == 0 else self._next_events(timeout)
+            for item, _ in events:
                 self._take(item)
             if self._requests.turns:
                 self._requests.serve_turns()
-                self._rounds += 1
-                if not self._rounds % _ROUNDS_BETWEEN_LOOKS:  # else it looks before it sleeps
-                    self._look_after_peers()
+            self._rounds += 1
+            if not self._rounds % _ROUNDS_BETWEEN_LOOKS:  # else it does so before it sleeps
+                self._before_sleep(None)
+
+    def _next_events(self, timeout_ms: int | None) -> list[tuple[Any, int]]:
+        """What has come. After an event it looks for the next one for a moment before it sleeps.
+
+        A caller often has another call at once; to be woken up for it takes longer than to wait for it, more of the
+        processor's time included.
+        """
+        until = time.monotonic() + self._linger_s
+        events = self._poller.poll(0)
+        while not events and time.monotonic() < until:
+            events = self._poller.poll(0)
+        events = events or self._poller.poll(self._before_sleep(timeout_ms))
+        self._linger_s = _LINGER_S if events else 0.0
+        return events
 
     def _take(self, item: object) -> None:
         if item is self._router:
