@@ -97,8 +97,6 @@ class FakeKernel:
         match name:
             case "window":
                 return next(self.slots)
-            case "fault":
-                return self.fault(*args)
             case _:
                 return 0
 
@@ -108,19 +106,23 @@ class FakeKernel:
     def note_window(self, slot: int, turn: Turn) -> None:
         """What a machine's `Calls.note_window` does."""
 
-    def fault(self, addr: int, length: int, write: bool) -> int:  # noqa: FBT001 - as the call has it
-        """Map what is not there; as many bytes as can be."""
+    def fault(self, _pid: int, addr: int, length: int, *, write: bool) -> None:
+        """What a machine's `Calls.fault` does."""
+        self.calls.append(("fault", (addr, length, write)))
+        self.bring_in(addr, length, write=write)
+
+    def bring_in(self, addr: int, length: int, *, write: bool) -> None:
+        """Map what is not there; as much as can be."""
         first, end = addr >> 12, (addr + length - 1 >> 12) + 1
         for vpn in range(first, end):
             bits = self.mapped.get(vpn, 0)
             if not bits & (4 if write else 2):
                 if vpn == first:
                     raise SegmentationFault(vpn << 12)
-                return (vpn << 12) - addr
+                return
             if not int(self.views.pte[self.flat(vpn)]) & (4 if write else 2):
                 self.map(vpn, self.free.pop(0), bits)
             self.on_fault(vpn)
-        return length
 
     def asked(self, name: str) -> list[tuple[Any, ...]]:
         """The arguments of all calls of that name."""
