@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numaemu.tcp import Curve, Lease, TcpWayBack
-    from numaemu.window import Turn
+    from numaemu.window import Window
 
 #: How long one poll lasts; between two, Python looks at its signals.
 _SLICE_MS: Final = int(limits.SILENCE_S * 1000)
@@ -242,11 +242,12 @@ class _Mine(threading.local):
         self.connection: Connection | None = None
         #: None: not yet, or it broke. False: the daemon has none for us.
         self.line: FaultLine | Literal[False] | None = None
-        self.turns: dict[int, Turn] = {}
+        #: By access slot; a task that is closed takes its own with it.
+        self.windows: weakref.WeakValueDictionary[int, Window] = weakref.WeakValueDictionary()
 
     def window(self) -> int | None:
         """The access slot whose window the thread has open just now."""
-        return next((slot for slot, turn in self.turns.items() if turn.inside), None)
+        return next((slot for slot, window in self.windows.items() if window.inside), None)
 
 
 class Calls:
@@ -338,9 +339,9 @@ class Calls:
         if self._peer.way_back is not None:
             self._peer.way_back.complain()
 
-    def note_window(self, slot: int, turn: Turn) -> None:
-        """From now on, calls that this thread sends from inside a window of `slot` say so."""
-        self._mine.turns[slot] = turn
+    def note_window(self, window: Window) -> None:
+        """From now on, calls that this thread sends from inside this window of its own say so."""
+        self._mine.windows[window.slot] = window
 
     def abandon(self) -> None:
         """In a forked child: keep everything as it is, and out of reach."""

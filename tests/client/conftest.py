@@ -15,7 +15,7 @@ import pytest
 from numaemu.attachment import map_views
 from numaemu.replay.records import Record, read_records
 from numaemu.task import Task
-from numaemu.window import Turn
+from numaemu.window import Window
 from numaemu_core import limits
 from numaemu_core.columns import I8
 from numaemu_core.errors import SegmentationFault
@@ -83,7 +83,7 @@ class FakeKernel:
 
     def frame(self, pfn: int) -> memoryview:
         """The bytes of a frame."""
-        return self.views.frames[pfn * PAGE : (pfn + 1) * PAGE]
+        return memoryview(self.views.frames)[pfn * PAGE : (pfn + 1) * PAGE]
 
     def flats(self, count: int, start: int = START) -> I8:
         """The flat indexes of pages from `start` on."""
@@ -103,7 +103,7 @@ class FakeKernel:
     def complain(self) -> None:
         """What a machine's `Calls.complain` does."""
 
-    def note_window(self, slot: int, turn: Turn) -> None:
+    def note_window(self, window: Window) -> None:
         """What a machine's `Calls.note_window` does."""
 
     def fault(self, _pid: int, addr: int, length: int, *, write: bool) -> None:

@@ -286,7 +286,10 @@ def test_forked_child(machine: Machine, kernel: FakeKernel) -> None:
     task: Task = machine.attach()
     task.write(START, b"parent")
     mapping = numaemu.Mapping(task, START, PAGE)
+    read, write = task.read, task.write
     uses: list[Callable[[], object]] = [
+        lambda: read(START, 1),
+        lambda: write(START, b"x"),
         lambda: task.read(START, 1),
         lambda: task.write(START, b"x"),
         lambda: task.touch(START, 1),
