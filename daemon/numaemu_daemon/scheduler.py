@@ -106,6 +106,8 @@ class Scheduler:
         self._napping: list[_Napping] = []
         k.spawn = lambda _name, body: self.start(body, lambda _result, _refusal: None)
         self._next = 1
+        #: Until when long tasks go in short steps; 0: they do not.
+        self._shared_until = 0.0
         self._spins = 0
         #: Access slots whose thread waits for an answer from inside its window: stragglers at once.
         self.asking: Counter[int] = Counter()
@@ -138,8 +140,16 @@ class Scheduler:
             self.asking[window] += 1
         self._ready.append(task)
 
+    def share(self) -> None:
+        """Somebody calls: if a task is on its way, it goes in short steps for a while."""
+        if self.active:
+            self._k.batch_pages = limits.SHARED_BATCH_PAGES
+            self._shared_until = self._clock() + limits.SHARED_S
+
     def step(self) -> int | None:
         """Run every task that can run once; gives the milliseconds that the loop may sleep, None for any time."""
+        if self._shared_until and self._clock() > self._shared_until:
+            self._shared_until, self._k.batch_pages = 0.0, limits.BATCH_PAGES
         self._ready.extend(self._spinning)
         self._spinning.clear()
         self._wake()

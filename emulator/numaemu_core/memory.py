@@ -81,7 +81,7 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
                 raise OutOfMemory("the task was killed: out of memory")
             try:
                 vma = _accessible_vma(k, task.mm, vpn, write=write)
-                stop = min(end, vma.vm_end >> k.page_shift, vpn + limits.FAULT_BATCH_PAGES)
+                stop = min(end, vma.vm_end >> k.page_shift, vpn + k.batch_pages)
                 yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
             except (SegmentationFault, OutOfMemory) as error:
                 if isinstance(error, (OutOfMemory, BusError)):
@@ -347,7 +347,7 @@ def populate_vma_range(k: Kernel, task: Task, vma: VmArea, start: int, end: int)
     first, last = max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift
     vpn, tries = first, 0
     while vpn < last:
-        stop = min(last, vpn + limits.FAULT_BATCH_PAGES)
+        stop = min(last, vpn + k.batch_pages)
         try:
             yield from populate_pages(k, task, vma, vpn, stop, write=write)
             vpn, tries = stop, 0

@@ -60,13 +60,15 @@ def migrate_pages(k: Kernel, pfns: I8, new_pages: NewPages) -> KernelTask[Migrat
     """Move isolated pages to the frames that `new_pages` gives; when no frame is left, the pages without one stay."""
     left = [NO_INDEXES]
     out_of_memory = False
-    for part in range(0, len(pfns), limits.SWAPOUT_BATCH_PAGES):
-        batch = pfns[part : part + limits.SWAPOUT_BATCH_PAGES]
+    done = 0
+    while done < len(pfns):
+        batch = pfns[done : done + k.batch_pages]
         targets = yield from new_pages(batch)
+        done += len(targets)
         left.append((yield from _migrate_batch(k, batch[: len(targets)], targets)))
         if len(targets) < len(batch):
             out_of_memory = True
-            left.append(pfns[part + len(targets) :])
+            left.append(pfns[done:])
             break
         yield Breathe()
     stayed = np.concatenate(left)

@@ -183,7 +183,7 @@ def _move_together(call: _Call, targets: I8) -> KernelTask[tuple[int, int]]:
     if np.count_nonzero(np.diff(targets)) < _RUNS_ONE_BY_ONE or not call.writable:
         return 0, 0
     while done < len(targets):
-        part = targets[done : done + limits.SWAPOUT_BATCH_PAGES]
+        part = targets[done : done + call.k.batch_pages]
         pfns, status = yield from _candidates(call, done, done + len(part), part)
         queue, goals = pfns[pfns >= 0], part[pfns >= 0]
         if not _nothing_is_in_the_way(call.k, queue, goals):
