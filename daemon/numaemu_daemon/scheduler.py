@@ -4,6 +4,7 @@ A task that sleeps is in exactly one list, by what it sleeps for; a list is look
 changed. Nothing in here waits: `step` does what can be done now and says how long the loop may sleep.
 """
 
+import functools
 import platform
 from collections import Counter, deque
 from collections.abc import Callable, Generator
@@ -21,6 +22,7 @@ from numaemu_core.effects import (
     ReadPages,
     Shootdown,
     SpinBusy,
+    WaitCopies,
     WaitPageLocks,
     WaitWriteback,
     WritePages,
@@ -102,6 +104,7 @@ class Scheduler:
         self._spinning: list[Running] = []
         self._on_sems: list[tuple[Running, int, Mode]] = []
         self._on_pages: list[tuple[Running, Effect]] = []
+        self._on_copies: list[tuple[Running, tuple[CopyPages, ...]]] = []
         self._in_flight: list[_Flight] = []
         self._napping: list[_Napping] = []
         k.spawn = lambda _name, body: self.start(body, lambda _result, _refusal: None)
@@ -272,8 +275,8 @@ class Scheduler:
                 return True
             case ReadPages(slots, pfns):
                 self._copiers.read(slots, pfns, lambda: self._ready.append(task))
-            case CopyPages(nid, source, target):
-                self._copiers.copy(nid, source, target, lambda: self._ready.append(task))
+            case CopyPages() | WaitCopies():
+                return self._copy(task, effect)
             case WaitPageLocks() | WaitWriteback():
                 if self._pages_free(task, effect):
                     return False
@@ -285,6 +288,21 @@ class Scheduler:
             case Breathe():
                 self._ready.append(task)
         return False
+
+    def _copy(self, task: Running, effect: CopyPages | WaitCopies) -> bool:
+        match effect:
+            case CopyPages(nid, source, target):
+                self._copiers.copy(nid, source, target, functools.partial(self._copied, effect))
+            case WaitCopies(copies) if not all(copy.done for copy in copies):
+                self._on_copies.append((task, copies))
+                return False
+        return True
+
+    def _copied(self, copy: CopyPages) -> None:
+        copy.done = True
+        over = [task for task, copies in self._on_copies if all(one.done for one in copies)]
+        self._on_copies = [entry for entry in self._on_copies if entry[0] not in over]
+        self._ready.extend(over)
 
     def _shootdown(self, task: Running, mm_ids: frozenset[int]) -> bool:
         """After the barrier every client sees the entries that were written, or has its window open.

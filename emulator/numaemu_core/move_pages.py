@@ -10,7 +10,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from numaemu_core import limits
 from numaemu_core.columns import I8, U8
 from numaemu_core.cred import ptrace_may_access
 from numaemu_core.effects import KernelTask
