@@ -22,6 +22,7 @@ from numaemu_core.uapi import (
     MPOL_MF_MOVE,
     MPOL_MF_MOVE_ALL,
     MPOL_MF_STRICT,
+    MPOL_PREFERRED,
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
@@ -523,3 +524,35 @@ def test_a_write_that_waited_for_a_page_finds_where_it_went(machine: Make, kind:
         m.performer.run()
         assert m.call(files.sys_file_read(m.k, other, "/data", 0, pages * PAGE)) == data, f"seed {seed}"
         assert bytes_of(m, task, base, pages) == [7] * pages, f"seed {seed}"
+
+
+def test_a_batch_is_prepared_while_the_one_before_is_copied(machine: Make) -> None:
+    """Where memory is plenty, pages of two batches are on their way together, and all of them arrive."""
+    m = today(machine)
+    m.k.batch_pages = 4
+    task = m.attach(0, NICE)
+    base = filled(m, task, 16)
+    m.performer.start("migrate", migrate_pages.sys_migrate_pages(m.k, task, 0, 65, [1], [2]))
+
+    def marked() -> int:
+        return sum(bool(m.entry(task, base + page * PAGE) & PTE_MIGRATION) for page in range(16))
+
+    m.performer.run(until=lambda: marked() > 4)
+    assert marked() == 8
+    m.performer.run()
+    assert m.where(task, base, 16) == [1] * 16
+    assert bytes_of(m, task, base, 16) == list(range(1, 17))
+
+
+def test_frames_of_a_batch_are_there_for_the_next_where_memory_is_short(machine: Make) -> None:
+    """Pages that fall back to where they come from find the frames that those before them have left."""
+    m = today(machine, "linux-6.12", "1M", "1M")
+    m.k.batch_pages = 4
+    task, hog = m.attach(0, NICE), m.attach(1)
+    base = filled(m, task, 16)
+    full = m.mmap(hog, 4096)
+    with pytest.raises(MmError):
+        m.touch(hog, full, 4096)
+    m.call(mmap.sys_munmap(m.k, hog, full, 6 * PAGE))
+    assert m.mbind(task, base, 16, MPOL_PREFERRED, {1}, STRICT_MOVE) == 0
+    assert bytes_of(m, task, base, 16) == list(range(1, 17))
