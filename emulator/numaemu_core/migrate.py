@@ -59,8 +59,9 @@ class Migrated(NamedTuple):
 def migrate_pages(k: Kernel, pfns: I8, new_pages: NewPages) -> KernelTask[Migrated]:
     """Move isolated pages to the frames that `new_pages` gives; when no frame is left, the pages without one stay.
 
-    The first pass prepares a batch while that before it is being copied, if memory is plenty; those that ask to be
-    tried again have the later passes together.
+    Fewer frames than pages are no end: those that have moved leave theirs, as page by page. The first pass prepares a
+    batch while that before it is being copied, if memory is plenty; those that ask to be tried again have the later
+    passes together.
     """
     batches: list[_Batch] = []
     begun: _Attempt | None = None
@@ -71,14 +72,14 @@ def migrate_pages(k: Kernel, pfns: I8, new_pages: NewPages) -> KernelTask[Migrat
             begun = None
         sources = pfns[done : done + k.batch_pages]
         targets = yield from new_pages(sources)
+        if not len(targets):
+            break
         batches.append(_Batch(sources[: len(targets)], targets))
         done += len(targets)
         attempt = yield from _begin(k, batches[-1], (yield from trylock_pages(k, batches[-1].pfns)))
         if begun is not None:
             yield from _complete(k, begun)
         begun = attempt
-        if len(targets) < len(sources):
-            break
         yield Breathe()
     if begun is not None:
         yield from _complete(k, begun)

@@ -544,15 +544,18 @@ def test_a_batch_is_prepared_while_the_one_before_is_copied(machine: Make) -> No
     assert bytes_of(m, task, base, 16) == list(range(1, 17))
 
 
-def test_frames_of_a_batch_are_there_for_the_next_where_memory_is_short(machine: Make) -> None:
-    """Pages that fall back to where they come from find the frames that those before them have left."""
+@pytest.mark.parametrize("batch_pages", [4, 4096])
+def test_pages_find_the_frames_that_those_before_them_have_left(machine: Make, batch_pages: int) -> None:
+    """Where memory is short, pages that fall back to where they come from need no more frames than page by page."""
     m = today(machine, "linux-6.12", "1M", "1M")
-    m.k.batch_pages = 4
+    m.k.batch_pages = batch_pages
     task, hog = m.attach(0, NICE), m.attach(1)
     base = filled(m, task, 16)
-    full = m.mmap(hog, 4096)
-    with pytest.raises(MmError):
-        m.touch(hog, full, 4096)
+    pages = sum(zone.nr_free for zone in m.k.zones.values())
+    full = m.mmap(hog, pages)
+    m.touch(hog, full, pages)
     m.call(mmap.sys_munmap(m.k, hog, full, 6 * PAGE))
+    assert [zone.nr_free for zone in m.k.zones.values()] == [0, 6]
     assert m.mbind(task, base, 16, MPOL_PREFERRED, {1}, STRICT_MOVE) == 0
+    assert m.where(task, base, 16) == [1] * 6 + [0] * 10
     assert bytes_of(m, task, base, 16) == list(range(1, 17))
