@@ -394,6 +394,50 @@ def test_a_host_without_descriptors_costs_a_daemon_and_no_byte(
         eventually(lambda: machine.fsck() == [], "fsck finds something")
 
 
+@pytest.mark.parametrize("part", [0, 1000, 1 << 16], ids=["empty", "short", "long"])
+def test_a_message_without_end_costs_a_daemon_and_no_byte(
+    part: int, boot: Boot, kernel: Callable[[nm.Machine], int], eventually: Eventually
+) -> None:
+    """A client that never ends a message takes no more than the daemon's bound; then it is gone, or the daemon is new.
+
+    The bound of the test is 64 MiB more than the daemon has; its own is that of its machine.
+    """
+    machine = boot()
+    pid = kernel(machine)
+    bound, _ = resource.prlimit(pid, resource.RLIMIT_DATA)
+    assert bound == limits.DAEMON_BYTES + 3 * 1024 * limits.DAEMON_BYTES_PER_PAGE
+    most = (hostile.memory_kb(pid, "VmData") << 10) + (64 << 20)
+    resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
+    peer = peer_of(machine)
+    with machine.attach() as task:
+        buf = task.mmap(200 * PAGE)
+        buf.write(0, b"before")
+        with hostile.shaken_hands(hostile.call_socket(machine)) as sock:
+            sock.sendall(frame(wire.pack_request(peer.boot_id, 1, "hello", [peer.token])))
+            wire.unpack_reply(hostile.read_frame(sock)[1])
+            seen = list(_sent_until_hung_up(sock, frame(bytes(part), MORE) * (MIB // (part + 9)), pid))
+        assert max(seen) < most >> 10
+        for number in range(1, 200):
+            buf.write(number * PAGE, b"%d" % number)
+        assert buf[:6] == b"before"
+        assert all(buf.read(number * PAGE, 3).rstrip(b"\0") == b"%d" % number for number in range(1, 200))
+        with nm.connect(machine.name) as other, other.attach() as late:
+            late.mmap(PAGE).write(0, b"late")
+        eventually(lambda: machine.fsck() == [], "fsck finds something")
+
+
+def _sent_until_hung_up(sock: socket.socket, data: bytes, pid: int) -> Iterator[int]:
+    """Send the same again and again; gives the kB of a process after each time, as long as it is there."""
+    for _ in range(400):
+        try:
+            sock.sendall(data)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        with contextlib.suppress(OSError, AssertionError):  # it has gone, or is a zombie
+            yield hostile.memory_kb(pid)
+    pytest.fail("nobody hung up")
+
+
 # -- floods ------------------------------------------------------------------------------------------------------------
 
 
