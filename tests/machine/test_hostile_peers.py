@@ -312,6 +312,24 @@ def test_a_call_that_was_answered_is_answered_again_on_a_new_connection(boot: Bo
                 wire.unpack_reply(sock.recv())
 
 
+def test_a_move_that_was_answered_is_not_done_again(boot: Boot) -> None:
+    """A repeated move_pages gets the first answer, and leaves pages alone that somebody has moved in between."""
+    machine = boot(profile="linux-6.12")
+    with dealer(hostile.call_socket(machine)) as sock, dealer(hostile.call_socket(machine)) as another:
+        rogue, same = Rogue(machine, sock), Rogue(machine, another)
+        pid = rogue.call("attach", 0, [], None)[0]
+        start = rogue.call("mmap", pid, 0, PAGE, 3, 0x22)
+        rogue.call("fault", *[pid, start, PAGE, True])
+        request = wire.pack_request(rogue.peer.boot_id, 50, "move_pages", [pid, 0, 1, [start], [1], nm.MPOL_MF_MOVE])
+        sock.send(request)
+        first = sock.recv()
+        assert same.call("where", pid, start, PAGE) == struct.pack("<i", 1)
+        same.call("move_pages", pid, 0, 1, [start], [0], nm.MPOL_MF_MOVE)
+        sock.send(request)
+        assert sock.recv() == first
+        assert same.call("where", pid, start, PAGE) == struct.pack("<i", 0)
+
+
 def test_a_connection_that_was_cut_goes_on_and_its_call_is_done_once(boot: Boot, eventually: Eventually) -> None:
     """A thread whose connection the daemon drops gets its answer all the same, and an mmap is not done twice."""
     machine = boot()
