@@ -145,6 +145,10 @@ BARRED_S: Final = 1.0
 #: Clients on the descriptor socket, no more than an eighth of the daemon's descriptors; of one process there.
 MAX_CLIENTS: Final = 1024
 CLIENTS_PER_PROCESS: Final = 64
+#: Memory of its own that the daemon may have, and more for each frame and slot. The objects of a full journal take some
+#: 100 MiB, fsck takes about 1,100 bytes a page for a moment; the rest is for requests.
+DAEMON_BYTES: Final = 2 << 30
+DAEMON_BYTES_PER_PAGE: Final = 2048
 #: Words of a node mask on the wire: one page of bits.
 MASK_WORDS_MAX: Final = (1 << PAGE_SHIFT_MAX) // 8
 #: Names of machines: they become part of a socket path of at most 107 bytes.
