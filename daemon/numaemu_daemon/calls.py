@@ -127,6 +127,16 @@ class Calls:
             self._k.reach("call.intent_written")
         self._run(connection, request, send, task, caller)
 
+    def _begin_later(self) -> None:
+        """There is room for a write: the first of those that wait begins, if its task is still there."""
+        while self._later:
+            connection, request, send, task = self._later.popleft()
+            if not task.exiting:
+                self._begin(connection, request, send, task)
+                return
+            gone = MmError(errno.ESRCH, f"no task {task.pid}")
+            self._answer(connection, request, send, None, gone)
+
     def redo(self, connections: Mapping[int, Connection], truth: Truth, send: Send) -> None:
         """Run the calls that were on their way when the last daemon died; answers are kept, and sent when asked for."""
         for caller, name, args in list(unfinished(truth)):
@@ -153,9 +163,10 @@ class Calls:
                 refusal = _killed(task)
             self._answer(connection, request, send, result, refusal)
             self._writing -= size
-            if size and self._later:
-                self._begin(*self._later.popleft())
+            if size:
+                self._begin_later()
 
+        self._scheduler.share()
         body = on_behalf(self._k, caller, SYSCALLS[request.name](self._k, task, *request.args[1:]))
         self._scheduler.start(body, done, _own_window(connection.client, request))
 

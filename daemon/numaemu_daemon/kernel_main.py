@@ -12,7 +12,7 @@ import zmq
 from numaemu_core import limits
 from numaemu_core.fault_points import unarmed
 from numaemu_core.journal import Journal
-from numaemu_core.layout import pool_name
+from numaemu_core.layout import Layout, pool_name
 from numaemu_core.lock_stats import LockStats
 from numaemu_core.recovery import resume
 from numaemu_core.swap_state import end_swap_write
@@ -49,6 +49,7 @@ def main(child: Child) -> None:
     journal = Journal(np.frombuffer(journal_segment.view, np.uint8))
     fenced = membarrier.register()
     _raise_descriptor_limit()
+    _bound_memory(child.layout)
     found = machine_for(child, machine, locks, journal, fenced=fenced)
     found.kernel.locks.stats = stats
     context = zmq.Context()
@@ -155,6 +156,18 @@ def _raise_descriptor_limit() -> None:
     """As many as the host allows: ZeroMQ ends its process when it has none left for a connection."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _bound_memory(layout: Layout) -> None:
+    """No more memory of its own than a machine of this size could ever need.
+
+    ZeroMQ keeps a message until it is whole, however many frames it has. Who sends one without end has the daemon end
+    here, and its successor recover the machine, instead of the host run out of memory.
+    """
+    most = limits.DAEMON_BYTES + limits.DAEMON_BYTES_PER_PAGE * (layout.frame_count + layout.slot_count)
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    bounds = [bound for bound in (soft, hard, most) if bound != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
 
 
 def _router(context: "zmq.Context[zmq.Socket[bytes]]") -> "zmq.Socket[bytes]":

@@ -39,19 +39,20 @@ class Cells:
 
     def __init__(self, columns: "Columns") -> None:
         """Views of the same memory."""
-        self.pte = _cells(columns.pte)
-        self.accessed = _cells(columns.accessed)
-        self.dirty = _cells(columns.dirty)
-        self.free_state = _cells(columns.free_state)
-        self.lru_state = _cells(columns.lru_state)
-        self.lru_stamp = _cells(columns.lru_stamp)
-        self.pg_flags = _cells(columns.pg_flags)
-        self.mapcount = _cells(columns.mapcount)
-        self.mapping = _cells(columns.mapping)
-        self.index = _cells(columns.index)
+        self.pte = cells_of(columns.pte)
+        self.accessed = cells_of(columns.accessed)
+        self.dirty = cells_of(columns.dirty)
+        self.free_state = cells_of(columns.free_state)
+        self.lru_state = cells_of(columns.lru_state)
+        self.lru_stamp = cells_of(columns.lru_stamp)
+        self.pg_flags = cells_of(columns.pg_flags)
+        self.mapcount = cells_of(columns.mapcount)
+        self.mapping = cells_of(columns.mapping)
+        self.index = cells_of(columns.index)
 
 
-def _cells(column: npt.NDArray[Any]) -> "memoryview[int]":
+def cells_of(column: npt.NDArray[Any]) -> "memoryview[int]":
+    """A column as a memoryview of the same memory."""
     return memoryview(column)  # type: ignore[arg-type]  # an array is a buffer
 
 
@@ -88,6 +89,7 @@ class Columns:
         self.numastat: I8 = views["numastat"]
         self.watermarks: I8 = views["watermarks"]
         self.cleaned: I8 = views["cleaned"]
+        self.vm_events: I8 = views["vm_events"]
         self.generation: U8 = views["generation"]
         self.tables_made: U8 = views["tables_made"]
         self.mm_epoch: U8 = views["mm_epoch"]

@@ -100,6 +100,8 @@ def find_file(k: Kernel, name: str) -> AddressSpace:
 def sys_file_write(k: Kernel, task: Task, name: str, offset: int, data: bytes) -> KernelTask[int]:
     """Write into a file, not beyond its end; gives how many bytes. Its pages are placed as by a fault of the task.
 
+    A task that is killed or ends writes no further page (generic_perform_write looks for a fatal signal).
+
     Raises:
         MmError: ENOENT; OutOfMemory: nothing could be written.
     """
@@ -110,7 +112,7 @@ def sys_file_write(k: Kernel, task: Task, name: str, offset: int, data: bytes) -
     while done < len(data):
         at = offset + done
         first, start = at >> k.page_shift, at & (k.page_size - 1)
-        count = min(limits.FAULT_BATCH_PAGES, -(-(len(data) - done + start) >> k.page_shift))
+        count = min(limits.BATCH_PAGES, -(-(len(data) - done + start) >> k.page_shift))
         part = payload[done : done + count * k.page_size - start]
         written = yield from _copy_in(k, task, mapping, first, start, part)
         if not written:
@@ -127,7 +129,7 @@ def _copy_in(k: Kernel, task: Task, mapping: AddressSpace, first: int, start: in
     end = start + len(part)
     indexes = np.arange(first, first + -(-end >> k.page_shift))
     left = indexes
-    while len(left):
+    while len(left) and not task.dying:
         enough = yield from page_cache_read(k, task, mapping, left)
         pfns = resident_pfns(k, mapping, left)
         here = np.flatnonzero(pfns >= 0)
@@ -137,7 +139,7 @@ def _copy_in(k: Kernel, task: Task, mapping: AddressSpace, first: int, start: in
             break
         got = yield from lock_some_pages(k, pfns[here])
         at = here[got]
-        whole = still_in_cache(k, mapping, left[at], pfns[at])
+        whole = still_in_cache(k, mapping, left[at], pfns[at]) & (not task.dying)
         _put_bytes(k, pfns[at[whole]], left[at[whole]] - first, start, part)
         k.c.pg_flags[pfns[at][whole]] |= PG_DIRTY
         if k.profile.uses_activate:

@@ -31,7 +31,7 @@ import msgpack
 import numpy as np
 
 from numaemu_core.columns import U1
-from numaemu_core.errors import BugError
+from numaemu_core.errors import BugError, MmError
 from numaemu_core.mm_types import AddressSpace, FileKind, Mm, Task, VmArea
 from numaemu_core.page_flags import PAGE_MAPPING_FILE
 from numaemu_core.shared_policy import Mempolicy, set_range
@@ -209,17 +209,28 @@ class Journal:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """What is appended within is one record: after a crash all of it is there, or nothing. No yield within."""
+        """What is appended within is one record: after a crash all of it is there, or nothing. No yield within.
+
+        A call that is refused within keeps what it had written; a failure of this process itself keeps nothing.
+        """
         if self._held is not None:
             yield
             return
         self._held = []
         try:
             yield
-        finally:
-            records, self._held = self._held, None
-            if records:
-                self.append(records[0] if len(records) == 1 else ["together", records])
+        except MmError:
+            self._append_held()
+            raise
+        except BaseException:
+            self._held = None
+            raise
+        self._append_held()
+
+    def _append_held(self) -> None:
+        records, self._held = self._held, None
+        if records:
+            self.append(records[0] if len(records) == 1 else ["together", records])
 
     def append(self, record: Row) -> None:
         """Write a record; open the other half with a snapshot when this one is full."""

@@ -1,6 +1,5 @@
 """The state of one machine as its kernel daemon knows it. Every module with a Linux name works on a `Kernel`."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
@@ -24,6 +23,7 @@ from numaemu_core.profiles import profile_named
 from numaemu_core.quarantine import Quarantine
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.topology import Topology
+from numaemu_core.vm_events import VmEvents
 
 #: Shared anonymous memory gets inode numbers that are multiples of this: interleaving, which starts at the inode
 #: number, then begins at the first node of any mask of 1, 2, 3, 4, 6 or 12 nodes.
@@ -74,14 +74,16 @@ class Kernel:
         #: Frames that nobody but a pin refers to any more: looked at again when pins are cleared.
         self.left_to_pins: set[int] = set()
         self._without_tasks()
-        #: Events since boot by their name in /proc/vmstat.
-        self.vmstat: Counter[str] = Counter()
+        #: Events since boot, whichever daemon counted them.
+        self.vmstat = VmEvents(columns.vm_events)
         #: On whose behalf kernel tasks run, by their numbers (`intents.Caller`).
         self.callers: dict[int, Any] = {}
         #: How many entries of each frame are gone whose dirty bytes were not yet read (`harvest`).
         self.harvests: I8 = np.zeros(layout.frame_count, np.int64)
         #: Told what step a task has reached (`fault_points`): once a batch.
         self.reach: Reach = unarmed
+        #: Pages that a long task handles between two yields; the performer has it shorter while others wait.
+        self.batch_pages = limits.BATCH_PAGES
         #: Starts a kernel task that nobody waits for; the performer's.
         self.spawn: Callable[[str, KernelTask[Any]], object] = lambda _name, body: body.close()
         #: Wakes the kswapd of a node; the performer's.
@@ -134,7 +136,7 @@ class Kernel:
 
     def count(self, event: str, times: int = 1) -> None:
         """Count an event for vmstat."""
-        self.vmstat[event] += times
+        self.vmstat.count(event, times)
 
     def node_of_task(self, task: Task) -> int:
         """numa_node_id() while that task runs."""

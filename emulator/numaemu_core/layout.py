@@ -26,6 +26,28 @@ SEGMENT_GRANULE_BYTES: Final = 65536
 
 #: Counters of one node, in the order of /sys/devices/system/node/nodeN/numastat.
 NUMA_COUNTERS: Final = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
+#: Events that vmstat counts, by their names there, or in the sums that it shows (`Profile.reclaim_events`).
+VM_EVENTS: Final = (
+    "allocstall",
+    "oom_kill",
+    "pageoutrun",
+    "pgactivate",
+    "pgdeactivate",
+    "pgfault",
+    "pgmajfault",
+    "pgmigrate_fail",
+    "pgmigrate_success",
+    "pgpgin",
+    "pgpgout",
+    "pgrefill",
+    "pgrotated",
+    "pgscan_direct",
+    "pgscan_kswapd",
+    "pgsteal_direct",
+    "pgsteal_kswapd",
+    "pswpin",
+    "pswpout",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +200,7 @@ def _frames(layout: Layout) -> SegmentLayout:
     segment.add("numastat", "i8", limits.MAX_NUMNODES, len(NUMA_COUNTERS))  # zone lock
     segment.add("watermarks", "i8", limits.MAX_NUMNODES, 3)  # daemon only: pages_min, pages_low, pages_high
     segment.add("cleaned", "i8", limits.MAX_NUMNODES)  # zone lock: frames that the node process cleaned
+    segment.add("vm_events", "i8", len(VM_EVENTS))  # daemon only
     return segment
 
 

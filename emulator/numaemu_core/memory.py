@@ -7,6 +7,7 @@ what has changed meanwhile is left to the next fault.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from numaemu_core.mm_types import (
     Task,
     VmArea,
 )
+from numaemu_core.mmzone import NUMA_HIT, NUMA_MISS
 from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_DIRTY
 from numaemu_core.page_lock import trylock_pages, unlock_pages, wait_on_pages_locked
 from numaemu_core.page_table import (
@@ -73,7 +75,7 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
         smallest = min(zone.present_pages for zone in k.zones.values())
         end = min(end, first + max(smallest // limits.FAULT_SHARE_OF_NODE, 1))
     vpn = stop = first
-    tries = 0
+    retries = _Retries()
     with (yield from down_read(task.mm)):
         k.reach("fault.sem_held")
         while vpn < end:
@@ -81,13 +83,12 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
                 raise OutOfMemory("the task was killed: out of memory")
             try:
                 vma = _accessible_vma(k, task.mm, vpn, write=write)
-                stop = min(end, vma.vm_end >> k.page_shift, vpn + limits.FAULT_BATCH_PAGES)
+                stop = min(end, vma.vm_end >> k.page_shift, vpn + k.batch_pages)
                 yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
             except (SegmentationFault, OutOfMemory) as error:
                 if isinstance(error, (OutOfMemory, BusError)):
                     vpn += _accessible_pages(k, task.mm, vpn, stop, write=write)
-                if vpn == first and _is_worth_a_retry(task, error, tries):
-                    tries += 1
+                if vpn == first and retries.is_worth_another(k, task, error):
                     yield Breathe()
                     continue
                 if vpn == first:
@@ -99,9 +100,23 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
     return (vpn << k.page_shift) - addr
 
 
-def _is_worth_a_retry(task: Task, error: MmError, tries: int) -> bool:
-    """Did some page get a frame, but not the first one, or was that reclaimed again?"""
-    return isinstance(error, OutOfMemory) and not task.dying and tries < limits.FAULT_RETRIES
+@dataclass(slots=True)
+class _Retries:
+    """Times that a page was faulted in without being there in the end, while nobody was killed for it."""
+
+    count: int = 0
+    frames_taken: int = -1
+    """How many the machine had given out by the last time."""
+
+    def is_worth_another(self, k: Kernel, task: Task, error: MmError) -> bool:
+        """Did some page get a frame, but not the first one, or was that reclaimed again?
+
+        Where nobody at all has got one since the last time, another will be as vain.
+        """
+        taken = int(k.c.numastat[:, [NUMA_HIT, NUMA_MISS]].sum())
+        moved = taken != self.frames_taken
+        self.count, self.frames_taken = self.count + 1, taken
+        return isinstance(error, OutOfMemory) and not task.dying and moved and self.count <= limits.FAULT_RETRIES
 
 
 def _accessible_pages(k: Kernel, mm: Mm, first_vpn: int, end_vpn: int, *, write: bool) -> int:
@@ -345,17 +360,18 @@ def populate_vma_range(k: Kernel, task: Task, vma: VmArea, start: int, end: int)
     wanted = VM_WRITE if k.profile.populate_writes_shared else VM_WRITE | VM_SHARED
     write = vma.vm_flags & wanted == VM_WRITE
     first, last = max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift
-    vpn, tries = first, 0
+    vpn, retries = first, _Retries()
     while vpn < last:
-        stop = min(last, vpn + limits.FAULT_BATCH_PAGES)
+        stop = min(last, vpn + k.batch_pages)
         try:
             yield from populate_pages(k, task, vma, vpn, stop, write=write)
-            vpn, tries = stop, 0
+            vpn, retries = stop, _Retries()
         except (OutOfMemory, BusError) as error:
             done = _accessible_pages(k, task.mm, vpn, stop, write=write)
-            if not done and not _is_worth_a_retry(task, error, tries):
+            if done:
+                vpn, retries = vpn + done, _Retries()
+            elif not retries.is_worth_another(k, task, error):
                 raise
-            vpn, tries = vpn + done, 0 if done else tries + 1
         yield Breathe()
 
 

@@ -90,7 +90,7 @@ def try_to_free_pages(k: Kernel, nodes: Sequence[int], task: Task | None = None,
         enough = control.nr_reclaimed >= control.nr_to_reclaim
         if enough or not priority or (task is not None and task.dying):
             break
-        yield _between_passes(control, priority)
+        yield _between_passes(k, nodes, control, priority)
         priority -= 1
     for zone in zones:
         zone.prev_priority = priority
@@ -150,16 +150,18 @@ def balance_pgdat(k: Kernel, nid: int) -> KernelTask[int]:
         yield from shrink_zones(k, [zone], priority, control)
         if zone.pages_scanned >= 4 * nr_lru_pages(k, zone):
             zone.all_unreclaimable = True
-        yield _between_passes(control, priority)
+        yield _between_passes(k, (nid,), control, priority)
     return control.nr_reclaimed
 
 
-def _between_passes(control: ScanControl, priority: int) -> Effect:
+def _between_passes(k: Kernel, nodes: Sequence[int], control: ScanControl, priority: int) -> Effect:
     """What a run of reclaim does before it scans more: it naps where a write or somebody else's work may help it.
 
     Scanning takes a kernel so long that writes end meanwhile; here the next pass would meet the same pages under write.
+    2.6.15 naps whether or not there is anything to wait for (blk_congestion_wait): ten naps a run where all is locked.
     """
-    waits = control.nr_writeback > 0 or (control.nr_scanned > 0 and priority < limits.DEF_PRIORITY - 2)
+    hard = control.nr_scanned > 0 and priority < limits.DEF_PRIORITY - 2
+    waits = control.nr_writeback > 0 or (hard and is_on_its_way(k, nodes))
     control.nr_writeback = 0
     return Nap() if waits else Breathe()
 

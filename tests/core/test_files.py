@@ -8,6 +8,7 @@ import pytest
 
 from numaemu_core import files, fork, madvise, memory, mmap, mprotect
 from numaemu_core.errors import BusError, MmError, OutOfMemory, SegmentationFault
+from numaemu_core.filemap import resident_pfns
 from numaemu_core.lru import isolate_lru_page
 from numaemu_core.mm_types import AddressSpace, Task
 from numaemu_core.page_flags import PG_DIRTY
@@ -56,6 +57,31 @@ def read(m: Machine, task: Task, addr: int) -> int:
 def pageout(m: Machine, task: Task, addr: int, pages: int) -> None:
     m.call(madvise.sys_madvise(m.k, task, addr, pages * PAGE, MADV_PAGEOUT))
     m.performer.run()
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "disk"])
+def test_a_write_ends_with_its_task(machine: Make, kind: str) -> None:
+    """Not a byte gets into a file after its writer has begun to end, wherever the write is just then."""
+    kept = set()
+    for seed in range(40):
+        m = machine(seed=seed)
+        file = create(m, kind)
+        writer = m.attach(0)
+        everything = np.arange(8)
+        writing = m.performer.start("write", files.sys_file_write(m.k, writer, "/data", 3, bytes([7]) * (8 * PAGE - 3)))
+        for _ in range(seed // 2):
+            if not writing.done:
+                m.performer.run(until=iter([False, True]).__next__)  # one step
+        writer.exiting = True  # as whoever ends it does at once
+        pfns = resident_pfns(m.k, file, everything)
+        before = m.k.c.frames[pfns[pfns >= 0]].copy()
+        m.call(fork.sys_exit(m.k, writer))
+        m.performer.run()
+        assert (m.k.c.frames[pfns[pfns >= 0]] == before).all(), f"seed {seed}"
+        later = resident_pfns(m.k, file, everything[pfns < 0])
+        assert not m.k.c.frames[later[later >= 0]].any(), f"seed {seed}"
+        kept.add(int(np.count_nonzero(before)))
+    assert len(kept) > 1
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ramfs", "disk"])

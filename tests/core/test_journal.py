@@ -406,3 +406,19 @@ def test_random_operations_replay_to_the_live_state(
             with contextlib.suppress(MmError):
                 p.call(system_call(k, rng.choice(tasks), operation))
         assert k.journal.replay() == k.truth()
+
+
+@pytest.mark.parametrize(("error", "kept"), [(MmError(12, "refused"), True), (MemoryError(), False)], ids=repr)
+def test_what_a_dying_writer_had_begun_is_not_kept(error: Exception, kept: bool) -> None:  # noqa: FBT001 - of the table
+    """Records that belong together are written when a call is refused within, and not when the daemon itself fails."""
+    book = Book(SMALL)
+
+    def half() -> None:
+        with book.journal.together():
+            book.journal.append(["mm", 3, mm_fields(3)])
+            raise error
+
+    with pytest.raises(type(error)):
+        half()
+    book.journal.append(["mm", 4, mm_fields(4)])
+    assert set(book.journal.replay().mms) == ({3, 4} if kept else {4})

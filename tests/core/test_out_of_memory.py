@@ -5,16 +5,18 @@ Sources: mm/page_alloc.c, mm/vmscan.c, mm/oom_kill.c (2.6.14 and 2.6.15; 6.1 and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from errno import EAGAIN
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from tests.core.conftest import GONE, PAGE, pressed
 
-from numaemu_core import files, fork, madvise, memory, mlock, mmap, reclaim
+from numaemu_core import files, fork, limits, madvise, memory, mlock, mmap, reclaim
 from numaemu_core.effects import Breathe
-from numaemu_core.errors import OutOfMemory
+from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.mempolicy import sys_set_mempolicy
 from numaemu_core.mmzone import Zonelist, free_pages
 from numaemu_core.nodemask import mask_of
@@ -22,7 +24,7 @@ from numaemu_core.oom_kill import badness, out_of_memory, select_bad_process
 from numaemu_core.page_alloc import alloc_pages
 from numaemu_core.page_flags import LRU_ACTIVE, LRU_INACTIVE, LRU_ISOLATED, PG_REFERENCED, PG_WRITEBACK
 from numaemu_core.profiles import PROFILES
-from numaemu_core.uapi import MADV_PAGEOUT, MAP_PRIVATE, MPOL_BIND, PROT_READ, PROT_WRITE
+from numaemu_core.uapi import MADV_PAGEOUT, MAP_PRIVATE, MAP_SHARED, MCL_FUTURE, MPOL_BIND, PROT_READ, PROT_WRITE
 
 if TYPE_CHECKING:
     from tests.core.conftest import Machine
@@ -288,6 +290,60 @@ def test_mlock_has_others_make_room_page_by_page(machine: Make, profile: str) ->
     base = m.mmap(task, 180)
     m.call(mlock.sys_mlock(m.k, task, base, 180 * PAGE))
     assert GONE not in m.where(task, base, 180)
+
+
+def counted(body: KernelTask[int], seen: Counter[str]) -> KernelTask[int]:
+    """The same task; `seen` gets what it yields, by name."""
+    answer = None
+    while True:
+        try:
+            effect = body.send(answer)
+        except StopIteration as end:
+            return int(end.value)
+        seen[type(effect).__name__] += 1
+        answer = yield effect
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_heap_larger_than_memory_naps_for_nobody(machine: Make, profile: str) -> None:
+    """A brk with MCL_FUTURE, beside locked memory and ramfs, naps only for the end of those killed for it."""
+    m = pressed(machine, profile=profile)
+    task = m.attach(0, "CAP_IPC_LOCK")
+    files.create_file(m.k, "/ram", "ramfs", 60 * PAGE)
+    ram = m.call(mmap.sys_mmap(m.k, task, 0, 60 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, "/ram"))
+    m.touch(task, ram, 60)
+    for _ in range(5):
+        child = m.call(fork.sys_fork(m.k, task))
+        m.call(mlock.sys_mlockall(m.k, child, MCL_FUTURE))
+        m.mmap(child, 40)
+    m.call(mlock.sys_mlockall(m.k, task, MCL_FUTURE))
+    seen: Counter[str] = Counter()
+    wanted = task.mm.brk + (1 << 31)
+    assert m.call(counted(mmap.sys_brk(m.k, task, wanted), seen)) == wanted
+    assert task.killed
+    assert seen["Nap"] <= m.k.vmstat["oom_kill"]
+
+
+@pytest.mark.parametrize("profile", ["linux-6.1", "linux-6.12"])
+@pytest.mark.parametrize("how", ["populate", "fault"])
+def test_who_finds_nobody_to_kill_gives_up(machine: Make, profile: str, how: str) -> None:
+    """When nobody may be killed and nobody has got a frame meanwhile, a range that cannot be had is not tried again."""
+    m = pressed(machine, profile=profile)
+    task = m.attach(0, "CAP_IPC_LOCK")
+    m.call(sys_set_mempolicy(m.k, task, MPOL_BIND, [mask_of({1})], 65))
+    base = m.mmap(task, 256)
+    m.mbind(task, base, 256, MPOL_BIND, {0})
+    with pytest.raises(MmError) as refused:
+        m.call(mlock.sys_mlock(m.k, task, base, 256 * PAGE))
+    assert refused.value.errno == EAGAIN
+    before = m.k.vmstat["allocstall"]
+    missing = base + m.where(task, base, 256).index(GONE) * PAGE
+    populate = mlock.sys_mlock(m.k, task, missing, PAGE)
+    fault = memory.sys_fault(m.k, task, missing, PAGE, write=True)
+    with pytest.raises(MmError):
+        m.call(populate if how == "populate" else fault)
+    assert m.k.vmstat["allocstall"] - before <= 2 * (limits.MAX_RECLAIM_RETRIES + 1)
+    assert not task.killed
 
 
 @pytest.mark.parametrize("waits", ["for a victim", "for one that ends"])

@@ -37,6 +37,8 @@ SETTINGS: Final = settings(
     suppress_health_check=list(HealthCheck),
 )
 
+pytestmark = pytest.mark.timeout(0 if EXAMPLES else 120)  # as long as PARSER_EXAMPLES asks for
+
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.integers(-2, 70), st.floats(), st.text(max_size=12), st.just("64M")
 )

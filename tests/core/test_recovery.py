@@ -153,7 +153,18 @@ def told_by_objects(k: Kernel) -> list[Any]:
     free = {nid: zone.nr_free for nid, zone in k.zones.items()}
     marks = (k.next_pid, k.next_object, k.anon_objects, k.disk_cursor, k.vma_count)
     users = {mm.id: mm.mm_users for mm in k.mms.values()}
-    return [pages, mappers, anon, free, k.nr_swap_pages, k.slot_frame.tolist(), k.tables.in_use, marks, users]
+    return [
+        pages,
+        mappers,
+        anon,
+        free,
+        k.nr_swap_pages,
+        k.slot_frame.tolist(),
+        k.tables.in_use,
+        marks,
+        users,
+        dict(k.vmstat),
+    ]
 
 
 @pytest.mark.parametrize("profile", ["swap-v3", "linux-6.1", "linux-6.12"])

@@ -88,10 +88,10 @@ def is_closed(sock: socket.socket) -> bool:
     return True
 
 
-def memory_kb(pid: int) -> int:
-    """Memory of a process that is its own, not shared."""
+def memory_kb(pid: int, kind: str = "RssAnon") -> int:
+    """Memory of a process that is its own, not shared; or another line of its status."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("RssAnon:"):
+        if line.startswith(f"{kind}:"):
             return int(line.split()[1])
     raise AssertionError(pid)
 

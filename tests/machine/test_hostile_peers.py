@@ -4,10 +4,12 @@ import contextlib
 import os
 import random
 import resource
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -310,6 +312,24 @@ def test_a_call_that_was_answered_is_answered_again_on_a_new_connection(boot: Bo
                 wire.unpack_reply(sock.recv())
 
 
+def test_a_move_that_was_answered_is_not_done_again(boot: Boot) -> None:
+    """A repeated move_pages gets the first answer, and leaves pages alone that somebody has moved in between."""
+    machine = boot(profile="linux-6.12")
+    with dealer(hostile.call_socket(machine)) as sock, dealer(hostile.call_socket(machine)) as another:
+        rogue, same = Rogue(machine, sock), Rogue(machine, another)
+        pid = rogue.call("attach", 0, [], None)[0]
+        start = rogue.call("mmap", pid, 0, PAGE, 3, 0x22)
+        rogue.call("fault", *[pid, start, PAGE, True])
+        request = wire.pack_request(rogue.peer.boot_id, 50, "move_pages", [pid, 0, 1, [start], [1], nm.MPOL_MF_MOVE])
+        sock.send(request)
+        first = sock.recv()
+        assert same.call("where", pid, start, PAGE) == struct.pack("<i", 1)
+        same.call("move_pages", pid, 0, 1, [start], [0], nm.MPOL_MF_MOVE)
+        sock.send(request)
+        assert sock.recv() == first
+        assert same.call("where", pid, start, PAGE) == struct.pack("<i", 0)
+
+
 def test_a_connection_that_was_cut_goes_on_and_its_call_is_done_once(boot: Boot, eventually: Eventually) -> None:
     """A thread whose connection the daemon drops gets its answer all the same, and an mmap is not done twice."""
     machine = boot()
@@ -392,6 +412,97 @@ def test_a_host_without_descriptors_costs_a_daemon_and_no_byte(
         assert buf[:6] == b"before"
         assert all(buf.read(number * PAGE, 3).rstrip(b"\0") == b"%d" % number for number in range(1, 200))
         eventually(lambda: machine.fsck() == [], "fsck finds something")
+
+
+@pytest.mark.parametrize("part", [0, 1000, 1 << 16], ids=["empty", "short", "long"])
+def test_a_message_without_end_costs_a_daemon_and_no_byte(
+    part: int, boot: Boot, kernel: Callable[[nm.Machine], int], eventually: Eventually
+) -> None:
+    """A client that never ends a message takes no more than the daemon's bound; then it is gone, or the daemon is new.
+
+    The bound of the test is 64 MiB more than the daemon has; its own is that of its machine.
+    """
+    machine = boot()
+    pid = kernel(machine)
+    bound, _ = resource.prlimit(pid, resource.RLIMIT_DATA)
+    assert bound == limits.DAEMON_BYTES + 3 * 1024 * limits.DAEMON_BYTES_PER_PAGE
+    most = (hostile.memory_kb(pid, "VmData") << 10) + (64 << 20)
+    resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
+    peer = peer_of(machine)
+    with machine.attach() as task:
+        buf = task.mmap(200 * PAGE)
+        buf.write(0, b"before")
+        with hostile.shaken_hands(hostile.call_socket(machine)) as sock:
+            sock.sendall(frame(wire.pack_request(peer.boot_id, 1, "hello", [peer.token])))
+            wire.unpack_reply(hostile.read_frame(sock)[1])
+            seen = list(_sent_until_hung_up(sock, frame(bytes(part), MORE) * (MIB // (part + 9)), pid))
+        assert max(seen) < most >> 10
+        for number in range(1, 200):
+            buf.write(number * PAGE, b"%d" % number)
+        assert buf[:6] == b"before"
+        assert all(buf.read(number * PAGE, 3).rstrip(b"\0") == b"%d" % number for number in range(1, 200))
+        with nm.connect(machine.name) as other, other.attach() as late:
+            late.mmap(PAGE).write(0, b"late")
+        eventually(lambda: machine.fsck() == [], "fsck finds something")
+
+
+def _sent_until_hung_up(sock: socket.socket, data: bytes, pid: int) -> Iterator[int]:
+    """Send the same again and again; gives the kB of a process after each time, as long as it is there."""
+    for _ in range(400):
+        try:
+            sock.sendall(data)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+        with contextlib.suppress(OSError, AssertionError):  # it has gone, or is a zombie
+            yield hostile.memory_kb(pid)
+    pytest.fail("nobody hung up")
+
+
+def crowd_of(machine: nm.Machine, stack: contextlib.ExitStack, count: int) -> list[Rogue]:
+    """Connections of one client, all greeted."""
+    path = hostile.call_socket(machine)
+    return [Rogue(machine, stack.enter_context(dealer(path))) for _ in range(count)]
+
+
+def test_who_has_many_connections_has_no_more_turns(boot: Boot, kernel: Callable[[nm.Machine], int]) -> None:
+    """One request of another client, sent after sixty of a crowd of connections, is served as one of the first."""
+    machine = boot()
+    pid = kernel(machine)
+    with contextlib.ExitStack() as stack, nm.connect(machine.name) as other:
+        crowd = crowd_of(machine, stack, 60)
+        polite = Rogue(other, stack.enter_context(dealer(hostile.call_socket(machine))))
+        before = machine.status()["calls"]
+        os.kill(pid, signal.SIGSTOP)  # until all of them have come
+        try:
+            for one in [*crowd, polite]:
+                one.send("status")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        served = [wire.unpack_reply(one.sock.recv())[2]["calls"] - before for one in [*crowd, polite]]
+        assert len(set(served)) == len(served)
+        assert served[-1] < len(crowd) // 2
+
+
+def test_calls_of_one_client_that_sleep_leave_room_for_others(boot: Boot, eventually: Eventually) -> None:
+    """Of forty calls that wait for memory to be let go, some run; the others have not begun."""
+    machine = boot()
+    with contextlib.ExitStack() as stack, machine.attach() as task, nm.connect(machine.name) as other:
+        buf = task.mmap(PAGE)
+        buf.write(0, b"x")
+        crowd = crowd_of(machine, stack, 40)
+        window = task.window()
+        window.counter[0] = window.odd  # as if this thread were inside
+        try:
+            for one in crowd:
+                one.send("munmap", task.pid, buf.start, PAGE)
+            eventually(
+                lambda: sum(other.status()["sleeping"].values()) == limits.RUNNING_CALLS_PER_CLIENT, "they do not sleep"
+            )
+            assert sum(other.status()["sleeping"].values()) == limits.RUNNING_CALLS_PER_CLIENT
+        finally:
+            window.counter[0] = window.odd + 1
+        for one in crowd:
+            assert wire.unpack_reply(one.sock.recv())[2] == 0
 
 
 # -- floods ------------------------------------------------------------------------------------------------------------
@@ -533,11 +644,14 @@ def _state(machine: nm.Machine, role: str, node: int) -> str:
 
 # -- the bus -----------------------------------------------------------------------------------------------------------
 
+#: The first ones say that they are somebody.
+NAMES_OF_IMPOSTORS = 5
 IMPOSTORS: list[Any] = [
     ["hello", "swap", -1, 1],
     ["hello", "swap", -1, 1, b"\0" * 16],
     ["hello", "node", 0, 1, ""],
     ["hello", "node", 1, 1, None],
+    ["hello", "node", 1, 1, b"\0" * 16],
     ["balance", 0],
     ["asleep", 0],
     *(["done", ticket, 1] for ticket in range(1, 40)),
@@ -547,26 +661,41 @@ IMPOSTORS: list[Any] = [
 ]
 
 
-def test_a_client_cannot_play_the_swap_node_or_a_node(boot: Boot, kernel: Callable[[nm.Machine], int]) -> None:
+def test_a_client_cannot_play_the_swap_node_or_a_node(
+    boot: Boot, kernel: Callable[[nm.Machine], int], pid_of: Callable[..., int]
+) -> None:
     """Who connects to the bus without its key gets no request to copy, and its confirmations count for nothing."""
     machine = boot()
     pid = kernel(machine)
-    data = random.Random(3).randbytes(MIB)
     bus = places.machine_dir(machine.name) / "bus.ipc"
     with machine.attach() as task, dealer(bus) as sock:
-        buf = task.mmap(len(data))
+        buf = task.mmap(MIB)
+        data = random.Random(3).randbytes(MIB)
         buf.write(0, data)
         for number, message in enumerate(IMPOSTORS):
             if not number % limits.STRIKES_OF_STRANGER:  # before the connection is dropped for it
                 sock.disconnect(f"ipc://{bus}")
                 sock.connect(f"ipc://{bus}")
             sock.send(msgpack.packb(message))
-            if not number % 10:
-                task.mbind(buf.start, buf.length, nm.MPOL_BIND, {number // 10 % 2}, nm.MPOL_MF_MOVE)
+            if number < NAMES_OF_IMPOSTORS or not number % 10:
+                moved = threading.Thread(target=_move_and_verify, args=(task, buf, data, {number % 2}))
+                moved.start()
+                moved.join(hostile.PATIENCE_S)
+                if moved.is_alive():  # bring it to an end: a successor is asked for what nobody has confirmed
+                    sock.close()
+                    os.kill(pid_of(machine, "swap"), 9)
+                    moved.join()
+                    pytest.fail(f"{message} kept others waiting")
+                assert not sock.poll(0)
                 assert buf.read(0, len(data)) == data
         assert not sock.poll(200)
         assert buf.read(0, len(data)) == data
     assert kernel(machine) == pid
+
+
+def _move_and_verify(task: nm.Task, buf: nm.Mapping, data: bytes, nodes: set[int]) -> None:
+    task.mbind(buf.start, buf.length, nm.MPOL_BIND, nodes, nm.MPOL_MF_MOVE)
+    assert buf.read(0, len(data)) == data
 
 
 # -- a second one ------------------------------------------------------------------------------------------------------

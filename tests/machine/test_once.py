@@ -11,7 +11,7 @@ from numaemu_host import pidfd
 
 from . import matrix
 from .conftest import wait_until
-from .victim import PAGE
+from .victim import PAGE, PAGES, tagged
 
 POINTS = matrix.points_of("kernel")
 CALL_POINTS = [point for point in POINTS if point.startswith("call.")]
@@ -64,6 +64,36 @@ def test_a_call_whose_daemon_dies_happens_once(action: str, point: str, scenes: 
             assert other.read(start, PAGE) == b"of the sharer".ljust(PAGE, b"\0")
         assert scene.machine.numa_maps(victim.task).count("\n") == maps + (action == "map_here")
         assert scene.machine.status()["tasks"] == tasks + (action == "fork_here")
+        victim.client.kill()
+    wait_until(scene.all_up, "a process is missing")
+    wait_until(lambda: scene.free_now() == scene.free, "frames or slots are not free again")
+    assert scene.machine.fsck() == []
+    scene.spoilt = False
+
+
+@pytest.mark.parametrize("point", ["migration.entries_marked", "migration.copied", "migration.moved"])
+def test_a_move_whose_daemon_dies_is_done_again(point: str, scenes: matrix.Scenes) -> None:
+    """Pages that others have sent back meanwhile go once more where the repeated call says; no byte is concerned."""
+    scene = scenes.scene("linux-6.12")
+    scene.spoilt = True
+    scene.seed += 1
+    victim = scene.victim
+    with scene.machine.attach(share_mm=victim.task) as other:
+        victim.client.tell(f"send_here {scene.seed}")
+        start = int(victim.client.hear())
+        pages = range(start, start + PAGES * PAGE, PAGE)
+        struck = scene.board.struck(point)
+        scene.board.arm(point, signal.SIGSTOP)
+        victim.client.tell()
+        wait_until(lambda: scene.board.struck(point) > struck, f"nobody came to {point}")
+        victim.client.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: pidfd.is_stopped(victim.pid), "it is not stopped")
+        os.kill(scene.pid_of("kernel"), signal.SIGKILL)
+        assert other.move_pages(0, pages, [0] * PAGES).tolist() == [0] * PAGES
+        victim.client.process.send_signal(signal.SIGCONT)
+        assert victim.client.hear() == "done"
+        assert other.where(start, PAGES * PAGE).tolist() == [1] * PAGES
+        assert other.read(start, PAGES * PAGE) == tagged(scene.seed)
         victim.client.kill()
     wait_until(scene.all_up, "a process is missing")
     wait_until(lambda: scene.free_now() == scene.free, "frames or slots are not free again")

@@ -62,10 +62,13 @@ def test_a_killed_daemon_is_followed_by_another_that_knows_everything(boot: Boot
         task.mprotect(buf.start, PAGE, nm.PROT_READ)
         maps = machine.numa_maps(task.pid)
         child = task.fork()
+        counted = machine.figures("vmstat")
         kill_kernel(machine)
         assert machine.numa_maps(child.pid).count("\n") == maps.count("\n")
         assert buf.read(0, len(data)) == data
         assert child.read(buf.start, len(data)) == data
+        after = machine.figures("vmstat")
+        assert all(after[name] >= counted[name] > 0 for name in ("pgfault", "pswpout", "pgpgout"))
         assert task.get_mempolicy() == (nm.MPOL_INTERLEAVE, {0, 1})
         assert task.get_mempolicy(buf.start, nm.MPOL_F_ADDR) == (nm.MPOL_BIND, {0})
         with pytest.raises(nm.SegmentationFault):

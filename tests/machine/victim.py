@@ -157,6 +157,14 @@ def fork_here(task: nm.Task, _area: nm.Mapping, _old: bytes) -> None:
         stay()
 
 
+def send_here(task: nm.Task, area: nm.Mapping, old: bytes) -> None:
+    """All pages go to node 1, by move_pages."""
+    pages = [area.start + at for at in range(0, len(old), PAGE)]
+    assert task.move_pages(0, pages, [1] * len(pages)).tolist() == [1] * len(pages)
+    assert area.read(0, len(old)) == old
+    stay()
+
+
 ACTIONS: Mapping[str, Callable[[nm.Task, int], None]] = {
     "touch": touch,
     "breed": breed,
@@ -175,6 +183,7 @@ HERE: Mapping[str, Callable[[nm.Task, nm.Mapping, bytes], None]] = {
     "drop_here": drop_here,
     "map_here": map_here,
     "fork_here": fork_here,
+    "send_here": send_here,
 }
 
 

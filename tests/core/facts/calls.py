@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -445,7 +446,7 @@ def _note(s: Story, task: Task, words: Words) -> None:
 def _count(s: Story, _task: Task, _words: Words) -> None:
     """`count`: NUMA counters and vmstat begin here."""
     s.counted = s.k.c.numastat.copy()
-    s.events = s.k.vmstat.copy()
+    s.events = Counter(s.k.vmstat)
 
 
 def _watch(s: Story, task: Task, words: Words) -> None:
