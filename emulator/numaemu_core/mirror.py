@@ -39,6 +39,8 @@ Span = tuple[int, int]
 #: First byte, end, the name of a shared object or None, the first byte of it, does it grow?
 Area = tuple[int, int, str | None, int, bool]
 
+#: Ranges that are faulted in between two moments for others: most are short.
+_FAULTS_PER_STEP = 16
 _PRIVATE = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
 _SHARED = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_SHARED | VM_MAYSHARE
 
@@ -68,12 +70,14 @@ def sys_mirror(
             _fill(k, mm, area)
         for start, end in gone:
             yield from unmap_vmas(k, mm, start, end, free_tables=False)
-    total = 0
+    total = steps = 0
     for start, end in held:
         at = start
         while at < end:
             at += yield from sys_fault(k, task, at, end - at, write=True)
-            yield Breathe()
+            steps += 1
+            if not steps % _FAULTS_PER_STEP or at < end:
+                yield Breathe()
         total += end - start
     return total
 

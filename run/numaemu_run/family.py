@@ -88,6 +88,8 @@ class Family:
         self._processes: dict[int, Process] = {}
         self._threads: dict[int, Thread] = {}
         self._by_pidfd: dict[int, Process] = {}
+        #: Children of ours that are none of the program's: the machine.
+        self._strangers: set[int] = set()
 
     def __iter__(self) -> Iterator[Process]:
         """The processes that are known."""
@@ -258,13 +260,17 @@ class Family:
 
         Whose they were is not known; they may also be those of another process of the same process group or session.
         """
-        for pid in children_of(os.getpid(), os.getpid()):
-            if pid in self._processes:
+        children = children_of(os.getpid(), os.getpid())
+        self._strangers &= set(children)
+        for pid in children:
+            if pid in self._processes or pid in self._strangers:
                 continue
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
                 status = status_of(pid)
                 if status.filtered:
                     self._meet_process(status, self._likely_parent(pid, process))
+                else:
+                    self._strangers.add(pid)
 
     def _likely_parent(self, pid: int, otherwise: Process) -> Process:
         for relation in (os.getpgid, os.getsid):

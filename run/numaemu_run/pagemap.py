@@ -194,15 +194,20 @@ def joined(runs: Runs) -> Runs:
 
 
 def _combined(one: Runs, other: Runs, depth: int, weight: int) -> Runs:
-    """Where `one` counts 1 and `other` `weight`, and the sum is at least `depth`."""
+    """Where `one` counts 1 and `other` `weight`, and the sum is at least `depth`; none of the two is empty."""
     places = np.concatenate([one.ravel(), other.ravel()])
-    steps = np.concatenate([np.tile([1, -1], len(one)), np.tile([weight, -weight], len(other))])
-    order = np.argsort(places, kind="stable")
-    places, sums = places[order], np.cumsum(steps[order])
-    last = np.concatenate((places[1:] != places[:-1], [True])) if len(places) else np.empty(0, np.bool_)
-    places, inside = places[last], sums[last] >= depth
-    edges = places[np.flatnonzero(np.diff(np.concatenate(([False], inside)).astype(np.int8)))]
-    return edges.reshape(-1, 2)
+    steps = np.ones(len(places), np.int64)
+    steps[1 : one.size : 2] = -1
+    steps[one.size :: 2] = weight
+    steps[one.size + 1 :: 2] = -weight
+    order = places.argsort(kind="stable")
+    places, sums = places[order], steps[order].cumsum()
+    within = sums >= depth
+    last = np.append(places[1:] != places[:-1], np.True_)  # of several at one place the last one counts
+    places, within = places[last], within[last]
+    changes = within.copy()
+    changes[1:] ^= within[:-1]
+    return places[changes].reshape(-1, 2)
 
 
 def union(one: Runs, other: Runs) -> Runs:
@@ -214,6 +219,8 @@ def union(one: Runs, other: Runs) -> Runs:
 
 def intersection(one: Runs, other: Runs) -> Runs:
     """Pages of both."""
+    if not len(one) or not len(other):
+        return NO_RUNS
     return _combined(one, other, 2, 1)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, Self
 
+from numaemu.errors import MachineGone
 from numaemu.machine import Machine, connect
 from numaemu.private import boot
 from numaemu_core.topology import Topology
@@ -102,8 +103,12 @@ class Session:
                 started.listener.close()
         started.check_executed()
         started.socket.close()
-        after = _pages_by_node(self.machine)
-        self.pages_by_node = {node: count - before.get(node, 0) for node, count in after.items()}
+        try:
+            after = _pages_by_node(self.machine)
+        except MachineGone as gone:
+            sys.stderr.write(f"numaemu run: {gone}: what the program asked after that was not answered\n")
+        else:
+            self.pages_by_node = {node: count - before.get(node, 0) for node, count in after.items()}
         self.seconds = time.monotonic() - began
         return Outcome(code)
 

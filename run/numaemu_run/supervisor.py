@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from numaemu.errors import MachineGone
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_run.abi import EXIT_CALL, OPEN_CALLS, PATH_CALLS, Abi
 from numaemu_run.affinity import AffinityCalls
@@ -78,7 +79,7 @@ class Supervisor:
         began = time.monotonic()
         for process in self.family:
             if len(process.threads) == 1:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
+                with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
                     self._settle(process.leader)
         # However many there are, looking takes a small part of the time.
         self._next_look = time.monotonic() + max(_LOOK_EVERY_S, (time.monotonic() - began) * 50)
@@ -112,7 +113,7 @@ class Supervisor:
     def _serve_open(self, name: str, call: Notification) -> None:
         try:
             opened = self._files.opened(name, call)
-        except PermissionError:  # a process that we may not look into is the host's business
+        except (PermissionError, MachineGone):  # what we may not look into, or cannot tell, is the host's business
             opened = None
         if opened is None:
             self._listener.let_through(call)
@@ -125,7 +126,7 @@ class Supervisor:
             os.close(fd)
 
     def _serve_exit(self, call: Notification) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
             thread = self.family.thread(call.tid)
             self._settle(thread)
         self._listener.let_through(call)

@@ -423,6 +423,7 @@ PAIRS = [
     ({1}, {0, 1, 2}, [0, 1, 2]),
     ({0, 1}, {1, 0}, [0, 1, 2]),
     (set(), {1}, [0, 1, 2]),
+    ({*range(64)}, {1}, [1, 1, 1]),  # nodes that are not there count for the positions only
 ]
 
 
