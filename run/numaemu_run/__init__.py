@@ -9,7 +9,7 @@ Everything else goes to the host's kernel, and the program's bytes stay in its o
     child                 starting the program
     target, procfs, pagemap   what is read of a process from outside
     mirror, family        emulated address spaces and tasks that follow real ones
-    policy, affinity      the calls that are answered
+    policy, affinity, vdso    the calls that are answered
     files, views          the files that are answered
     supervisor, session   the loop, and a whole run
     report, doctor        what it did, and what this host allows

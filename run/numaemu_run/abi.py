@@ -24,6 +24,8 @@ POLICY_CALLS: Final = (
 )
 #: Calls that open a file for reading.
 OPEN_CALLS: Final = ("open", "openat", "openat2")
+#: Restartable sequences, which tell a thread its CPU: refused, so that libc asks.
+RSEQ_CALL: Final = "rseq"
 #: The end of a process, which is looked at once more then.
 EXIT_CALL: Final = "exit_group"
 #: Calls that look at a path: answered only where the tree of nodes cannot be mounted.
@@ -89,6 +91,7 @@ X86_64: Final = Abi(
             "openat2": 437,
             "readlink": 89,
             "readlinkat": 267,
+            "rseq": 334,
             "sched_getaffinity": 204,
             "sched_setaffinity": 203,
             "set_mempolicy": 238,
@@ -125,6 +128,7 @@ AARCH64: Final = Abi(
             "openat": 56,
             "openat2": 437,
             "readlinkat": 78,
+            "rseq": 293,
             "sched_getaffinity": 123,
             "sched_setaffinity": 122,
             "set_mempolicy": 237,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from numaemu_run import namespace, pagemap, seccomp, target
+from numaemu_run import namespace, pagemap, seccomp, target, vdso
 from numaemu_run.abi import ABIS, POLICY_CALLS, Abi, UnknownArchitectureError, abi_of_host
 from numaemu_run.bpf import make_filter
 from numaemu_run.node_tree import CPU_DIR, NODE_DIR
@@ -48,7 +48,7 @@ def examine() -> list[Finding]:
     found.append(calls)
     if calls.state == "no":
         return found
-    return [*found, _try_mounts(), _try_pagemap(), _look_at_vdso()]
+    return [*found, _try_mounts(), _try_pagemap(), _try_vdso(abi)]
 
 
 # -- seccomp -----------------------------------------------------------------------------------------------------------
@@ -175,9 +175,26 @@ def _try_pagemap() -> Finding:
     return Finding(what, "less", "readable; page maps are read entry by entry", "Linux 6.7 or newer is faster")
 
 
-def _look_at_vdso() -> Finding:
-    detail = "sched_getcpu of libc asks no kernel: it tells the host's CPU, and sched_getaffinity the machine's"
-    return Finding("getcpu", "less", detail, "use the system call getcpu where a test depends on it")
+def _try_vdso(abi: Abi) -> Finding:
+    what = "getcpu"
+    if not vdso.needs_change(abi):
+        return Finding(what, "ok", "libc asks the kernel, and so the machine")
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(writer)
+        os.read(reader, 1)  # until our parent is done
+        os._exit(0)
+    os.close(reader)
+    try:
+        vdso.change(abi, pid)
+    except OSError as error:
+        detail = f"the vDSO cannot be changed ({error}): sched_getcpu tells the host's CPU"
+        return Finding(what, "less", detail, "use the system call where a test depends on it")
+    finally:
+        os.close(writer)
+        os.waitpid(pid, 0)
+    return Finding(what, "ok", "the vDSO can be changed: sched_getcpu tells the machine's CPU")
 
 
 def _in_child(body: Callable[[], None]) -> str:

@@ -31,6 +31,7 @@ def gather(session: Session, command: Sequence[str], outcome: Outcome) -> dict[s
         "processes": counts.processes,
         "threads": counts.threads,
         "killed_out_of_memory": counts.killed,
+        "unchanged_vdsos": supervisor.unchanged_vdsos,
         "calls": dict(sorted(supervisor.calls.items())),
         "refused": dict(sorted(supervisor.refused.items())),
         "files_given": supervisor.files_given,

@@ -13,7 +13,8 @@ from typing import Final
 
 from numaemu.errors import MachineGone
 from numaemu_core.errors import MmError, OutOfMemory
-from numaemu_run.abi import EXIT_CALL, OPEN_CALLS, PATH_CALLS, Abi
+from numaemu_run import vdso
+from numaemu_run.abi import EXIT_CALL, OPEN_CALLS, PATH_CALLS, RSEQ_CALL, Abi
 from numaemu_run.affinity import AffinityCalls
 from numaemu_run.family import Family, Thread
 from numaemu_run.files import Files
@@ -21,6 +22,7 @@ from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
 from numaemu_run.paths import PathCalls
 from numaemu_run.policy import PolicyCalls
+from numaemu_run.procfs import status_of
 from numaemu_run.seccomp import Listener, Notification
 
 #: How often processes are looked at while they make no calls.
@@ -44,6 +46,9 @@ class Supervisor:
         self.refused: collections.Counter[str] = collections.Counter()
         #: Opens that were answered with a file of the machine.
         self.files_given = 0
+        #: Programs whose vDSO could not be changed: it tells them the host's CPUs.
+        self.unchanged_vdsos = 0
+        self._abi = abi
         self._names = {number: name for name, number in abi.numbers.items()}
         self._files = Files(kernel, self.family, tree, root, mounted=mounted)
         self._paths = PathCalls(self._files, abi)
@@ -93,6 +98,8 @@ class Supervisor:
         try:
             if name in OPEN_CALLS:
                 self._serve_open(name, call)
+            elif name == RSEQ_CALL:
+                self._serve_rseq(call)
             elif name == EXIT_CALL:
                 self._serve_exit(call)
             elif name in PATH_CALLS:
@@ -124,6 +131,15 @@ class Supervisor:
             self._listener.give_descriptor(call, fd, flags)
         finally:
             os.close(fd)
+
+    def _serve_rseq(self, call: Notification) -> None:
+        """A thread begins; if it is the first one of a program, that is told the machine's CPUs by its vDSO, too."""
+        if vdso.needs_change(self._abi) and status_of(call.tid).tgid == call.tid:
+            try:
+                vdso.change(self._abi, call.tid)
+            except OSError:
+                self.unchanged_vdsos += 1
+        self._listener.refuse(call, errno.ENOSYS)
 
     def _serve_exit(self, call: Notification) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):

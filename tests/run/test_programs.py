@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.run.conftest import PROGRAMS, Run
+from tests.run.conftest import PROGRAMS, Done, Run
 
 import numaemu as nm
 
@@ -31,16 +31,22 @@ getcpu: 0 0 0
 child, inherited: A B A B A B A B
 child, new: A B A B A B A B
 default: 0
+affinity: 0 2 0 2
+local again: 2 2 2 2 2 2 2 2
 """
 
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A static program that makes the calls without libc's help."""
+    return compiled(tmp_path_factory.mktemp("c"), "-static")
+
+
+def compiled(folder: Path, *options: str) -> Path:
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed: apt-get install gcc libc6-dev")
-    program = tmp_path_factory.mktemp("c") / "policies"
-    command = ["gcc", "-O1", "-static", "-o", str(program), str(PROGRAMS / "policies.c")]
+    program = folder / "policies"
+    command = ["gcc", "-O1", *options, "-o", str(program), str(PROGRAMS / "policies.c")]
     subprocess.run(command, check=True)
     return program
 
@@ -48,7 +54,15 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("options", [(), ("--no-mount",)], ids=["mounted", "answered"])
 def test_a_static_program_gets_the_kernels_answers(run: Run, policies: Path, options: tuple[str, ...]) -> None:
     """mbind, move_pages, set_mempolicy, errors and a fork are answered as on a machine of four nodes."""
-    done = run(policies, options=options)
+    check_answers(run(policies, options=options))
+
+
+def test_a_dynamic_program_gets_them_too(run: Run, tmp_path: Path) -> None:
+    """The same calls through a loader and a shared libc."""
+    check_answers(run(compiled(tmp_path)))
+
+
+def check_answers(done: Done) -> None:
     assert done.returncode == 7
     text = "\n".join(line.rstrip() for line in done.stdout.splitlines()) + "\n"
     for one, other in (("1", "3"), ("3", "1")):  # an interleave goes by the address, which differs

@@ -2,6 +2,7 @@
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -39,6 +40,7 @@ int main(void)
 	int status[PAGES], nodes[PAGES], mode = -1;
 	unsigned cpu = 99, node = 99;
 	void *pages[PAGES];
+	cpu_set_t cpus;
 	char *memory = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -79,5 +81,16 @@ int main(void)
 	}
 	wait(NULL);
 	printf("default: %ld\n", syscall(SYS_set_mempolicy, 0, NULL, 0));
+	CPU_ZERO(&cpus);
+	CPU_SET(2, &cpus);
+	CPU_SET(3, &cpus);
+	printf("affinity: %d", sched_setaffinity(0, sizeof cpus, &cpus));
+	printf(" %d", sched_getcpu());
+	CPU_ZERO(&cpus);
+	printf(" %d", sched_getaffinity(0, sizeof cpus, &cpus));
+	printf(" %d\n", CPU_COUNT(&cpus));
+	memory = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	memset(memory, 1, PAGES * PAGE);
+	show("local again", memory);
 	return 7;
 }
