@@ -17,9 +17,11 @@ from numaemu.task import Task
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.nodemask import first_node
 from numaemu_run.kernel import Kernel
-from numaemu_run.mirror import Mirror
+from numaemu_run.mirror import Mirror, count
 from numaemu_run.node_tree import NodeTree
-from numaemu_run.procfs import Status, children_of, status_of, threads_of
+from numaemu_run.pagemap import Runs
+from numaemu_run.procfs import PAGE_SIZE, Status, children_of, faults_of, status_of, threads_of
+from numaemu_run.shares import as_runs, shares
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +38,8 @@ class Thread:
     place: int
     #: Has it set a policy, or taken one over?
     has_policy: bool = False
+    #: Its page faults when they were last looked at.
+    faults: int = 0
 
     def is_alive(self) -> bool:
         """Is its number still its own?"""
@@ -209,15 +213,41 @@ class Family:
                     self.settle(self.thread(pid))
         self._meet_orphans(process)
 
-    def look(self, thread: Thread) -> None:
-        """The pages of its process are in the machine, as if this thread had touched them. As `settle`."""
+    def look(self, thread: Thread, address: int | None = None) -> None:
+        """The pages of its process are in the machine; `address` is what this thread asks for. As `settle`.
+
+        Where threads would have them on different nodes, those are as the threads have faulted: see `shares`.
+        """
         process = thread.process
         if process.doomed:
             raise ProcessLookupError(f"process {process.pid} is killed")
-        placed = process.mirror.settle(thread.task)
-        self.counts.pages_placed += placed
-        if placed and len(process.threads) > 1 and any(one.has_policy for one in process.threads.values()):
-            self.counts.pages_ambiguous += placed
+        members = process.threads.values()
+        if len(members) == 1 or not any(one.has_policy or one.cpu != thread.cpu for one in members):
+            placed = process.mirror.settle(thread.task)
+            self.counts.pages_placed += placed
+            if placed and len(members) > 1:
+                self._new_faults(process)  # those count no more
+            return
+
+        def share(added: Runs) -> Iterator[tuple[Task, Runs]]:
+            asked = None if address is None else address // PAGE_SIZE
+            faults = self._new_faults(process)
+            if sum(number > 0 for number in faults.values()) > 1:
+                self.counts.pages_ambiguous += count(added)
+            for tid, runs in shares(added, faults, thread.tid, asked).items():
+                yield process.threads[tid].task, as_runs(runs)
+
+        self.counts.pages_placed += process.mirror.settle(thread.task, share)
+
+    @staticmethod
+    def _new_faults(process: Process) -> dict[int, int]:
+        """How often each thread has faulted since this was asked last."""
+        found = {}
+        for thread in process.threads.values():
+            with contextlib.suppress(ProcessLookupError):
+                now = faults_of(process.pid, thread.tid)
+                found[thread.tid], thread.faults = now - thread.faults, now
+        return found
 
     def look_at_all(self) -> None:
         """The same for every process that can be looked at."""

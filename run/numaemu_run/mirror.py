@@ -4,7 +4,7 @@ Nothing is told when a program maps or touches memory. `settle` looks, and tells
 pages are placed by the policies of that moment. So it is called before a policy changes, and before somebody asks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -35,6 +35,8 @@ _EVERYTHING: Final = np.array([[0, (1 << 47) // PAGE_SIZE]], np.int64)
 
 #: What is the same memory as long as it stays mapped: the shared object, and what part of it lies at address 0.
 _Kind = tuple[str, int]
+#: From new pages to those that have touched them.
+Share = Callable[[Runs], Iterable[tuple[Task, Runs]]]
 
 
 class Mirror:
@@ -68,8 +70,10 @@ class Mirror:
         self._common = other._common = self._held
         return other
 
-    def settle(self, task: Task) -> int:
+    def settle(self, task: Task, share: Share | None = None) -> int:
         """Bring the machine up to date, with `task` as the thread that did it; gives how many pages were placed.
+
+        `share` says which of the new pages others have touched.
 
         Raises:
             ProcessLookupError: the process is gone. PermissionError: we may not look into it.
@@ -102,7 +106,12 @@ class Mirror:
             return 0
         gone, added = difference(kept, present), difference(present, kept)
         self._held = kept
-        self._tell(task, lost, new, gone, union(added, own))
+        if share is None or not len(added):
+            self._tell(task, lost, new, gone, union(added, own))
+        else:
+            self._tell(task, lost, new, gone, own)
+            for toucher, runs in share(added):
+                self._tell(toucher, NO_RUNS, [], NO_RUNS, runs)
         self._held, self._common = present, difference(self._common, own)
         return count(added)
 

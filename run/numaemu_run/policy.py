@@ -46,7 +46,7 @@ class PolicyCalls:
     def _get_mempolicy(self, call: Notification, thread: Thread) -> int:
         mode_at, mask_at, maxnode, addr, flags, _ = call.args
         if flags & MPOL_F_ADDR and not thread.process.mirror.knows(addr):
-            self._family.look(thread)
+            self._family.look(thread, addr)
         wanted = maxnode if mask_at else None
         value, mask = self._kernel.call(thread.task, "get_mempolicy", wanted, addr, flags & _ULONG)
         if mode_at:

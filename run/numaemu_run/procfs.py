@@ -16,7 +16,9 @@ _CAPABILITY_BITS: Final = {
     24: "CAP_SYS_RESOURCE",
 }
 _CHUNK_BYTES: Final = 1 << 16
-#: Fields of /proc/PID/stat behind the name of the command: where the code and the stack of its program begin.
+#: Fields of /proc/PID/stat behind the name of the command: faults, where the code and the stack of its program begin.
+_MINOR_FAULTS: Final = 7
+_MAJOR_FAULTS: Final = 9
 _START_CODE: Final = 23
 _START_STACK: Final = 25
 #: Addresses from here on are not those of a program (x86_64).
@@ -59,9 +61,20 @@ def image_of(pid: int) -> tuple[int, int]:
     Raises:
         ProcessLookupError: it is gone.
     """
-    line = _read(f"/proc/{pid}/stat")
-    fields = line[line.rindex(b")") + 2 :].split()
+    fields = _stat_of(f"/proc/{pid}/stat")
     return int(fields[_START_CODE]), int(fields[_START_STACK])
+
+
+def faults_of(pid: int, tid: int) -> int:
+    """How many pages a thread has faulted in so far. ProcessLookupError: it is gone."""
+    fields = _stat_of(f"/proc/{pid}/task/{tid}/stat")
+    return int(fields[_MINOR_FAULTS]) + int(fields[_MAJOR_FAULTS])
+
+
+def _stat_of(path: str) -> list[bytes]:
+    """The fields behind the name of the command, which may hold anything."""
+    line = _read(path)
+    return line[line.rindex(b")") + 2 :].split()
 
 
 def threads_of(pid: int) -> list[int]:

@@ -25,6 +25,30 @@ for each in threads:
     each.join()
 print(len(right), "threads right")
 
+alone: list[int] = []
+at_once = threading.Barrier(4)
+turn = threading.Lock()
+
+
+def under_its_own_policy(number: int) -> None:
+    """Set a policy as the others do, write to memory of its own, look where it is before somebody else writes."""
+    at_once.wait()
+    assert set_mempolicy(BIND, number) == 0
+    for pages in (40, 300):
+        memory = Memory(pages)
+        with turn:
+            memory.write()
+            if memory.nodes() == [number]:
+                alone.append(number)
+
+
+threads = [threading.Thread(target=under_its_own_policy, args=(number,)) for number in range(4)]
+for each in threads:
+    each.start()
+for each in threads:
+    each.join()
+print(len(alone), "ranges under policies of their own right")
+
 children = []
 for number in range(6):
     pid = os.fork()
