@@ -26,6 +26,8 @@ POLICY_CALLS: Final = (
 OPEN_CALLS: Final = ("open", "openat", "openat2")
 #: Restartable sequences, which tell a thread its CPU: refused, so that libc asks.
 RSEQ_CALL: Final = "rseq"
+#: Memory that moves or grows keeps its policy, and maps do not tell from where it came.
+MREMAP_CALL: Final = "mremap"
 #: The end of a process, which is looked at once more then.
 EXIT_CALL: Final = "exit_group"
 #: Calls that look at a path: answered only where the tree of nodes cannot be mounted.
@@ -85,6 +87,7 @@ X86_64: Final = Abi(
             "mbind": 237,
             "migrate_pages": 256,
             "move_pages": 279,
+            "mremap": 25,
             "newfstatat": 262,
             "open": 2,
             "openat": 257,
@@ -124,6 +127,7 @@ AARCH64: Final = Abi(
             "mbind": 235,
             "migrate_pages": 238,
             "move_pages": 239,
+            "mremap": 216,
             "newfstatat": 79,
             "openat": 56,
             "openat2": 437,

@@ -58,6 +58,8 @@ class Process:
     pidfd: int
     mirror: Mirror
     threads: dict[int, Thread] = field(default_factory=dict)
+    #: It, or an ancestor, has given ranges of memory policies of their own.
+    binds: bool = False
     #: It is killed, and may not know it yet.
     doomed: bool = False
 
@@ -147,7 +149,7 @@ class Family:
         try:
             parent = self._parent(status.parent) or parent or next(iter(self._processes.values()), None)
             task, mirror = self._task_of(pid, status, parent)
-            process = Process(pid, pidfd, mirror)
+            process = Process(pid, pidfd, mirror, binds=parent is not None and parent.binds)
             self._add(pid, process, task, None if parent is None else parent.leader)
         except BaseException:
             os.close(pidfd)
@@ -248,6 +250,13 @@ class Family:
                 now = faults_of(process.pid, thread.tid)
                 found[thread.tid], thread.faults = now - thread.faults, now
         return found
+
+    def note_mremap(self, tid: int, start: int, old_length: int, new_length: int) -> None:
+        """A thread is about to move or resize memory, whose policies go along. As `look`."""
+        thread = self._threads.get(tid)
+        if thread is not None and thread.process.binds:
+            self.look(thread)
+            thread.process.mirror.expect_move(start, old_length, new_length)
 
     def look_at_all(self) -> None:
         """The same for every process that can be looked at."""

@@ -33,11 +33,12 @@ _NAMES: Final = frozenset(
         b"meminfo",
         b"numa_maps",
         b"numastat",
+        b"stat",
         b"status",
         b"vmstat",
     }
 )
-_OF_TASK: Final = re.compile(r"/proc/(self|thread-self|\d+)(?:/task/(\d+))?/(status|numa_maps)")
+_OF_TASK: Final = re.compile(r"/proc/(self|thread-self|\d+)(?:/task/(\d+))?/(status|stat|numa_maps)")
 _OF_NODE: Final = re.compile(re.escape(NODE_DIR) + r"/node(\d+)/(meminfo|numastat|vmstat)")
 _OF_CPUSET: Final = re.compile(r"/sys/fs/cgroup/.*/?cpuset\.(?:effective_)?(cpus|mems)(?:\.effective)?")
 #: How nodeN/vmstat calls the counters of numastat, in their order.
@@ -129,6 +130,9 @@ class Files:
         if not self._family.is_member(number):
             return None
         thread = self._family.thread(number)
+        if name == "stat":
+            of_one = member is not None or who == "thread-self"
+            return views.stat(views.host_text(f"/proc/{number}{f'/task/{number}' * of_one}/stat"), thread.cpu)
         if name == "status":
             mems = self._kernel.mems_allowed(thread.task)
             return views.status(views.host_text(f"/proc/{number}/status"), thread, self._tree, mems)

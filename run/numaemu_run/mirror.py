@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from numaemu.task import Task
+from numaemu_core.uapi import MREMAP_FIXED, MREMAP_MAYMOVE
 from numaemu_run.kernel import Kernel
 from numaemu_run.pagemap import (
     NO_RUNS,
@@ -35,6 +36,7 @@ _EVERYTHING: Final = np.array([[0, (1 << 47) // PAGE_SIZE]], np.int64)
 
 #: What is the same memory as long as it stays mapped: the shared object, and what part of it lies at address 0.
 _Kind = tuple[str, int]
+_PRIVATE: Final[_Kind] = ("", 0)
 #: From new pages to those that have touched them.
 Share = Callable[[Runs], Iterable[tuple[Task, Runs]]]
 
@@ -59,6 +61,8 @@ class Mirror:
         self._held: Runs = NO_RUNS
         #: Pages that it may have in common with a process that was forked from it, or that it was forked from.
         self._common: Runs = NO_RUNS
+        #: What an mremap was asked to do since it was settled: first page, end, length in pages.
+        self._move: tuple[int, int, int] | None = None
 
     def twin(self, pid: int) -> "Mirror | None":
         """That of a process forked from this one; None: it has executed another program since."""
@@ -89,6 +93,8 @@ class Mirror:
         if text != self._text:
             self.areas = areas_of(text)
             now = _by_kind(self.areas)
+            if self._move is not None:
+                self._follow_move(task, *self._move, now.get(_PRIVATE, NO_RUNS))
             for kind, runs in self._told.items():
                 lost = union(lost, difference(runs, now.get(kind, NO_RUNS)))
             for kind, runs in now.items():
@@ -119,6 +125,42 @@ class Mirror:
         """Pages that it had in common with a relative, and has for itself now: one of the two has written to them."""
         self._common = intersection(self._common, held)
         return exclusive_runs(self._pid, self._common)
+
+    def expect_move(self, start: int, old_length: int, new_length: int) -> None:
+        """The process is about to call mremap; it was settled just before."""
+        first = start // PAGE_SIZE
+        self._move = (first, first + -(-old_length // PAGE_SIZE), -(-new_length // PAGE_SIZE))
+
+    def _follow_move(self, task: Task, first: int, end: int, length: int, now: Runs) -> None:
+        """Private memory was in pages [first, end) and is `length` pages long somewhere: let it have grown, or moved.
+
+        What cannot be told apart from new memory stays as it is: without a policy where it is now.
+        """
+        self._move = None
+        told = self._told.get(_PRIVATE, NO_RUNS)
+        old = np.array([[first, end]], np.int64)
+        fresh = difference(now, told)
+        if inside(old, now):
+            if length > end - first and inside(np.array([[end, first + length]]), fresh):
+                self._kernel.mirror(
+                    task, [], [[first * PAGE_SIZE, (first + length) * PAGE_SIZE, None, 0, True]], [], []
+                )
+                self._told = {**self._told, _PRIVATE: union(told, np.array([[end, first + length]]))}
+            return
+        at = next((start for start, stop in fresh.tolist() if stop - start == length), None)
+        if at is None or len(intersection(old, now)):
+            return
+        size = (end - first) * PAGE_SIZE
+        flags = MREMAP_MAYMOVE | MREMAP_FIXED
+        try:
+            self._kernel.call(task, "mremap", first * PAGE_SIZE, size, length * PAGE_SIZE, flags, at * PAGE_SIZE)
+        except OSError:  # it has several mappings, say
+            return
+        moved = np.array([[at, at + length]], np.int64)
+        self._told = {**self._told, _PRIVATE: union(difference(told, old), moved)}
+        pages = intersection(intersection(self._held, old) + (at - first), moved)
+        self._held = union(difference(self._held, old), pages)
+        self._common = difference(self._common, old)
 
     def knows(self, address: int) -> bool:
         """Was the page at an address told, and is it there still? Then nothing has to be settled to ask for it.

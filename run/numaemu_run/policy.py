@@ -68,6 +68,7 @@ class PolicyCalls:
         start, length, mode, mask_at, maxnode, flags = call.args
         words = read_words(call.tid, mask_at, maxnode)
         self._family.settle(thread)
+        thread.process.binds = True
         self._kernel.call(thread.task, "mbind", start, length, mode, words, maxnode, flags)
         return 0
 

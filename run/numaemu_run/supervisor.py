@@ -14,7 +14,7 @@ from typing import Final
 from numaemu.errors import MachineGone
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_run import vdso
-from numaemu_run.abi import EXIT_CALL, OPEN_CALLS, PATH_CALLS, RSEQ_CALL, Abi
+from numaemu_run.abi import EXIT_CALL, MREMAP_CALL, OPEN_CALLS, PATH_CALLS, RSEQ_CALL, Abi
 from numaemu_run.affinity import AffinityCalls
 from numaemu_run.family import Family, Thread
 from numaemu_run.files import Files
@@ -100,6 +100,8 @@ class Supervisor:
                 self._serve_open(name, call)
             elif name == RSEQ_CALL:
                 self._serve_rseq(call)
+            elif name == MREMAP_CALL:
+                self._serve_mremap(call)
             elif name == EXIT_CALL:
                 self._serve_exit(call)
             elif name in PATH_CALLS:
@@ -140,6 +142,12 @@ class Supervisor:
             except OSError:
                 self.unchanged_vdsos += 1
         self._listener.refuse(call, errno.ENOSYS)
+
+    def _serve_mremap(self, call: Notification) -> None:
+        """The host moves the memory; where to is found when it is looked at next."""
+        with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
+            self.family.note_mremap(call.tid, call.args[0], call.args[1], call.args[2])
+        self._listener.let_through(call)
 
     def _serve_exit(self, call: Notification) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):

@@ -24,6 +24,8 @@ _SUMMED: Final[Mapping[str, str]] = {
     "AnonPages": "AnonPages",
     "Shmem": "Shmem",
 }
+#: The field `processor` of /proc/PID/stat, counted from the state.
+_PROCESSOR: Final = 36
 _MEMINFO: Final = re.compile(r"^(\w+):( +)(\d+)( kB)$", re.MULTILINE)
 
 
@@ -36,6 +38,14 @@ def status(text: str, thread: Thread, tree: NodeTree, mems_allowed: int) -> str:
         return f"{name}{listed}:\t" + (node_list(list(nodes_of(mask))) if listed else bitmap(mask, bits))
 
     return _FIELD.sub(field, text)
+
+
+def stat(text: str, cpu: int) -> str:
+    """The text of the host with the machine's CPU as the one that the task ran on last."""
+    head, end, tail = text.rpartition(") ")
+    fields = tail.split(" ")
+    fields[_PROCESSOR] = str(cpu)
+    return head + end + " ".join(fields)
 
 
 def numa_maps(text: str, areas: Sequence[Area], *, of_2005: bool) -> str:

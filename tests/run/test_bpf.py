@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from numaemu_run.abi import AARCH64, ABIS, OPEN_CALLS, PATH_CALLS, POLICY_CALLS, RSEQ_CALL, X86_64, Abi
+from numaemu_run.abi import AARCH64, ABIS, MREMAP_CALL, OPEN_CALLS, PATH_CALLS, POLICY_CALLS, RSEQ_CALL, X86_64, Abi
 from numaemu_run.bpf import RET_ALLOW, RET_ERRNO, RET_USER_NOTIF, Jump, assemble, make_filter
 
 REFUSED = RET_ERRNO | errno.ENOSYS
@@ -32,9 +32,9 @@ def verdict(program: bytes, arch: int, number: int, *args: int) -> int:
 
 @pytest.mark.parametrize("abi", ABI)
 def test_policy_calls_are_handed_over_and_others_are_not(abi: Abi) -> None:
-    """Of all numbers, those of the policy calls, of opens and of rseq reach the supervisor."""
+    """Of all numbers, those of the policy calls, of opens, of rseq and of mremap reach the supervisor."""
     program = make_filter(abi, paths=False)
-    wanted = {abi.numbers[name] for name in (*POLICY_CALLS, *OPEN_CALLS, RSEQ_CALL) if name in abi.numbers}
+    wanted = {abi.numbers[name] for name in (*POLICY_CALLS, *OPEN_CALLS, RSEQ_CALL, MREMAP_CALL) if name in abi.numbers}
     assert {n for n in range(600) if verdict(program, abi.audit_arch, n) == RET_USER_NOTIF} == wanted
     assert {n for n in range(600) if verdict(program, abi.audit_arch, n) == RET_ALLOW} == {*range(600)} - wanted
 

@@ -95,6 +95,11 @@ def test_a_fork_parts_with_its_parent_where_one_of_them_writes(run: Run) -> None
     assert python(run, "parting.py") == ["common [0]", "child 0 [3]", "parent [0]", "moved 0 [1]"]
 
 
+def test_a_policy_goes_along_with_mremap(run: Run) -> None:
+    """Memory that grows in its place, moves and shrinks keeps its policy and its pages; other memory has none of it."""
+    assert python(run, "resized.py") == ["bound [3]", "grown [3]", "moved [3]", "shrunk [3]", "other [0]"]
+
+
 def test_memory_that_is_gone_gives_its_frames_back(run: Run, machine: nm.Machine) -> None:
     """Unmapped and discarded pages leave the nodes; with the end of the program all are free."""
     free = free_pages(machine)
