@@ -77,17 +77,17 @@ def assemble(lines: Iterable[_Line]) -> bytes:
     return bytes(made)
 
 
-def make_filter(abi: Abi, *, paths: bool, exits: bool = False) -> bytes:
-    """A filter that hands over policy calls and opens for reading.
+def make_filter(abi: Abi, *, paths: bool) -> bytes:
+    """A filter that hands over policy calls, opens for reading, mremap, rseq and the end of each process.
 
-    `paths`: every call that looks at a path, too; `exits`: and the end of each process.
+    `paths`: every call that looks at a path, too.
 
     Opens that write or create cannot be of the files that are answered, and go to the kernel; without `paths`, so do
     those of directories. Policy calls of 32-bit programs and all calls of x32 are refused with ENOSYS: they would see
     the host.
     """
     numbers = abi.numbers
-    handed = [*POLICY_CALLS, RSEQ_CALL, MREMAP_CALL, *(PATH_CALLS if paths else ()), *([EXIT_CALL] if exits else [])]
+    handed = [*POLICY_CALLS, RSEQ_CALL, MREMAP_CALL, EXIT_CALL, *(PATH_CALLS if paths else ())]
     lines: list[_Line] = [
         _Plain(_LD_W_ABS, _ARCH),
         Jump(_JEQ_K, abi.foreign_arch, "foreign"),

@@ -63,12 +63,10 @@ def start(
     tree: Path,
     *,
     mount: bool = True,
-    exits: bool = False,
 ) -> Started:
     """Fork, and let the child execute `command` under the filter.
 
-    `mount`: with the tree of nodes at `tree` over the host's, if that is allowed. `exits`: the end of each process is
-    handed over, too.
+    `mount`: with the tree of nodes at `tree` over the host's, if that is allowed.
 
     Raises:
         StartError: the host refuses the filter; why is said.
@@ -76,7 +74,7 @@ def start(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     pid = os.fork()
     if not pid:
-        _become(command, environment, abi, tree if mount else None, theirs, exits=exits)
+        _become(command, environment, abi, tree if mount else None, theirs)
     theirs.close()
     try:
         how, fds, _, _ = socket.recv_fds(ours, 1, 1)
@@ -98,15 +96,13 @@ def _become(
     abi: Abi,
     tree: Path | None,
     sock: socket.socket,
-    *,
-    exits: bool,
 ) -> NoReturn:
     """In the child: never return."""
     try:
         for number in _IGNORED_BY_PYTHON:
             signal.signal(number, signal.SIG_DFL)
         mounted = tree is not None and _mount(tree)
-        program = make_filter(abi, paths=not mounted, exits=exits)
+        program = make_filter(abi, paths=not mounted)
         seccomp.set_no_new_privs()
         fd = seccomp.install_filter(abi, program)
         socket.send_fds(sock, [_MOUNTED if mounted else _LOOKED_AT], [fd])

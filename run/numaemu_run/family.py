@@ -116,6 +116,10 @@ class Family:
             self._forget_thread(known)
         return self._meet(tid)
 
+    def is_met(self, tid: int) -> bool:
+        """Has this thread made a call, or has a relative that has?"""
+        return tid in self._threads
+
     def is_member(self, tid: int) -> bool:
         """Is it a thread of this run, met or not?"""
         try:

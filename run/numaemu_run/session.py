@@ -46,7 +46,8 @@ class Session:
     def __init__(self, topology: Topology | None, name: str | None, *, mount: bool = True, exits: bool = False) -> None:
         """On a machine of that description, which ends with the run, or on the running one of that name.
 
-        `mount`: use a mount namespace if the host allows it; `exits`: look at each process once more when it ends.
+        `mount`: use a mount namespace if the host allows it; `exits`: look once more at every process that ends, also
+        at one that has made no call.
 
         Raises:
             OSError, ValueError, NumaemuFailure: there is no such machine, or it does not start.
@@ -87,12 +88,13 @@ class Session:
             self._abi,
             self._root,
             mount=self._mount,
-            exits=self._exits,
         )
         self.mounted = started.mounted
         with _many_descriptors(), _signals_passed_to(started.pid), _woken_by_signals() as woken:
             kernel = Kernel(self.machine)
-            supervisor = Supervisor(kernel, self.tree, self._abi, started.listener, self._root, mounted=started.mounted)
+            supervisor = Supervisor(
+                kernel, self.tree, self._abi, started.listener, self._root, mounted=started.mounted, exits=self._exits
+            )
             self.supervisor = supervisor
             supervisor.watch(woken)
             before = _pages_by_node(self.machine)

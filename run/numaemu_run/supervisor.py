@@ -34,9 +34,21 @@ class Supervisor:
     """Serves the calls of a program and its descendants until it has ended."""
 
     def __init__(
-        self, kernel: Kernel, tree: NodeTree, abi: Abi, listener: Listener, root: Path, *, mounted: bool
+        self,
+        kernel: Kernel,
+        tree: NodeTree,
+        abi: Abi,
+        listener: Listener,
+        root: Path,
+        *,
+        mounted: bool,
+        exits: bool = False,
     ) -> None:
-        """`root`: where the tree of nodes lies; `mounted`: it lies over the host's for the program."""
+        """`root`: where the tree of nodes lies; `mounted`: it lies over the host's for the program.
+
+        `exits`: every process that ends is looked at once more, and not only those that have been met.
+        """
+        self._exits = exits
         self._listener = listener
         self._poll = select.poll()
         self._poll.register(listener.fd, select.POLLIN)
@@ -151,8 +163,8 @@ class Supervisor:
 
     def _serve_exit(self, call: Notification) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
-            thread = self.family.thread(call.tid)
-            self._settle(thread)
+            if self._exits or self.family.is_met(call.tid):
+                self._settle(self.family.thread(call.tid))
         self._listener.let_through(call)
 
     def _serve_path(self, name: str, call: Notification) -> None:

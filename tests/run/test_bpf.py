@@ -6,7 +6,18 @@ import struct
 
 import pytest
 
-from numaemu_run.abi import AARCH64, ABIS, MREMAP_CALL, OPEN_CALLS, PATH_CALLS, POLICY_CALLS, RSEQ_CALL, X86_64, Abi
+from numaemu_run.abi import (
+    AARCH64,
+    ABIS,
+    EXIT_CALL,
+    MREMAP_CALL,
+    OPEN_CALLS,
+    PATH_CALLS,
+    POLICY_CALLS,
+    RSEQ_CALL,
+    X86_64,
+    Abi,
+)
 from numaemu_run.bpf import RET_ALLOW, RET_ERRNO, RET_USER_NOTIF, Jump, assemble, make_filter
 
 REFUSED = RET_ERRNO | errno.ENOSYS
@@ -32,22 +43,24 @@ def verdict(program: bytes, arch: int, number: int, *args: int) -> int:
 
 @pytest.mark.parametrize("abi", ABI)
 def test_policy_calls_are_handed_over_and_others_are_not(abi: Abi) -> None:
-    """Of all numbers, those of the policy calls, of opens, of rseq and of mremap reach the supervisor."""
+    """Of all numbers, those of the policy calls, of opens, rseq, mremap and exit_group reach the supervisor."""
     program = make_filter(abi, paths=False)
-    wanted = {abi.numbers[name] for name in (*POLICY_CALLS, *OPEN_CALLS, RSEQ_CALL, MREMAP_CALL) if name in abi.numbers}
+    wanted = {
+        abi.numbers[name]
+        for name in (*POLICY_CALLS, *OPEN_CALLS, RSEQ_CALL, MREMAP_CALL, EXIT_CALL)
+        if name in abi.numbers
+    }
     assert {n for n in range(600) if verdict(program, abi.audit_arch, n) == RET_USER_NOTIF} == wanted
     assert {n for n in range(600) if verdict(program, abi.audit_arch, n) == RET_ALLOW} == {*range(600)} - wanted
 
 
 @pytest.mark.parametrize("abi", ABI)
 def test_calls_about_paths_are_handed_over_where_they_have_to_be(abi: Abi) -> None:
-    """Without the mounted tree, stat and its kin reach the supervisor as well; the end of a process if it is wanted."""
-    paths, exits = make_filter(abi, paths=True), make_filter(abi, paths=False, exits=True)
+    """Without the mounted tree, stat and its kin reach the supervisor as well."""
+    paths = make_filter(abi, paths=True)
     for name in PATH_CALLS:
         if name in abi.numbers:
             assert verdict(paths, abi.audit_arch, abi.numbers[name]) == RET_USER_NOTIF
-    assert verdict(exits, abi.audit_arch, abi.numbers["exit_group"]) == RET_USER_NOTIF
-    assert verdict(paths, abi.audit_arch, abi.numbers["exit_group"]) == RET_ALLOW
 
 
 @pytest.mark.parametrize(
