@@ -3,9 +3,12 @@
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from tests.run.conftest import PROGRAMS, Run
+
+import numaemu as nm
 
 pytestmark = [
     pytest.mark.shares_machines,
@@ -132,3 +135,21 @@ def test_memhog_writes_under_its_policies(run: Run) -> None:
     for words in (("default",), ("membind", "1"), ("interleave", "0,2"), ("preferred", "3")):
         done = run("memhog", "1m", *words)
         assert done.returncode == 0, (words, done.stderr)
+
+
+def test_shared_memory_has_the_policy_of_the_object(run: Run, machine: nm.Machine, tmp_path: Path) -> None:
+    """What numactl sets on a file in shared memory is where the pages of any process that touches it go."""
+    if not os.access("/dev/shm", os.W_OK):  # noqa: S108 - the kernel's tmpfs, which the policy is about
+        pytest.skip("no tmpfs at /dev/shm")
+    name = f"/dev/shm/{tmp_path.name}-{os.getpid()}"  # noqa: S108 - as above
+    try:
+        done = run("numactl", "--length=4m", f"--file={name}", "--interleave=1,3", "--touch", "--dump")
+        assert done.returncode == 0, done.stderr
+        assert "0000000000400000: interleave : 1 3" in done.stdout
+        before = dict(machine.figures("numastat"))
+        assert run("numactl", "--length=4m", f"--file={name}", "--membind=2", "--touch").returncode == 0
+        given = {node: counters[0] - before[node][0] for node, counters in machine.figures("numastat")}
+        assert given[2] == 1024
+        assert given[1] == given[3] == 0
+    finally:
+        Path(name).unlink(missing_ok=True)

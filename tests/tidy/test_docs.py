@@ -21,6 +21,7 @@ PACKAGES = (
 )
 PAGES = (
     "docs/architecture.md",
+    "docs/ci.md",
     "docs/conformance.md",
     "docs/protocol.md",
     "docs/reliability.md",
