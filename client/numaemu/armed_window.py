@@ -5,21 +5,18 @@ The stores come in the same order as there; what the hit path gains by saying no
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from numaemu.fault_points import reach
-from numaemu.ranges import access, transfer
-from numaemu.window import Window, byte_view, window_step
+from numaemu.ranges import access
+from numaemu.window import Window, byte_view
 from numaemu_core.page_table import PTE_READABLE, PTE_WRITABLE
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-    from numaemu.ranges import Step
     from numaemu.walk import PageWalk
-    from numaemu.window import Read, Write
     from numaemu_core.columns import U1
 
 
@@ -28,33 +25,22 @@ class ArmedWindow(Window):
 
     __slots__ = ()
 
-    def _make_step(self) -> Step:
-        return window_step(self.walk, self.turn, armed_access)
+    def _step(self, addr: int, data: U1 | None, length: int, *, write: bool) -> int:
+        return self.in_window(armed_access, addr, data, length, write=write)
 
-    def _make_read(self) -> Read:
-        one, many, page_size = window_step(self.walk, self.turn, _read_one), self._step, 1 << self._page_shift
+    def read(self, addr: int, n: int) -> bytes:
+        """As `Window.read`."""
+        one = partial(self.in_window, _read_one)
+        return self._read_by(one if self._within_page(addr, n) else self._step, addr, n)
 
-        def read(addr: int, n: int) -> bytes:
-            if n < 0:
-                raise ValueError(f"the number of bytes may not be negative, got {n}")
-            target = np.empty(n, np.uint8)
-            step = one if addr % page_size + n <= page_size else many
-            transfer(step, self._fault, self._page_shift, addr, target, n, write=False)
-            return target.tobytes()
+    def write(self, addr: int, data: ReadableBuffer) -> None:
+        """As `Window.write`."""
+        source, one = byte_view(data), partial(self.in_window, _write_one)
+        self._write_by(one if self._within_page(addr, len(source)) else self._step, addr, source)
 
-        return read
-
-    def _make_write(self) -> Write:
-        one, many, page_size = window_step(self.walk, self.turn, _write_one), self._step, 1 << self._page_shift
-
-        def write(addr: int, data: ReadableBuffer) -> None:
-            source = byte_view(data)
-            n = len(source)
-            step = one if addr % page_size + n <= page_size else many
-            if n:
-                transfer(step, self._fault, self._page_shift, addr, np.frombuffer(source, np.uint8), n, write=True)
-
-        return write
+    def _within_page(self, addr: int, n: int) -> bool:
+        page_size = 1 << self._page_shift
+        return addr % page_size + n <= page_size
 
 
 def armed_access(walk: PageWalk, addr: int, data: U1 | None, length: int, *, write: bool) -> int:

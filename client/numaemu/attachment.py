@@ -9,8 +9,6 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from numaemu import places
 from numaemu.comeback import RemoteWayBack, WayBack, recv_patiently
 from numaemu.connection import Init, Peer
@@ -198,7 +196,7 @@ def map_views(layout: Layout, fds: Mapping[str, int]) -> Views:
             if name == "locks":
                 mutexes = MutexTable(segment.address + layout.segments[name].columns[0].offset, layout.mutex_count)
         chosen = {name: columns[name] for name in COLUMNS}
-        views = make_views(layout, chosen, np.frombuffer(frames.view, np.uint8), mutexes)
+        views = make_views(layout, chosen, frames.memory, mutexes)
     except BaseException:
         _unmap(maps)
         raise

@@ -7,6 +7,7 @@ what was not answered once more, under the number that it had.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -45,6 +46,10 @@ def recv_patiently(sock: socket.socket, place: Path) -> tuple[object, list[int]]
         if pidfd.is_stopped(kernel_pid):
             control.say_waiting(place, "kernel")
     return fdsock.recv(sock)
+
+
+class LineRefused(Exception):
+    """The daemon has no line for the faults of this thread."""
 
 
 class WayBack:
@@ -126,6 +131,30 @@ class WayBack:
             self._kernel_pid = fdsock.peer_credentials(sock)[0]
             self.generation = answer["again"]
             return True
+
+    def fault_line(self, token: bytes) -> socket.socket | None:
+        """A socket on which a thread may ask for pages; None where no daemon is there just now.
+
+        Raises:
+            LineRefused: it has none to give.
+        """
+        try:
+            sock = fdsock.connect(self._place, _ANSWER_S)
+        except OSError:
+            return None
+        with contextlib.ExitStack() as undo:
+            undo.callback(sock.close)
+            try:
+                fdsock.send(sock, {"hello": "faults", "version": VERSION, "token": token})
+                answer, fds = recv_patiently(sock, self._place.parent)
+            except (OSError, EOFError):  # it has just died
+                return None
+            for fd in fds:
+                os.close(fd)
+            if answer != {"version": VERSION}:
+                raise LineRefused
+            undo.pop_all()
+        return sock
 
     def close(self) -> None:
         """Let the daemon know that this process uses the machine no more. Takes no lock: a forked child calls it."""

@@ -14,11 +14,13 @@ import os
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import zmq
 
+from numaemu.comeback import LineRefused, WayBack
 from numaemu.errors import MachineGone
+from numaemu.fault_line import FaultLine, LineBroken
 from numaemu.fault_points import reach
 from numaemu_core import limits
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
@@ -28,9 +30,8 @@ from numaemu_host import pidfd
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numaemu.comeback import WayBack
     from numaemu.tcp import Curve, Lease, TcpWayBack
-    from numaemu.window import Turn
+    from numaemu.window import Window
 
 #: How long one poll lasts; between two, Python looks at its signals.
 _SLICE_MS: Final = int(limits.SILENCE_S * 1000)
@@ -239,7 +240,14 @@ class _Mine(threading.local):
 
     def __init__(self) -> None:
         self.connection: Connection | None = None
-        self.turns: dict[int, Turn] = {}
+        #: None: not yet, or it broke. False: the daemon has none for us.
+        self.line: FaultLine | Literal[False] | None = None
+        #: By access slot; a task that is closed takes its own with it.
+        self.windows: weakref.WeakValueDictionary[int, Window] = weakref.WeakValueDictionary()
+
+    def window(self) -> int | None:
+        """The access slot whose window the thread has open just now."""
+        return next((slot for slot, window in self.windows.items() if window.inside), None)
 
 
 class Calls:
@@ -258,7 +266,7 @@ class Calls:
             MachineGone: the machine has ended. WireError: the daemon broke the protocol.
         """
         mine = self._mine
-        window = next((slot for slot, turn in mine.turns.items() if turn.inside), None)
+        window = mine.window()
         if mine.connection is not None and mine.connection.busy:
             # A signal handler in the middle of a call of its own thread.
             with contextlib.closing(self._connected()) as connection:
@@ -266,6 +274,45 @@ class Calls:
         if mine.connection is None:
             mine.connection = self._connected()
         return self._refusals_raised(mine.connection, name, args, window)
+
+    def fault(self, pid: int, addr: int, length: int, *, write: bool) -> None:
+        """Have the daemon make pages accessible. Raises as `call`.
+
+        On the thread's line; in a signal handler in the middle of that, or where there is none, by a call.
+        """
+        mine = self._mine
+        line = self._new_line() if mine.line is None else mine.line
+        if not line or line.busy:
+            self.call("fault", pid, addr, length, write)
+            return
+        line.busy = True
+        try:
+            line.ask(pid, addr, length, mine.window(), write=write)
+        except (SegmentationFault, OutOfMemory):
+            raise
+        except MmError as refused:
+            raise OSError(refused.errno, refused.detail or os.strerror(refused.errno)) from None
+        except LineBroken:
+            mine.line = None
+            line.close()
+            self.call("fault", pid, addr, length, write)
+        except BaseException:
+            mine.line = None
+            line.close()
+            raise
+        finally:
+            line.busy = False
+
+    def _new_line(self) -> FaultLine | Literal[False] | None:
+        way_back = self._peer.way_back
+        assert isinstance(way_back, WayBack)  # who maps the memory is on this host
+        try:
+            sock = way_back.fault_line(self._peer.token)
+        except LineRefused:
+            self._mine.line = False
+        else:
+            self._mine.line = None if sock is None else FaultLine(self._peer, way_back, sock)
+        return self._mine.line
 
     def _connected(self) -> Connection:
         try:
@@ -292,9 +339,9 @@ class Calls:
         if self._peer.way_back is not None:
             self._peer.way_back.complain()
 
-    def note_window(self, slot: int, turn: Turn) -> None:
-        """From now on, calls that this thread sends from inside a window of `slot` say so."""
-        self._mine.turns[slot] = turn
+    def note_window(self, window: Window) -> None:
+        """From now on, calls that this thread sends from inside this window of its own say so."""
+        self._mine.windows[window.slot] = window
 
     def abandon(self) -> None:
         """In a forked child: keep everything as it is, and out of reach."""

@@ -13,19 +13,13 @@ import errno
 import time
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from numaemu.pte_lock import pte_lock
-from numaemu.ranges import access, transfer
+from numaemu.ranges import access
 from numaemu.walk import INDEX, SHIFT
-from numaemu.window import Window, byte_view, window_step
+from numaemu.window import Window
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
-
-    from numaemu.ranges import Step
     from numaemu.walk import PageWalk
-    from numaemu.window import Read, Write
     from numaemu_core.columns import U1
 
 _PAUSE_S: Final = 0.0002
@@ -39,40 +33,13 @@ class LockedWindow(Window):
 
     __slots__ = ()
 
-    def _make_step(self) -> Step:
-        once = window_step(self.walk, self.turn, locked_access)
-
-        def step(addr: int, data: U1 | None, length: int, *, write: bool) -> int:
-            for _ in range(_TRIES):
-                moved = once(addr, data, length, write=write)
-                if moved != _BUSY:
-                    return moved
-                time.sleep(_PAUSE_S)
-            return 0
-
-        return step
-
-    def _make_read(self) -> Read:
-        step, fault, page_shift = self._step, self._fault, self._page_shift
-
-        def read(addr: int, n: int) -> bytes:
-            if n < 0:
-                raise ValueError(f"the number of bytes may not be negative, got {n}")
-            target = np.empty(n, np.uint8)
-            transfer(step, fault, page_shift, addr, target, n, write=False)
-            return target.tobytes()
-
-        return read
-
-    def _make_write(self) -> Write:
-        step, fault, page_shift = self._step, self._fault, self._page_shift
-
-        def write(addr: int, data: ReadableBuffer) -> None:
-            source = byte_view(data)
-            if len(source):
-                transfer(step, fault, page_shift, addr, np.frombuffer(source, np.uint8), len(source), write=True)
-
-        return write
+    def _step(self, addr: int, data: U1 | None, length: int, *, write: bool) -> int:
+        for _ in range(_TRIES):
+            moved = self.in_window(locked_access, addr, data, length, write=write)
+            if moved != _BUSY:
+                return moved
+            time.sleep(_PAUSE_S)
+        return 0
 
 
 def locked_access(walk: PageWalk, addr: int, data: U1 | None, length: int, *, write: bool) -> int:

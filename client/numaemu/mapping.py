@@ -26,18 +26,19 @@ class Mapping:
     access may raise SegmentationFault (it was unmapped or protected meanwhile) and OutOfMemory.
     """
 
-    __slots__ = ("_closed", "_task", "length", "start")
+    __slots__ = ("_closed", "_read", "_task", "_write", "length", "start")
 
     def __init__(self, task: Task, start: int, length: int) -> None:
         self.start = start
         self.length = length
         self._task = task
+        self._read, self._write = task.read, task.write
         self._closed = False
 
     def read(self, offset: int, n: int) -> bytes:
         """`n` bytes from `offset`. ValueError if they do not all lie in the mapping."""
         self._check(offset, n)
-        return self._task.read(self.start + offset, n)
+        return self._read(self.start + offset, n)
 
     def read_into(self, offset: int, buffer: WriteableBuffer) -> None:
         """Fill a buffer with the bytes from `offset`. ValueError if they do not all lie in the mapping."""
@@ -47,7 +48,7 @@ class Mapping:
     def write(self, offset: int, data: ReadableBuffer) -> None:
         """Copy all bytes of `data` to `offset`. ValueError if they do not all lie in the mapping."""
         self._check(offset, memoryview(data).nbytes)
-        self._task.write(self.start + offset, data)
+        self._write(self.start + offset, data)
 
     def touch(self, offset: int = 0, length: int | None = None, *, write: bool = False) -> None:
         """Access each page of a part, all up to the end if `length` is None, without reading or changing a byte."""
@@ -81,12 +82,12 @@ class Mapping:
             start, stop = key.start, key.stop
             # The common slice, without the cost of the general rule.
             if type(start) is int and type(stop) is int and 0 <= start <= stop <= self.length and key.step is None:
-                return self._task.read(self.start + start, stop - start)
+                return self._read(self.start + start, stop - start)
             start, stop, step = key.indices(self.length)
             if step != 1:
                 raise ValueError(f"a slice of a mapping has step 1, got {step}")
-            return self._task.read(self.start + start, stop - start if stop > start else 0)
-        return self._task.read(self.start + self._index(key), 1)[0]
+            return self._read(self.start + start, stop - start if stop > start else 0)
+        return self._read(self.start + self._index(key), 1)[0]
 
     @overload
     def __setitem__(self, key: int, value: int) -> None: ...
@@ -96,7 +97,7 @@ class Mapping:
         if self._closed:
             self._check(0, 0)
         if not isinstance(key, slice):
-            self._task.write(self.start + self._index(key), bytes((operator.index(value),)))  # type: ignore[arg-type] # an int here
+            self._write(self.start + self._index(key), bytes((operator.index(value),)))  # type: ignore[arg-type] # an int here
             return
         start, stop, step = key.indices(self.length)
         if step != 1:
@@ -104,7 +105,7 @@ class Mapping:
         data = byte_view(value)  # type: ignore[arg-type] # a buffer here
         if len(data) != max(stop - start, 0):
             raise ValueError(f"a mapping cannot change its length: {max(stop - start, 0)} bytes, got {len(data)}")
-        self._task.write(self.start + start, data)
+        self._write(self.start + start, data)
 
     def __len__(self) -> int:
         return self.length

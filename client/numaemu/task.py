@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import operator
-import threading
 import time
 import weakref
 from collections import deque
@@ -23,7 +22,7 @@ from numaemu.mapping import Mapping
 from numaemu.masks import mask_words
 from numaemu.remote import RemoteAccess
 from numaemu.syscalls import SystemCalls
-from numaemu.window import Window
+from numaemu.window import Here, Window, make_read, make_write
 from numaemu_core import limits, uapi
 from numaemu_core.errors import SegmentationFault
 
@@ -46,12 +45,6 @@ _SHUT_S: Final = limits.WINDOW_BOUND_RUNNING_S
 _PAUSE_S: Final = 0.0005
 #: Bytes of a file that travel in one message.
 _FILE_BYTES: Final = limits.MESSAGE_BYTES_MAX // 2
-
-
-class _Here(threading.local):
-    """This thread's way into the memory, once it has one."""
-
-    window: Window | RemoteAccess
 
 
 class Task(SystemCalls):
@@ -84,30 +77,45 @@ class Task(SystemCalls):
         self._new_task = new_task
         self.attachment: Any = attachment
         self._calls = calls
-        self._here: Any = _Here()
+        self._here: Any = Here()
         self._windows: weakref.WeakSet[Window] = weakref.WeakSet()
         #: Access slots of threads that have ended.
         self._spare: deque[int] = deque()
         self._pins: set[Pin] = set()
         self._open = True
+        if not remote and attachment.fenced and not ARMED:
+            self._read_and_write_quickly()
 
     # -- memory --------------------------------------------------------------------------------------------------------
 
     def read(self, addr: int, n: int) -> bytes:
         """`n` bytes from `addr`. ValueError for a negative `n`."""
-        try:
-            window = self._here.window
-        except AttributeError:
-            window = self._new_access()
-        return window.read(addr, n)
+        return self._access().read(addr, n)
 
     def write(self, addr: int, data: ReadableBuffer) -> None:
         """Copy all bytes of a buffer to `addr`. On SegmentationFault and OutOfMemory, what lies before is written."""
-        try:
-            window = self._here.window
-        except AttributeError:
-            window = self._new_access()
-        window.write(addr, data)
+        self._access().write(addr, data)
+
+    def _read_and_write_quickly(self) -> None:
+        """Put functions in front of `read` and `write` that do the same, and hit faster. They hold nothing of self."""
+        this = weakref.ref(self)
+
+        def new_window() -> Window:
+            task = this()
+            if task is None:
+                raise ValueError("the task is closed")
+            return task._new_window()  # noqa: SLF001 - its own
+
+        view = self.attachment.views, self.mm_id, self._here, new_window
+        self.read = make_read(*view)  # type: ignore[assignment]  # that is the point
+        self.write = make_write(*view)  # type: ignore[assignment]  # the same
+
+    def _read_and_write_no_more(self, instead: object) -> None:
+        """Every access of this thread fails as `instead` does, also one by a function that somebody has kept."""
+        vars(self).pop("read", None)
+        vars(self).pop("write", None)
+        self._here.window = instead
+        self._here = instead
 
     def read_into(self, addr: int, buffer: WriteableBuffer) -> None:
         """Fill a contiguous buffer with the bytes from `addr` on. On an error, what lies before is filled."""
@@ -169,14 +177,14 @@ class Task(SystemCalls):
         # When its thread ends; a message would be too much to ask of a thread that is being taken apart.
         weakref.finalize(window, self._spare.append, slot).atexit = False
         self._windows.add(window)
-        self._calls.note_window(slot, window.turn)
+        self._calls.note_window(window)
         self._here.window = window
         return window
 
     def _fault(self, addr: int, length: int, *, write: bool) -> None:
         if not 0 <= addr < limits.TASK_SIZE_BYTES:  # the number may not even fit a message
             raise SegmentationFault(addr)
-        self._call("fault", addr, length, write)
+        self._calls.fault(self.pid, addr, length, write=write)
 
     def mmap(
         self,
@@ -305,8 +313,9 @@ class Task(SystemCalls):
         for pin in list(self._pins):
             pin.undo()
         # Held until the end of this call: the windows live no longer than what belongs to each thread.
-        here, self._here = self._here, closed("task")
-        self._shut_windows(getattr(here, "window", None))
+        own = getattr(self._here, "window", None)
+        self._read_and_write_no_more(closed("task"))
+        self._shut_windows(own)
         try:
             self._call("exit")
         except MachineGone:
@@ -330,9 +339,11 @@ class Task(SystemCalls):
         """In a forked child: nothing of it may be touched."""
         if self._open:
             self._open = False
+            keep_out_of_reach(getattr(self._here, "window", None))
             keep_out_of_reach(self._here)
             self._pins.clear()
-            self._here = self._calls = self.attachment = forked()
+            self._read_and_write_no_more(forked())
+            self._calls = self.attachment = forked()
 
     def __enter__(self) -> Self:
         return self

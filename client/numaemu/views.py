@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from mmap import mmap
 
     import numpy.typing as npt
 
@@ -32,7 +35,7 @@ class Views:
 
     layout: Layout
     #: Bytes of all frames: for short copies, for long ones, and as rows of a page each.
-    frames: memoryview
+    frames: mmap
     frame_bytes: U1
     frame_rows: U1
     #: Page-table entries by flat index; written by the daemon alone.
@@ -57,12 +60,13 @@ class Views:
     generation: memoryview
 
 
-def make_views(layout: Layout, columns: Mapping[str, npt.NDArray[Any]], frame_bytes: U1, mutexes: MutexTable) -> Views:
-    """Views over arrays: `columns` holds those of `COLUMNS`, `frame_bytes` all pools back to back."""
+def make_views(layout: Layout, columns: Mapping[str, npt.NDArray[Any]], frames: mmap, mutexes: MutexTable) -> Views:
+    """Views over arrays: `columns` holds those of `COLUMNS`, `frames` all pools back to back."""
+    frame_bytes = np.frombuffer(frames, np.uint8)
     flat = {name: columns[name].reshape(-1) for name in COLUMNS}
     return Views(
         layout=layout,
-        frames=_cells(frame_bytes),
+        frames=frames,
         frame_bytes=frame_bytes,
         frame_rows=frame_bytes.reshape(-1, layout.topology.page_size),
         ptes=_cells(flat["pte"]),

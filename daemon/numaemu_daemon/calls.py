@@ -166,6 +166,7 @@ class Calls:
             if size:
                 self._begin_later()
 
+        self._scheduler.share()
         body = on_behalf(self._k, caller, SYSCALLS[request.name](self._k, task, *request.args[1:]))
         self._scheduler.start(body, done, _own_window(connection.client, request))
 

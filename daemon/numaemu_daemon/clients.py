@@ -36,6 +36,8 @@ class Client:
     #: Its access slots, by number, each with the pid of its task.
     slots: dict[int, int] = field(default_factory=dict)
     connections: list["Connection"] = field(default_factory=list)
+    #: Its threads' lines for faults.
+    lines: set["Connection"] = field(default_factory=set)
     greeted: bool = False
     #: Its number in the journal, once it is greeted.
     number: int = 0
@@ -69,6 +71,8 @@ class Connection:
     #: Others came while it did: they were refused.
     pipelined: bool = False
     request_bytes: int = 0
+    #: The socket of a line for faults, which has no number, no identity and no descriptor here.
+    line: socket.socket | None = None
 
 
 class AccessSlots:

@@ -15,7 +15,7 @@ from numaemu_core.admission import ROOT
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.wire import Request, StrangerError, WireError, pack_refusal, pack_reply, unpack_request
-from numaemu_daemon import zap
+from numaemu_daemon import fault_lines, zap
 from numaemu_daemon.calls import Calls
 from numaemu_daemon.clients import Client, Connection
 from numaemu_daemon.guests import Guests
@@ -88,7 +88,6 @@ class Requests:
 
     def receive(self) -> None:
         """Take some of what has come: requests of clients wait for their turn, those of strangers are answered."""
-        self._begun = 0
         for _ in range(limits.RECEIVED_PER_TURN):
             identity = self._router.recv()
             connection = self._connections.get(identity)
@@ -162,15 +161,24 @@ class Requests:
                 connection, MmError(errno.EAGAIN, "too many bytes of this client are on their way"), number
             )
         else:
-            connection.waiting, connection.request_bytes = number, len(body)
-            client.request_bytes += len(body)
-            alone = not self.turns and client.running < limits.RUNNING_CALLS_PER_CLIENT
-            # At once: nobody else waits; or others may be waiting for the window that the caller is in.
-            if (alone or request.window is not None) and not self.resting and self._begun < limits.SERVED_PER_TURN:
-                self._begun += 1
-                self._begin(connection, request)
-            else:
-                self.turns.add(client, (connection, request))
+            self.take(connection, request, len(body))
+
+    def take(self, connection: Connection, request: Request, body_bytes: int) -> None:
+        """A request of so many bytes waits for its turn, unless that is now."""
+        client = connection.client
+        connection.waiting, connection.request_bytes = request.request_id, body_bytes
+        client.request_bytes += body_bytes
+        alone = not self.turns and client.running < limits.RUNNING_CALLS_PER_CLIENT
+        # At once: nobody else waits; or others may be waiting for the window that the caller is in.
+        if (alone or request.window is not None) and not self.resting and self._begun < limits.SERVED_PER_TURN:
+            self._begun += 1
+            self._begin(connection, request)
+        else:
+            self.turns.add(client, (connection, request))
+
+    def new_round(self) -> None:
+        """The loop has come round."""
+        self._begun = 0
 
     def serve_turns(self) -> None:
         """Begin a request of each client in turn, of no more than a few: what they need runs between two rounds."""
@@ -269,7 +277,9 @@ class Requests:
             self._k.journal.append(["hung_up", oldest.number])
 
     def _send(self, connection: Connection, body: bytes) -> None:
-        if connection.identity:  # else it has not come back yet, and will ask
+        if connection.line is not None:
+            fault_lines.answer(connection.line, body)
+        elif connection.identity:  # else it has not come back yet, and will ask
             self._post(connection.identity, body)
 
     def _refuse_client(self, connection: Connection, refusal: Exception, request_id: int) -> None:

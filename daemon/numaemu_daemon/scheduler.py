@@ -4,6 +4,7 @@ A task that sleeps is in exactly one list, by what it sleeps for; a list is look
 changed. Nothing in here waits: `step` does what can be done now and says how long the loop may sleep.
 """
 
+import functools
 import platform
 from collections import Counter, deque
 from collections.abc import Callable, Generator
@@ -21,6 +22,7 @@ from numaemu_core.effects import (
     ReadPages,
     Shootdown,
     SpinBusy,
+    WaitCopies,
     WaitPageLocks,
     WaitWriteback,
     WritePages,
@@ -102,10 +104,13 @@ class Scheduler:
         self._spinning: list[Running] = []
         self._on_sems: list[tuple[Running, int, Mode]] = []
         self._on_pages: list[tuple[Running, Effect]] = []
+        self._on_copies: list[tuple[Running, tuple[CopyPages, ...]]] = []
         self._in_flight: list[_Flight] = []
         self._napping: list[_Napping] = []
         k.spawn = lambda _name, body: self.start(body, lambda _result, _refusal: None)
         self._next = 1
+        #: Until when long tasks go in short steps; 0: they do not.
+        self._shared_until = 0.0
         self._spins = 0
         #: Access slots whose thread waits for an answer from inside its window: stragglers at once.
         self.asking: Counter[int] = Counter()
@@ -138,8 +143,16 @@ class Scheduler:
             self.asking[window] += 1
         self._ready.append(task)
 
+    def share(self) -> None:
+        """Somebody calls: if a task is on its way, it goes in short steps for a while."""
+        if self.active:
+            self._k.batch_pages = limits.SHARED_BATCH_PAGES
+            self._shared_until = self._clock() + limits.SHARED_S
+
     def step(self) -> int | None:
         """Run every task that can run once; gives the milliseconds that the loop may sleep, None for any time."""
+        if self._shared_until and self._clock() > self._shared_until:
+            self._shared_until, self._k.batch_pages = 0.0, limits.BATCH_PAGES
         self._ready.extend(self._spinning)
         self._spinning.clear()
         self._wake()
@@ -262,8 +275,8 @@ class Scheduler:
                 return True
             case ReadPages(slots, pfns):
                 self._copiers.read(slots, pfns, lambda: self._ready.append(task))
-            case CopyPages(nid, source, target):
-                self._copiers.copy(nid, source, target, lambda: self._ready.append(task))
+            case CopyPages() | WaitCopies():
+                return self._copy(task, effect)
             case WaitPageLocks() | WaitWriteback():
                 if self._pages_free(task, effect):
                     return False
@@ -275,6 +288,21 @@ class Scheduler:
             case Breathe():
                 self._ready.append(task)
         return False
+
+    def _copy(self, task: Running, effect: CopyPages | WaitCopies) -> bool:
+        match effect:
+            case CopyPages(nid, source, target):
+                self._copiers.copy(nid, source, target, functools.partial(self._copied, effect))
+            case WaitCopies(copies) if not all(copy.done for copy in copies):
+                self._on_copies.append((task, copies))
+                return False
+        return True
+
+    def _copied(self, copy: CopyPages) -> None:
+        copy.done = True
+        over = [task for task, copies in self._on_copies if all(one.done for one in copies)]
+        self._on_copies = [entry for entry in self._on_copies if entry[0] not in over]
+        self._ready.extend(over)
 
     def _shootdown(self, task: Running, mm_ids: frozenset[int]) -> bool:
         """After the barrier every client sees the entries that were written, or has its window open.

@@ -11,6 +11,7 @@ import functools
 import math
 import os
 import select
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from numaemu_daemon.calls import Calls
 from numaemu_daemon.clients import AccessSlots, Client, close_client, leased_client, new_client
 from numaemu_daemon.comeback import Comeback, client_row
 from numaemu_daemon.entrances import Listener
+from numaemu_daemon.fault_lines import FaultLines
 from numaemu_daemon.guests import Guests, descriptors
 from numaemu_daemon.leases import Leases
 from numaemu_daemon.logs import Event, Log
@@ -41,6 +43,8 @@ from numaemu_host import fdsock
 
 #: How long no new client is taken where the host has no descriptor left.
 _PAUSE_S = 0.1
+#: How long the loop stays awake for another call; on a lone processor the caller could not make it meanwhile.
+_LINGER_S = 1e-4 if len(os.sched_getaffinity(0)) > 1 else 0.0
 #: Rounds of a loop that never sleeps between two looks at peers whose time may be over.
 _ROUNDS_BETWEEN_LOOKS = 64
 
@@ -105,6 +109,7 @@ class Server:
         self._requests = Requests(
             k, self._router, guests, self._clients, self._calls, boot_id, log, self._leases, self._join
         )
+        self._lines = FaultLines(boot_id, self.watch, self.unwatch, self._requests.take)
         self._next_client = 1
         #: Clients that have not said hello on the descriptor socket, the oldest first, and when they came.
         self._silent: dict[Client, float] = {}
@@ -113,6 +118,7 @@ class Server:
         #: When new clients are taken again.
         self._paused_until: float | None = None
         self._rounds = 0
+        self._linger_s = 0.0
         self.stopping = False
         self._listen()
 
@@ -153,6 +159,7 @@ class Server:
         return {
             "clients": len(self._clients),
             "connections": self._requests.connections(),
+            "fault_lines": self._lines.count,
             "tasks": len(self._k.tasks),
             "calls": self._calls.served,
             "refused": self._requests.refused,
@@ -176,15 +183,29 @@ class Server:
                 self._check_at_rest()
             if self._requests.turns and not self._requests.resting:
                 timeout = 0
-            elif timeout is None or timeout:
-                timeout = self._before_sleep(timeout)
-            for item, _ in self._poller.poll(timeout):
+            events = self._poller.poll(0) if timeout == 0 else self._next_events(timeout)
+            self._requests.new_round()
+            for item, _ in events:
                 self._take(item)
             if self._requests.turns:
                 self._requests.serve_turns()
-                self._rounds += 1
-                if not self._rounds % _ROUNDS_BETWEEN_LOOKS:  # else it looks before it sleeps
-                    self._look_after_peers()
+            self._rounds += 1
+            if not self._rounds % _ROUNDS_BETWEEN_LOOKS:  # else it does so before it sleeps
+                self._before_sleep(None)
+
+    def _next_events(self, timeout_ms: int | None) -> list[tuple[Any, int]]:
+        """What has come. After an event it looks for the next one for a moment before it sleeps.
+
+        A caller often has another call at once; to be woken up for it takes longer than to wait for it, more of the
+        processor's time included.
+        """
+        until = time.monotonic() + self._linger_s
+        events = self._poller.poll(0)
+        while not events and time.monotonic() < until:
+            events = self._poller.poll(0)
+        events = events or self._poller.poll(self._before_sleep(timeout_ms))
+        self._linger_s = _LINGER_S if events else 0.0
+        return events
 
     def _take(self, item: object) -> None:
         if item is self._router:
@@ -317,16 +338,21 @@ class Server:
         try:
             for descriptor in descriptors:
                 os.close(descriptor)
-            right = isinstance(message, dict) and (message.get("hello"), message.get("version")) == ("client", VERSION)
-            if right and isinstance(message, dict) and "token" in message and not client.greeted:
-                self._welcome_back(client, message["token"])
-                return
-            if not right or client.greeted or not isinstance(message, dict):
-                fdsock.send(client.sock, {"error": f"expected a hello of version {VERSION}"})
-                self._gone(client, dead=False)
-                return
-            client.greeted = True
-            client.remote = client.remote or message.get("remote") is True
+            known = isinstance(message, dict) and message.get("version") == VERSION and not client.greeted
+            match message:
+                case {"hello": "client", "token": token} if known:
+                    self._welcome_back(client, token)
+                    return
+                case {"hello": "faults", "token": token} if known:
+                    self._open_line(client, token)
+                    return
+                case {"hello": "client", **wishes} if known:
+                    client.greeted = True
+                    client.remote = client.remote or wishes.get("remote") is True
+                case _:
+                    fdsock.send(client.sock, {"error": f"expected a hello of version {VERSION}"})
+                    self._gone(client, dead=False)
+                    return
             self._silent.pop(client, None)
             self._enlist(client)
             answer, segments = self._hello(client)
@@ -362,19 +388,10 @@ class Server:
 
     def _welcome_back(self, stranger: Client, token: object) -> None:
         """Somebody says that it is a client of the last daemon: its process must be the same."""
-        client = self._clients.get(token) if isinstance(token, bytes) else None
-        if client is None or (client.pid, client.uid) != (stranger.pid, stranger.uid):
-            assert stranger.sock is not None
-            fdsock.send(stranger.sock, {"error": "no client has that token"})
-            self._gone(stranger, dead=False)
+        client = self._client_of(stranger, token)
+        if client is None:
             return
-        sock, stranger.sock = stranger.sock, None
-        assert sock is not None
-        del self._clients[stranger.token]
-        self._forget_process(stranger)
-        self.unwatch(stranger.pidfd)
-        self.unwatch(sock.fileno())
-        close_client(stranger, os.close)
+        sock = self._taken_from(stranger)
         if client.sock is not None:  # it did not hear the answer to its first attempt
             self.unwatch(client.sock.fileno())
             client.sock.close()
@@ -382,6 +399,40 @@ class Server:
         self.watch(sock.fileno(), lambda: self._greet(client))
         self._log.info(Event.CLIENT_BACK, client_pid=client.pid, tasks=len(client.tasks))
         fdsock.send(sock, {"version": VERSION, "again": self._generation})
+
+    def _open_line(self, stranger: Client, token: object) -> None:
+        """A thread of a client wants a line for its faults."""
+        client = self._client_of(stranger, token)
+        if client is None:
+            return
+        sock = self._taken_from(stranger)
+        if self._lines.has_room(client):
+            self._lines.open(client, sock)
+            fdsock.send(sock, {"version": VERSION})
+        else:
+            with contextlib.closing(sock):
+                fdsock.send(sock, {"error": "too many lines, of this process or in all"})
+
+    def _client_of(self, stranger: Client, token: object) -> Client | None:
+        """The client with that token, which must be of the same process; else there is none, and the stranger goes."""
+        client = self._clients.get(token) if isinstance(token, bytes) else None
+        if client is not None and (client.pid, client.uid) == (stranger.pid, stranger.uid):
+            return client
+        assert stranger.sock is not None
+        fdsock.send(stranger.sock, {"error": "no client has that token"})
+        self._gone(stranger, dead=False)
+        return None
+
+    def _taken_from(self, stranger: Client) -> socket.socket:
+        """The socket of somebody who has turned out to be known: the stranger is no more."""
+        sock, stranger.sock = stranger.sock, None
+        assert sock is not None
+        del self._clients[stranger.token]
+        self._forget_process(stranger)
+        self.unwatch(stranger.pidfd)
+        self.unwatch(sock.fileno())
+        close_client(stranger, os.close)
+        return sock
 
     def _gone(self, client: Client, *, dead: bool) -> None:
         """A client has ended, or closed its machine: its tasks exit, its locks and pins are void."""
@@ -400,6 +451,7 @@ class Server:
             self._k.journal.append(["client_gone", client.number])
         close_client(client, os.close)
         self._requests.client_gone(client)
+        self._lines.client_gone(client)
         for slot in list(client.slots) if dead else []:
             self._slots.give_back(slot)
         self._calls.end_tasks(client)

@@ -80,17 +80,38 @@ class ReadPages:
     pfns: I8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class CopyPages:
-    """Copy frames into others of one node, by that node's process. Answer: None."""
+    """Start copying frames into others of one node, by that node's process. Answer: None.
+
+    The performer sets `done` when it is over.
+    """
 
     nid: int
     source: I8
     target: I8
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WaitCopies:
+    """Sleep until all of these are done. Answer: None."""
+
+    copies: tuple[CopyPages, ...]
 
 
 Effect = (
-    Breathe | SpinBusy | Nap | DownSem | WaitPageLocks | WaitWriteback | Shootdown | WritePages | ReadPages | CopyPages
+    Breathe
+    | SpinBusy
+    | Nap
+    | DownSem
+    | WaitPageLocks
+    | WaitWriteback
+    | Shootdown
+    | WritePages
+    | ReadPages
+    | CopyPages
+    | WaitCopies
 )
 
 T = TypeVar("T")
@@ -111,6 +132,7 @@ __all__ = [
     "Shootdown",
     "SpinBusy",
     "SpinGuard",
+    "WaitCopies",
     "WaitPageLocks",
     "WaitWriteback",
     "WritePages",

@@ -112,7 +112,7 @@ def sys_file_write(k: Kernel, task: Task, name: str, offset: int, data: bytes) -
     while done < len(data):
         at = offset + done
         first, start = at >> k.page_shift, at & (k.page_size - 1)
-        count = min(limits.FAULT_BATCH_PAGES, -(-(len(data) - done + start) >> k.page_shift))
+        count = min(limits.BATCH_PAGES, -(-(len(data) - done + start) >> k.page_shift))
         part = payload[done : done + count * k.page_size - start]
         written = yield from _copy_in(k, task, mapping, first, start, part)
         if not written:

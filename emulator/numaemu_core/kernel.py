@@ -82,6 +82,8 @@ class Kernel:
         self.harvests: I8 = np.zeros(layout.frame_count, np.int64)
         #: Told what step a task has reached (`fault_points`): once a batch.
         self.reach: Reach = unarmed
+        #: Pages that a long task handles between two yields; the performer has it shorter while others wait.
+        self.batch_pages = limits.BATCH_PAGES
         #: Starts a kernel task that nobody waits for; the performer's.
         self.spawn: Callable[[str, KernelTask[Any]], object] = lambda _name, body: body.close()
         #: Wakes the kswapd of a node; the performer's.

@@ -54,8 +54,11 @@ SWAP_MAP_MAX: Final = 0x7FFF
 SWAPOUT_PASSES: Final = 11
 #: The first passes only try a page lock; later ones sleep for it.
 SWAPOUT_TRYLOCK_PASSES: Final = 3
-#: Pages that one step of swapout_pages handles between two yields.
-SWAPOUT_BATCH_PAGES: Final = 4096
+#: Pages that one step of a long task handles between two yields, while nobody else waits, and while somebody does.
+BATCH_PAGES: Final = 4096
+SHARED_BATCH_PAGES: Final = 512
+#: How long steps stay short after somebody else has come.
+SHARED_S: Final = 0.1
 #: Passes of migrate_pages over its list (6.1), and how many of them only try page locks.
 MIGRATE_PASSES: Final = 10
 MIGRATE_TRYLOCK_PASSES: Final = 3
@@ -82,8 +85,6 @@ FAULT_RETRIES: Final = 64
 #: A fault request takes no more than this part of the smallest node at one time: else its first pages are gone again
 #: before its last ones are there.
 FAULT_SHARE_OF_NODE: Final = 8
-#: Pages that one step of a range fault handles between two yields.
-FAULT_BATCH_PAGES: Final = 4096
 #: Pages that one fault request may cover.
 FAULT_REQUEST_PAGES: Final = 4096
 #: Page-table pages whose entries one step scans, and so the pte locks held at one time.
@@ -158,7 +159,7 @@ ROBUST_LIST_MAX: Final = 2048
 
 assert 1 << TABLE_SHIFT == PTRS_PER_TABLE
 assert PTE_LOCK_BATCH + 3 * MAX_NUMNODES + 1 <= ROBUST_LIST_MAX // 2
-assert FAULT_BATCH_PAGES <= FAULT_REQUEST_PAGES
+assert SHARED_BATCH_PAGES < BATCH_PAGES <= FAULT_REQUEST_PAGES
 assert SWAPOUT_TRYLOCK_PASSES < SWAPOUT_PASSES
 assert TASK_SIZE_BYTES <= 1 << (PAGE_SHIFT_MIN + TABLE_LEVELS * TABLE_SHIFT)
 assert (MAX_VMAS + MAX_SHARED_POLICIES + MAX_TASKS + MAX_MMS) * JOURNAL_ROW_BYTES_MAX <= JOURNAL_HALF_BYTES * 3 // 4

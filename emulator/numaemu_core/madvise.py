@@ -296,9 +296,9 @@ def _madvise_populate(k: Kernel, task: Task, vma: VmArea, span: tuple[int, int],
     if not vma.vm_flags & (VM_WRITE if write else VM_READ):
         raise MmError(errno.EINVAL, "the mapping does not allow such an access")
     first, last = span[0] >> k.page_shift, span[1] >> k.page_shift
-    for vpn in range(first, last, limits.FAULT_BATCH_PAGES):
+    for vpn in range(first, last, limits.BATCH_PAGES):
         try:
-            yield from populate_pages(k, task, vma, vpn, min(last, vpn + limits.FAULT_BATCH_PAGES), write=write)
+            yield from populate_pages(k, task, vma, vpn, min(last, vpn + limits.BATCH_PAGES), write=write)
         except BusError as error:
             raise MmError(errno.EFAULT, error.detail) from None
         except OutOfMemory as error:

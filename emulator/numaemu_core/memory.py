@@ -83,7 +83,7 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
                 raise OutOfMemory("the task was killed: out of memory")
             try:
                 vma = _accessible_vma(k, task.mm, vpn, write=write)
-                stop = min(end, vma.vm_end >> k.page_shift, vpn + limits.FAULT_BATCH_PAGES)
+                stop = min(end, vma.vm_end >> k.page_shift, vpn + k.batch_pages)
                 yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
             except (SegmentationFault, OutOfMemory) as error:
                 if isinstance(error, (OutOfMemory, BusError)):
@@ -362,7 +362,7 @@ def populate_vma_range(k: Kernel, task: Task, vma: VmArea, start: int, end: int)
     first, last = max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift
     vpn, retries = first, _Retries()
     while vpn < last:
-        stop = min(last, vpn + limits.FAULT_BATCH_PAGES)
+        stop = min(last, vpn + k.batch_pages)
         try:
             yield from populate_pages(k, task, vma, vpn, stop, write=write)
             vpn, retries = stop, _Retries()

@@ -15,7 +15,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
-from numaemu_core.effects import Breathe, CopyPages, KernelTask, Shootdown, SpinBusy, WaitWriteback
+from numaemu_core.effects import Breathe, CopyPages, KernelTask, Shootdown, SpinBusy, WaitCopies, WaitWriteback
 from numaemu_core.install_page import make_entries
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Key
@@ -57,47 +57,97 @@ class Migrated(NamedTuple):
 
 
 def migrate_pages(k: Kernel, pfns: I8, new_pages: NewPages) -> KernelTask[Migrated]:
-    """Move isolated pages to the frames that `new_pages` gives; when no frame is left, the pages without one stay."""
+    """Move isolated pages to the frames that `new_pages` gives; when no frame is left, the pages without one stay.
+
+    Fewer frames than pages are no end: those that have moved leave theirs, as page by page. The first pass prepares a
+    batch while that before it is being copied, if memory is plenty; those that ask to be tried again have the later
+    passes together.
+    """
+    batches: list[_Batch] = []
+    begun: _Attempt | None = None
+    done = 0
+    while done < len(pfns):
+        if begun is not None and _is_short(k):
+            yield from _complete(k, begun)
+            begun = None
+        sources = pfns[done : done + k.batch_pages]
+        targets = yield from new_pages(sources)
+        if not len(targets):
+            break
+        batches.append(_Batch(sources[: len(targets)], targets))
+        done += len(targets)
+        attempt = yield from _begin(k, batches[-1], (yield from trylock_pages(k, batches[-1].pfns)))
+        if begun is not None:
+            yield from _complete(k, begun)
+        begun = attempt
+        yield Breathe()
+    if begun is not None:
+        yield from _complete(k, begun)
     left = [NO_INDEXES]
-    out_of_memory = False
-    for part in range(0, len(pfns), limits.SWAPOUT_BATCH_PAGES):
-        batch = pfns[part : part + limits.SWAPOUT_BATCH_PAGES]
-        targets = yield from new_pages(batch)
-        left.append((yield from _migrate_batch(k, batch[: len(targets)], targets)))
-        if len(targets) < len(batch):
-            out_of_memory = True
-            left.append(pfns[part + len(targets) :])
-            break
-        yield Breathe()
-    stayed = np.concatenate(left)
+    for batch in batches:
+        yield from _later_passes(k, batch)
+        left.append((yield from _finish(k, batch)))
+    stayed = np.concatenate([*left, pfns[done:]])
     k.count("pgmigrate_fail", len(stayed))
-    return Migrated(stayed, out_of_memory)
+    return Migrated(stayed, done < len(pfns))
 
 
-def _migrate_batch(k: Kernel, pfns: I8, targets: I8) -> KernelTask[I8]:
-    """Pages with their new frames, in at most ten passes; gives those that stayed. Frames without use are freed."""
-    state = np.full(len(pfns), _AGAIN)
-    for migrate_pass in range(limits.MIGRATE_PASSES):
-        todo = np.flatnonzero(state == _AGAIN)
-        if not len(todo):
-            break
+class _Batch:
+    """Some pages with their new frames, and what has become of each."""
+
+    def __init__(self, pfns: I8, targets: I8) -> None:
+        self.pfns = pfns
+        self.targets = targets
+        self.state = np.full(len(pfns), _AGAIN)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """An attempt on some pages of a batch, which are locked: those at `here` are being copied, others stay or go."""
+
+    batch: _Batch
+    chosen: I8
+    pfns: I8
+    targets: I8
+    state: I8
+    here: I8
+    copies: tuple[CopyPages, ...]
+
+
+def _is_short(k: Kernel) -> bool:
+    """Could the frames be missed that a batch on its way has still to give back?"""
+    return any(zone.nr_free - zone.pages_low < k.batch_pages for zone in k.zones.values())
+
+
+def _later_passes(k: Kernel, batch: _Batch) -> KernelTask[None]:
+    """All passes but the first: those that are left are tried again, at last by sleeping for their locks."""
+    for migrate_pass in range(1, limits.MIGRATE_PASSES):
+        todo = batch.state == _AGAIN
+        if not todo.any():
+            return
         if migrate_pass < limits.MIGRATE_TRYLOCK_PASSES:
-            mine = todo[(yield from trylock_pages(k, pfns[todo]))]
-            state[mine] = yield from _unmap_and_move(k, pfns[mine], targets[mine])
+            todo[todo] = yield from trylock_pages(k, batch.pfns[todo])
+            yield from _complete(k, (yield from _begin(k, batch, todo)))
         else:
-            while len(todo):
-                got = yield from lock_some_pages(k, pfns[todo])
-                mine, todo = todo[got], todo[~got]
-                state[mine] = yield from _unmap_and_move(k, pfns[mine], targets[mine])
+            while todo.any():
+                got = todo.copy()
+                got[todo] = yield from lock_some_pages(k, batch.pfns[todo])
+                yield from _complete(k, (yield from _begin(k, batch, got)))
+                todo &= ~got
         yield Breathe()
-    moved = state == _MOVED
+
+
+def _finish(k: Kernel, batch: _Batch) -> KernelTask[I8]:
+    """No more attempts: frames without use are freed; gives the pages that stayed."""
+    moved = batch.state == _MOVED
     k.count("pgmigrate_success", int(np.count_nonzero(moved)))
-    yield from free_pages(k, targets[~moved])
-    return pfns[(state == _AGAIN) | (state == _FAILED)]
+    yield from free_pages(k, batch.targets[~moved])
+    return batch.pfns[(batch.state == _AGAIN) | (batch.state == _FAILED)]
 
 
-def _unmap_and_move(k: Kernel, pfns: I8, targets: I8) -> KernelTask[I8]:
-    """One attempt on locked pages, which are unlocked; gives what became of each."""
+def _begin(k: Kernel, batch: _Batch, chosen: Bool) -> KernelTask[_Attempt]:
+    """One attempt on locked pages, up to where they are being copied (unmap_and_move, 6.1)."""
+    pfns, targets = batch.pfns[chosen], batch.targets[chosen]
     state = np.full(len(pfns), _AGAIN)
     if (k.c.pg_flags[pfns] & PG_WRITEBACK).any():
         yield WaitWriteback(pfns)
@@ -111,11 +161,20 @@ def _unmap_and_move(k: Kernel, pfns: I8, targets: I8) -> KernelTask[I8]:
     state[here[~can_be_moved(k, pfns[here])]] = _FAILED
     here = here[state[here] == _AGAIN]
     here = here[_is_nobody_elses(k, pfns[here])]
+    copies = []
     for nid in np.unique(k.nid_of_pfn[targets[here]]).tolist():
         there = here[k.nid_of_pfn[targets[here]] == nid]
-        yield CopyPages(nid, pfns[there], targets[there])
-        k.reach("migration.copied")
-    state[here[(yield from _move_to_new_pages(k, pfns[here], targets[here]))]] = _MOVED
+        copies.append(CopyPages(nid, pfns[there], targets[there]))
+        yield copies[-1]
+    return _Attempt(batch, np.flatnonzero(chosen), pfns, targets, state, here, tuple(copies))
+
+
+def _complete(k: Kernel, attempt: _Attempt) -> KernelTask[None]:
+    """The rest of an attempt: the pages are where their copies are, or stay; all are unlocked."""
+    pfns, here, state = attempt.pfns, attempt.here, attempt.state
+    yield WaitCopies(attempt.copies)
+    k.reach("migration.copied")
+    state[here[(yield from _move_to_new_pages(k, pfns[here], attempt.targets[here]))]] = _MOVED
     stay = pfns[state != _MOVED]
     yield from remove_migration_ptes(k, stay)
     yield from unlock_pages(k, stay)
@@ -124,7 +183,7 @@ def _unmap_and_move(k: Kernel, pfns: I8, targets: I8) -> KernelTask[I8]:
         with (yield from spin_lock(k, lru_lock_keys(k, freed))):
             add_to_list_heads(k, freed, (k.c.lru_state[freed] & LRU_PG_ACTIVE | LRU_ON_LIST).astype(np.int64))
         yield from free_page_and_swap_cache(k, freed)
-    return state
+    attempt.batch.state[attempt.chosen] = state
 
 
 def can_be_moved(k: Kernel, pfns: I8) -> Bool:

@@ -10,7 +10,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from numaemu_core import limits
 from numaemu_core.columns import I8, U8
 from numaemu_core.cred import ptrace_may_access
 from numaemu_core.effects import KernelTask
@@ -183,7 +182,7 @@ def _move_together(call: _Call, targets: I8) -> KernelTask[tuple[int, int]]:
     if np.count_nonzero(np.diff(targets)) < _RUNS_ONE_BY_ONE or not call.writable:
         return 0, 0
     while done < len(targets):
-        part = targets[done : done + limits.SWAPOUT_BATCH_PAGES]
+        part = targets[done : done + call.k.batch_pages]
         pfns, status = yield from _candidates(call, done, done + len(part), part)
         queue, goals = pfns[pfns >= 0], part[pfns >= 0]
         if not _nothing_is_in_the_way(call.k, queue, goals):

@@ -213,8 +213,8 @@ def _move_page_tables(k: Kernel, mm: Mm, start: int, end: int, target: int) -> K
     shift = (target - start) >> k.page_shift
     flats, vpns, _ = k.tables.used_entries(mm.pgd, start >> k.page_shift, end >> k.page_shift)
     moved: list[tuple[I8, I8]] = []
-    for part in range(0, len(flats), limits.FAULT_BATCH_PAGES):
-        batch = slice(part, part + limits.FAULT_BATCH_PAGES)
+    for part in range(0, len(flats), limits.BATCH_PAGES):
+        batch = slice(part, part + limits.BATCH_PAGES)
         old, new = flats[batch], _alloc_ptes(k, mm, vpns[batch] + shift)
         with (yield from spin_lock(k, pte_lock_keys(np.concatenate((old, new))))):
             _count_as_dirty(k, k.c.pte[old])

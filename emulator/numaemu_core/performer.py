@@ -24,6 +24,7 @@ from numaemu_core.effects import (
     ReadPages,
     Shootdown,
     SpinBusy,
+    WaitCopies,
     WaitPageLocks,
     WaitWriteback,
     WritePages,
@@ -265,8 +266,10 @@ class Performer:
                 self._writes.append(effect)
             case ReadPages(slots, pfns):
                 task.ready = lambda: self._read(slots, pfns)
-            case CopyPages(_, source, target):
-                task.ready = lambda: self._copy(source, target)
+            case CopyPages():
+                pass  # made while somebody waits for it
+            case WaitCopies(copies):
+                task.ready = lambda: (all(map(self._copy, copies)), None)
 
     def _wake_kswapd(self, nid: int) -> None:
         if nid not in self._awake:
@@ -303,8 +306,10 @@ class Performer:
     def _read(self, slots: I8, pfns: I8) -> tuple[bool, Any]:
         return self._copied(self.k.c.frames, pfns, *self.k.c.area(slots)), None
 
-    def _copy(self, source: I8, target: I8) -> tuple[bool, Any]:
-        return self._copied(self.k.c.frames, target, self.k.c.frames, source), None
+    def _copy(self, copy: CopyPages) -> bool:
+        frames = self.k.c.frames
+        copy.done = copy.done or self._copied(frames, copy.target, frames, copy.source)
+        return copy.done
 
     def _finish_write(self, at: int) -> None:
         effect = self._writes[at]

@@ -47,8 +47,10 @@ def swapout_pages(k: Kernel, pfns: I8, passes: int = limits.SWAPOUT_PASSES) -> K
     for swap_pass in range(passes):
         retry = False
         kept: list[I8] = []
-        for part in range(0, len(pfns), limits.SWAPOUT_BATCH_PAGES):
-            batch = pfns[part : part + limits.SWAPOUT_BATCH_PAGES]
+        done = 0
+        while done < len(pfns):
+            batch = pfns[done : done + k.batch_pages]
+            done += len(batch)
             left, again = yield from _one_pass(k, batch, swap_pass)
             kept.append(left)
             retry |= again

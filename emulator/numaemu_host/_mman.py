@@ -61,6 +61,21 @@ def reserve(length: int) -> int:
     return address
 
 
+def reserved_memory(length: int) -> mmap.mmap:
+    """Private address space as an object, into which pieces are to be mapped. OSError on refusal."""
+    return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+
+
+def address_of(memory: mmap.mmap) -> int:
+    """Where it lies."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def make_immortal(thing: object) -> None:
+    """Have this never be taken apart, not even at the end of the process."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
 def map_shared(address: int, fd: int, fd_offset: int, length: int, *, writable: bool, populate: bool = False) -> int:
     """Map bytes of a file, shared: at `address`, replacing what is there, or anywhere if 0. OSError on refusal."""
     prot = mmap.PROT_READ | mmap.PROT_WRITE if writable else mmap.PROT_READ

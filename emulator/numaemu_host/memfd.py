@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -124,10 +125,14 @@ class Segment(_Range):
         self._unmap()
 
 
+_flat: "weakref.WeakSet[FlatMapping]" = weakref.WeakSet()
+
+
 class FlatMapping(_Range):
     """Several memfds mapped back to back into one contiguous range, writable and shared.
 
-    Attributes: `address`, `size` (the sum, in bytes), and `view`, one writable memoryview of format "B" over all parts.
+    Attributes: `address`, `size` (the sum, in bytes), `memory`, an `mmap.mmap` of all parts, whose slices are the
+    quickest way to a few bytes, and `view`, one writable memoryview of format "B" over it.
     """
 
     def __init__(self, parts: Sequence[tuple[int, int]], *, populate: bool = False) -> None:
@@ -142,13 +147,16 @@ class FlatMapping(_Range):
         total = sum(size for _, size in parts)
         if not total:
             raise ValueError("a flat mapping needs at least one part")
-        super().__init__(_mman.reserve(total), total)
+        self.memory = _mman.reserved_memory(total)
+        super().__init__(_mman.address_of(self.memory), total)
         try:
+            _mman.keep_from_children(self.address, total)
             self._map_parts(parts, populate=populate)
         except BaseException:
-            self._unmap()
+            self.memory.close()
             raise
-        self.view = _mman.raw_view(self.address, total)
+        self.view = memoryview(self.memory)
+        _flat.add(self)
 
     def _map_parts(self, parts: Sequence[tuple[int, int]], *, populate: bool) -> None:
         address = self.address
@@ -157,9 +165,23 @@ class FlatMapping(_Range):
             address += size
 
     def close(self) -> None:
-        """Release `view` and unmap; a second call does nothing. Drop slices and arrays of the view before."""
+        """Release `view` and unmap; a second call does nothing. What is still seen through an array stays mapped."""
+        if not self._mapped:
+            return
+        self._mapped = False
         _release(self.view)
-        self._unmap()
+        if os.getpid() == self._owner:
+            with contextlib.suppress(BufferError):
+                self.memory.close()
+
+
+def _keep_from_unmapping() -> None:
+    # A child did not inherit the range, and an `mmap` that is taken apart would unmap what lives there by now.
+    for mapping in list(_flat):
+        _mman.make_immortal(mapping.memory)
+
+
+os.register_at_fork(after_in_child=_keep_from_unmapping)
 
 
 class Reservation(_Range):

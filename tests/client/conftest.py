@@ -15,7 +15,7 @@ import pytest
 from numaemu.attachment import map_views
 from numaemu.replay.records import Record, read_records
 from numaemu.task import Task
-from numaemu.window import Turn
+from numaemu.window import Window
 from numaemu_core import limits
 from numaemu_core.columns import I8
 from numaemu_core.errors import SegmentationFault
@@ -83,7 +83,7 @@ class FakeKernel:
 
     def frame(self, pfn: int) -> memoryview:
         """The bytes of a frame."""
-        return self.views.frames[pfn * PAGE : (pfn + 1) * PAGE]
+        return memoryview(self.views.frames)[pfn * PAGE : (pfn + 1) * PAGE]
 
     def flats(self, count: int, start: int = START) -> I8:
         """The flat indexes of pages from `start` on."""
@@ -97,30 +97,32 @@ class FakeKernel:
         match name:
             case "window":
                 return next(self.slots)
-            case "fault":
-                return self.fault(*args)
             case _:
                 return 0
 
     def complain(self) -> None:
         """What a machine's `Calls.complain` does."""
 
-    def note_window(self, slot: int, turn: Turn) -> None:
+    def note_window(self, window: Window) -> None:
         """What a machine's `Calls.note_window` does."""
 
-    def fault(self, addr: int, length: int, write: bool) -> int:  # noqa: FBT001 - as the call has it
-        """Map what is not there; as many bytes as can be."""
+    def fault(self, _pid: int, addr: int, length: int, *, write: bool) -> None:
+        """What a machine's `Calls.fault` does."""
+        self.calls.append(("fault", (addr, length, write)))
+        self.bring_in(addr, length, write=write)
+
+    def bring_in(self, addr: int, length: int, *, write: bool) -> None:
+        """Map what is not there; as much as can be."""
         first, end = addr >> 12, (addr + length - 1 >> 12) + 1
         for vpn in range(first, end):
             bits = self.mapped.get(vpn, 0)
             if not bits & (4 if write else 2):
                 if vpn == first:
                     raise SegmentationFault(vpn << 12)
-                return (vpn << 12) - addr
+                return
             if not int(self.views.pte[self.flat(vpn)]) & (4 if write else 2):
                 self.map(vpn, self.free.pop(0), bits)
             self.on_fault(vpn)
-        return length
 
     def asked(self, name: str) -> list[tuple[Any, ...]]:
         """The arguments of all calls of that name."""

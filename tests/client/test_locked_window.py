@@ -96,11 +96,12 @@ def test_handler_under_the_lock(kernel: FakeKernel, locked: Task) -> None:
     locked.write(START, b"x")
     index = mutex_of(kernel, START)
     kernel.mutexes.lock(index, 1.0)
-    locked.window().turn.inside = True
+    window = locked.window()
+    number, window.odd = window.odd, 0
     try:
         assert locked.read(START, 1) == b"x"
     finally:
-        locked.window().turn.inside = False
+        window.odd = number
         kernel.mutexes.unlock(index)
 
 

@@ -33,6 +33,7 @@ class ScriptedCalls:
         self.made: list[tuple[Any, ...]] = []
         self.answers: dict[str, Any] = {"attach": [1, 3, kernel.pgd], "adopt": [9, 3, kernel.pgd]}
         self.note_window = kernel.note_window
+        self.fault = kernel.fault
 
     def call(self, name: str, *args: Any) -> Any:  # noqa: ANN401 - as each call has it
         self.made.append((name, *args))
@@ -285,7 +286,10 @@ def test_forked_child(machine: Machine, kernel: FakeKernel) -> None:
     task: Task = machine.attach()
     task.write(START, b"parent")
     mapping = numaemu.Mapping(task, START, PAGE)
+    read, write = task.read, task.write
     uses: list[Callable[[], object]] = [
+        lambda: read(START, 1),
+        lambda: write(START, b"x"),
         lambda: task.read(START, 1),
         lambda: task.write(START, b"x"),
         lambda: task.touch(START, 1),

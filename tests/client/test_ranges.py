@@ -49,7 +49,7 @@ def test_marks_what_was_accessed(kernel: FakeKernel, task: Task) -> None:
     """A range marks its own pages, across two tables, and no neighbour."""
     start = (VPN | 511) - 3 << 12
     kernel.add_pages(12, start=start)
-    kernel.fault(start, 12 * PAGE, write=True)
+    kernel.bring_in(start, 12 * PAGE, write=True)
     flats = kernel.flats(12, start)
     task.read(start + PAGE + 5, 8 * PAGE)
     assert kernel.views.accessed_array[flats].tolist() == [0] + [1] * 9 + [0] * 2
@@ -109,7 +109,7 @@ def test_long_ranges_open_many_windows(task: Task, kernel: FakeKernel) -> None:
     """No window copies more than its share, so that nobody waits long for it."""
     pages = RANGE_BYTES // PAGE + 44
     kernel.add_pages(pages)
-    kernel.fault(START, pages * PAGE, write=True)
+    kernel.bring_in(START, pages * PAGE, write=True)
     task.window()
     before = sum(kernel.counters)
     data = pattern(pages * PAGE)

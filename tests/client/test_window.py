@@ -63,7 +63,7 @@ def test_bits_before_bytes(kernel: FakeKernel, task: Task) -> None:
     kernel.views.accessed[at] = 0
     before = sys.gettrace()
     sys.settrace(look)  # type: ignore[arg-type] # a trace function gives itself or None
-    window.write(START, b"\x07")
+    task.write(START, b"\x07")
     sys.settrace(before)
     assert [state for state in seen if state[2] == 0 and state[3] == 7] == []
     assert (1, 1, 1, 0) in seen
@@ -152,14 +152,14 @@ def test_access_inside_a_window(kernel: FakeKernel, task: Task) -> None:
     task.write(START, bytes(range(200)))
     window = task.window()
     before = kernel.views.windows[window.slot]
-    window.turn.inside = True
+    number, window.odd = window.odd, 0
     try:
         assert task.read(START + 3, 4) == bytes(range(3, 7))
         task.write(START, b"in")
         assert task.read(START + PAGE - 4, 8) == bytes(8)
         assert kernel.views.windows[window.slot] == before
     finally:
-        window.turn.inside = False
+        window.odd = number
     assert task.read(START, 2) == b"in"
     assert kernel.views.windows[window.slot] == before + 2
 
@@ -190,7 +190,7 @@ def test_signal_handlers_inside(kernel: FakeKernel, task: Task) -> None:
                     task.read(START, 2 * PAGE)
                     assert task.read(START, 8) == b"x" * 8
             except Stop:
-                assert not task.window().turn.inside
+                assert not task.window().inside
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
@@ -237,11 +237,11 @@ def test_close_waits_for_other_threads(kernel: FakeKernel) -> None:
 
     def work() -> None:
         window = task.window()
-        window.turn.inside = True
+        number, window.odd = window.odd, 0
         inside.set()
         leave.wait(10)
         assert not kernel.asked("exit")
-        window.turn.inside = False
+        window.odd = number
         while not kernel.asked("exit"):
             time.sleep(0.001)
         try:

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import msgpack
 import numpy as np
 
-from numaemu_core import files
+from numaemu_core import files, limits
 from numaemu_core.admission import Admission
 from numaemu_core.columns import columns_in_memory
 from numaemu_core.effects import Breathe
@@ -50,6 +50,8 @@ STEPS_MAX = 200_000
 PLANNED_STEPS = 2200
 #: One message of so many is lost, and one comes twice.
 ASTRAY = 14
+#: Pages of a step while somebody else calls.
+SHORT_STEP_PAGES = 3
 #: Tries of the daemon after which it goes on without a lock that a client sits on.
 LOCK_BOUND_TRIES = 60
 
@@ -225,6 +227,10 @@ class Daemon:
         self.finishing = False
 
     # what calls need of a scheduler, and of a server
+
+    def share(self) -> None:
+        """Every other call finds long tasks in short steps."""
+        self.k.batch_pages = SHORT_STEP_PAGES if self.calls.served % 2 else limits.BATCH_PAGES
 
     def start(self, body: Any, done: Callable[..., None], window: int | None = None) -> None:  # noqa: ANN401 - any task
         """Take up a kernel task."""

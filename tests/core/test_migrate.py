@@ -22,6 +22,7 @@ from numaemu_core.uapi import (
     MPOL_MF_MOVE,
     MPOL_MF_MOVE_ALL,
     MPOL_MF_STRICT,
+    MPOL_PREFERRED,
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
@@ -523,3 +524,38 @@ def test_a_write_that_waited_for_a_page_finds_where_it_went(machine: Make, kind:
         m.performer.run()
         assert m.call(files.sys_file_read(m.k, other, "/data", 0, pages * PAGE)) == data, f"seed {seed}"
         assert bytes_of(m, task, base, pages) == [7] * pages, f"seed {seed}"
+
+
+def test_a_batch_is_prepared_while_the_one_before_is_copied(machine: Make) -> None:
+    """Where memory is plenty, pages of two batches are on their way together, and all of them arrive."""
+    m = today(machine)
+    m.k.batch_pages = 4
+    task = m.attach(0, NICE)
+    base = filled(m, task, 16)
+    m.performer.start("migrate", migrate_pages.sys_migrate_pages(m.k, task, 0, 65, [1], [2]))
+
+    def marked() -> int:
+        return sum(bool(m.entry(task, base + page * PAGE) & PTE_MIGRATION) for page in range(16))
+
+    m.performer.run(until=lambda: marked() > 4)
+    assert marked() == 8
+    m.performer.run()
+    assert m.where(task, base, 16) == [1] * 16
+    assert bytes_of(m, task, base, 16) == list(range(1, 17))
+
+
+@pytest.mark.parametrize("batch_pages", [4, 4096])
+def test_pages_find_the_frames_that_those_before_them_have_left(machine: Make, batch_pages: int) -> None:
+    """Where memory is short, pages that fall back to where they come from need no more frames than page by page."""
+    m = today(machine, "linux-6.12", "1M", "1M")
+    m.k.batch_pages = batch_pages
+    task, hog = m.attach(0, NICE), m.attach(1)
+    base = filled(m, task, 16)
+    pages = sum(zone.nr_free for zone in m.k.zones.values())
+    full = m.mmap(hog, pages)
+    m.touch(hog, full, pages)
+    m.call(mmap.sys_munmap(m.k, hog, full, 6 * PAGE))
+    assert [zone.nr_free for zone in m.k.zones.values()] == [0, 6]
+    assert m.mbind(task, base, 16, MPOL_PREFERRED, {1}, STRICT_MOVE) == 0
+    assert m.where(task, base, 16) == [1] * 6 + [0] * 10
+    assert bytes_of(m, task, base, 16) == list(range(1, 17))

@@ -256,7 +256,7 @@ def test_forked_child_inherits_no_mapping(spawn: Callable[..., Child]) -> None:
         fd = memfd.create("x", page, preallocate=True)
         mappings = [memfd.Segment(fd, page), memfd.FlatMapping([(fd, page)]), memfd.Reservation(4 * page)]
         mappings[2].map_at(page, fd, 0, page, writable=True)
-        addresses = {m.address for m in mappings} | {mappings[2].address + page}
+        addresses = {mapping.address for mapping in mappings} | {mappings[2].address + page}
         def mapped():
             return {int(line.split("-")[0], 16) for line in open("/proc/self/maps")} & addresses
         say(mapped() == addresses)
@@ -270,10 +270,13 @@ def test_forked_child_inherits_no_mapping(spawn: Callable[..., Child]) -> None:
                 except ValueError:
                     refused += 1
             from numaemu_host import _mman
-            own = _mman.map_memory(mappings[0].address, page, mmap.PROT_READ,
-                                   mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _mman.MAP_FIXED)
+            fixed = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _mman.MAP_FIXED
+            own = {_mman.map_memory(mapping.address, page, prot, fixed)
+                   for mapping, prot in zip(mappings, (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE))}
             mappings[0].close()
-            os._exit(0 if gone and refused == 2 and mapped() == {own} else 1)
+            mappings[1].close()
+            del mappings[:2]
+            os._exit(0 if gone and refused == 2 and mapped() == own else 1)
         say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         mappings[0].view[0] = 1
         say("parent keeps its own")

@@ -16,14 +16,14 @@ def main() -> None:
         task.read(addr, 1)
         window = task.window()
         views, flat = window.walk.views, window.walk.flat(addr >> 12)
-        window.turn.counter[0] += 1
+        window.counter[0] += 1
         frame = int(views.pte[flat]) >> 12
         views.accessed[flat] = views.dirty[flat] = 1
         sys.stdout.write("open\n")
         sys.stdout.flush()
         sys.stdin.readline()
         views.frame_rows[frame][:4] = list(b"late")
-        window.turn.counter[0] += 1
+        window.counter[0] += 1
         sys.stdout.write("closed\n")
         sys.stdout.flush()
         sys.stdin.readline()

@@ -1,0 +1,90 @@
+"""The line of a thread for its faults: a socket to the daemon without ZeroMQ's threads between, half as dear a call.
+
+A fault changes nothing that a second one would not find done. So a line knows no repeating and no way back: where it
+breaks, because the daemon dies or hangs up, the fault is asked for again as a call, which knows all of that, and the
+next fault gets a new line.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from numaemu.errors import MachineGone
+from numaemu.fault_points import reach
+from numaemu_core import limits
+from numaemu_core.wire import WireError, pack_request, unpack_reply
+
+if TYPE_CHECKING:
+    from numaemu.comeback import WayBack
+    from numaemu.connection import Peer
+
+_ANSWER_BYTES: Final = 4096
+#: struct timeval: how long a receive waits before init and the daemon are looked at.
+_SLICE: Final = struct.pack("ll", int(limits.SILENCE_S), int(limits.SILENCE_S % 1 * 1_000_000))
+
+
+class LineBroken(Exception):
+    """No answer will come on this line."""
+
+
+class FaultLine:
+    """One thread's line. `busy`: a fault is on its way, and this is a signal handler in the middle of it."""
+
+    def __init__(self, peer: Peer, way_back: WayBack, sock: socket.socket) -> None:
+        """`sock` is open, and the daemon knows whose it is."""
+        sock.settimeout(None)  # the host bounds a receive: Python would ask it twice
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SLICE)
+        self._peer = peer
+        self._way_back = way_back
+        self._generation = way_back.generation
+        self._socket = sock
+        self._last_id = 0
+        self.busy = False
+        self._let_go = weakref.finalize(self, sock.close)
+        self._let_go.atexit = False
+
+    def ask(self, pid: int, addr: int, length: int, window: int | None, *, write: bool) -> None:
+        """Wait until the pages are there, or some of the first ones.
+
+        Whoever gets another exception than these has to drop the line: an answer may still come.
+
+        Raises:
+            MmError: refused; SegmentationFault and OutOfMemory are.
+        """
+        self._last_id = request_id = self._last_id + 1
+        self._send(pack_request(self._peer.boot_id, request_id, "fault", [pid, addr, length, write], window))
+        reach("asking.sent")
+        boot_id, answered, _ = unpack_reply(self._received())
+        if (boot_id, answered) != (self._peer.boot_id, request_id):
+            raise WireError(f"an answer to fault {answered} instead of {request_id}")
+
+    def _send(self, body: bytes) -> None:
+        try:
+            self._socket.send(body)
+        except OSError:
+            raise LineBroken from None
+
+    def _received(self) -> bytes:
+        """The next packet. LineBroken: none will come. MachineGone."""
+        while True:
+            try:
+                packet = self._socket.recv(_ANSWER_BYTES)
+            except BlockingIOError:
+                if self._peer.init.has_ended():
+                    raise MachineGone(self._peer.init.name) from None
+                if self._way_back.is_over(self._generation):
+                    raise LineBroken from None
+                self._way_back.complain()
+            except OSError:
+                raise LineBroken from None
+            else:
+                if not packet:
+                    raise LineBroken
+                return packet
+
+    def close(self) -> None:
+        """Hang up."""
+        self._let_go()
