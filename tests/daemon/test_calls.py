@@ -36,7 +36,7 @@ class Shelf:
         self.begun.append((body, done))
 
     def share(self) -> None:
-        """Nobody takes long steps here."""
+        """As `Scheduler.share`: steps have no length here."""
 
     def finish(self) -> None:
         """The first that has begun is over."""
