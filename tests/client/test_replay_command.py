@@ -221,7 +221,7 @@ def test_only_some_programs(recording: Recording, capsys: pytest.CaptureFixture[
 def test_interrupted(recording: Recording, row: Row, slow_row: Row) -> None:
     """Ctrl-C ends the run at once and without a word; no process stays behind."""
     wrong = row("first", results=[GOOD] * 4)
-    path = recording(*[wrong] * 8, *[slow_row()] * 640)  # more than can end before the signal is there
+    path = recording(*[wrong] * 8, *[slow_row()] * 64)
     with subprocess.Popen(
         [sys.executable, "-m", "numaemu", "replay", "--show", "--jobs", "2", path],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(ROOTS)},
