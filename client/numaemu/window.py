@@ -23,6 +23,7 @@ are an `mmap`: a slice of it is the bytes, where a slice of a view is a view.
 
 from __future__ import annotations
 
+import operator
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -184,11 +185,13 @@ def make_read(views: Views, mm_id: int, here: Here, new_window: Callable[[], Win
                     accessed[at] = 1
                     at = (entry & frame_mask) + offset
                     return frames[at : at + n]
+            except TypeError:  # numbers of numpy: the sum of two kinds of whole numbers is none
+                break
             finally:
                 window.odd = number + 2
                 counter[0] = number + 1
             window.fault(addr, n, write=False)
-        return window.read(addr, n)
+        return window.read(operator.index(addr), operator.index(n))
 
     return read
 

@@ -101,7 +101,8 @@ class Server:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._poller = zmq.Poller()
-        for item in (self._router, bus.socket, self._zap, guests.socket, bus.guests.socket, self._epoll.fileno()):
+        # Faults, which come by the epoll, are begun first: others have a round's length of patience.
+        for item in (self._epoll.fileno(), self._router, bus.socket, self._zap, guests.socket, bus.guests.socket):
             self._poller.register(item, zmq.POLLIN)
         self._clients: dict[bytes, Client] = {}
         #: Clients that came over TCP.

@@ -41,6 +41,9 @@ KERNEL_TRIES: Final = 5
 WANTED_S: Final = 1.0
 #: How often init looks whether a process that others wait for is stopped.
 STOPPED_POLL_S: Final = 0.05
+#: How often it looks so at the kernel daemon of a machine with users who cannot say that they wait: other users of the
+#: host and those on TCP do not reach init's socket.
+GUESTS_POLL_S: Final = 1.0
 _GIB: Final = 1 << 30
 
 
@@ -87,6 +90,8 @@ class _State:
     fence_deadline: float | None = None
     #: When it was last looked whether processes are stopped that others wait for; None while nobody waits.
     looked_at: float | None = None
+    #: When it is looked next on behalf of those who cannot say so; None: the machine admits none.
+    guests_look_at: float | None = None
 
 
 class Supervisor:
@@ -104,6 +109,8 @@ class Supervisor:
         gib = allocated_bytes(machine.layout) / _GIB
         self._boot_deadline = self._begun_at + BOOT_WAIT_S + BOOT_WAIT_S_PER_GIB * gib
         self._s = _State()
+        if machine.options.admission.uids or machine.options.admission.listen:
+            self._s.guests_look_at = self._begun_at + GUESTS_POLL_S
         self._selector = selectors.DefaultSelector()
         self._door = Doorman(listener, self._selector, self._handle, log)
         layout = machine.layout
@@ -144,6 +151,8 @@ class Supervisor:
             due.append(self._boot_deadline)
         if self._s.looked_at is not None:
             due.append(self._s.looked_at + STOPPED_POLL_S)
+        if self._s.guests_look_at is not None:
+            due.append(self._s.guests_look_at)
         silent = self._door.expire()
         if silent is not None:
             due.append(silent)
@@ -158,6 +167,7 @@ class Supervisor:
             if helper.due_at is not None and now >= helper.due_at:
                 self._watch_helpers()
         self._look_at_fences(now)
+        self._look_for_guests(now)
         self._look_at_wanted(now)
         for child in self._children:
             fenced = child.role != KERNEL or self._s.fence_deadline is None
@@ -171,6 +181,15 @@ class Supervisor:
             if (child.role, child.nid) == (role, nid) and child.alive:
                 child.wanted_until = now + WANTED_S
                 self._s.looked_at = self._s.looked_at if self._s.looked_at is not None else now
+
+    def _look_for_guests(self, now: float) -> None:
+        """Who cannot reach init is taken to wait for a kernel daemon that is stopped."""
+        if self._s.guests_look_at is None or now < self._s.guests_look_at:
+            return
+        self._s.guests_look_at = now + GUESTS_POLL_S
+        for child in self._children:
+            if child.role == KERNEL and child.alive and pidfd.is_stopped(child.pid):
+                self._wanted(child.role, child.nid)
 
     def _look_at_wanted(self, now: float) -> None:
         """Kill who is stopped while others wait for it: its successor goes on. Who is stopped and not missed stays.

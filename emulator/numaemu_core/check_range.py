@@ -11,6 +11,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, Bool
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import Breathe, KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
@@ -28,7 +29,7 @@ from numaemu_core.mm_types import (
     VmArea,
 )
 from numaemu_core.page_flags import PAGE_MAPPING_FILE
-from numaemu_core.page_table import flats_of, is_migration, is_present, pte_lock_keys
+from numaemu_core.page_table import flats_of, is_migration, is_present
 from numaemu_core.task_locks import spin_lock
 from numaemu_core.uapi import MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT
 
@@ -93,7 +94,7 @@ def _is_not_shared(k: Kernel, vma: VmArea, pfns: I8) -> Bool:
         return np.asarray(k.c.mapcount[pfns] == 1)
     may_move = np.ones(len(pfns), np.bool_)
     owners = k.c.mapping[pfns]
-    for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
+    for owner in distinct(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
         mapping = k.address_spaces[owner]
         if not mapping_writably_mapped(mapping) and not single_mm_mapping(vma.vm_mm, mapping):
             may_move &= owners != owner
@@ -118,9 +119,10 @@ def check_pte_range(
     for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
         batch = slice(part, part + limits.PTE_LOCK_BATCH)
         flats, _ = flats_of(tables[batch], bases[batch], *span)
+        locks = [(Rank.PTE, table) for table in sorted(tables[batch].tolist())]
         if part:
             yield Breathe()
-        with (yield from spin_lock(k, [*pte_lock_keys(flats), *lru_locks])):
+        with (yield from spin_lock(k, [*locks, *lru_locks])):
             entries = k.c.pte[flats]
             pfns = (entries[is_present(entries)] >> np.uint64(k.page_shift)).astype(np.int64)
             misplaced = pfns[~nodes[k.nid_of_pfn[pfns]] & (pfns != k.zero_pfn)]

@@ -11,6 +11,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, Bool
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import KernelTask, ReadPages
 from numaemu_core.errors import BusError, OutOfMemory
 from numaemu_core.install_page import file_page_prot, install_new_pages, make_entries, set_ptes
@@ -275,6 +276,6 @@ def _around(k: Kernel, vma: VmArea, vpns: I8) -> I8:
         spared = spared[linear_page_index(k, vma, spared) < _pages_of_file(k, vma.vm_file)]
         resident = resident_pfns(k, vma.vm_file, linear_page_index(k, vma, spared)) >= 0
         later = later[~np.isin(later, spared[resident])]
-    blocks = np.unique(later // width * width)
+    blocks = distinct(later // width * width)
     windows = (blocks[:, None] + np.arange(width)).reshape(-1)
-    return np.unique(np.concatenate((skewed, windows[windows < end])))
+    return distinct(np.concatenate((skewed, windows[windows < end])))

@@ -11,6 +11,7 @@ import numpy as np
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
 from numaemu_core.cpuset import top_cpuset
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import Breathe, KernelTask, Shootdown
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_core.install_page import make_entries
@@ -232,7 +233,7 @@ def copy_page_range(k: Kernel, task: Task, vma: VmArea, *, eagerly: bool) -> Ker
     """
     first, last = vma.vm_start >> k.page_shift, vma.vm_end >> k.page_shift
     tables, bases = k.tables.pte_tables(task.mm.pgd, first, last)
-    pinned = np.unique(pinned_pages(k))
+    pinned = distinct(pinned_pages(k))
     for part in range(0, len(tables), _TABLES_PER_STEP):
         batch = slice(part, part + _TABLES_PER_STEP)
         flats, vpns = flats_of(tables[batch], bases[batch], first, last)

@@ -11,6 +11,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import KernelTask
 from numaemu_core.locks import Key, Rank
 from numaemu_core.mmzone import Zone, node_lock_keys
@@ -86,7 +87,7 @@ def rotate_reclaimable_page(k: "Kernel", pfns: I8) -> KernelTask[None]:
         mine = pfns[idle & (k.c.pg_flags[pfns] & (PG_DIRTY | PG_WRITEBACK) == 0)]
         k.lru_tail -= len(mine)
         k.c.lru_stamp[mine] = np.arange(k.lru_tail, k.lru_tail + len(mine), dtype=np.uint64)
-        for nid in np.unique(k.nid_of_pfn[mine]).tolist():
+        for nid in distinct(k.nid_of_pfn[mine]).tolist():
             zone = k.zones[nid]
             zone.all_unreclaimable = False
             k.lru_tails.put_at_tail(k, zone, LRU_INACTIVE, mine[k.nid_of_pfn[mine] == nid])

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from numaemu_core.columns import I8, NO_INDEXES
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.interleave import INTERLEAVE_MODES, interleave_nid, interleave_nodes, interleaves, start_over
@@ -360,7 +361,7 @@ def _alloc_interleaved(
     """
     cpu_node = first_node(k.online) if task is None else k.cpu_node[task.cpu]
     mems_allowed = k.online if task is None else task.mems_allowed
-    zonelists = {nid: node_zonelist(k, nid, mems_allowed) for nid in np.unique(nodes).tolist()}
+    zonelists = {nid: node_zonelist(k, nid, mems_allowed) for nid in distinct(nodes).tolist()}
     source = {nid: next((n for n in zl.nodes if room_above_low(k, n)), None) for nid, zl in zonelists.items()}
     shares = {nid: int((nodes == nid).sum()) for nid in zonelists}
     demand: dict[int | None, int] = {}

@@ -15,6 +15,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import Breathe, CopyPages, KernelTask, Shootdown, SpinBusy, WaitCopies, WaitWriteback
 from numaemu_core.install_page import make_entries
 from numaemu_core.kernel import Kernel
@@ -162,7 +163,7 @@ def _begin(k: Kernel, batch: _Batch, chosen: Bool) -> KernelTask[_Attempt]:
     here = here[state[here] == _AGAIN]
     here = here[_is_nobody_elses(k, pfns[here])]
     copies = []
-    for nid in np.unique(k.nid_of_pfn[targets[here]]).tolist():
+    for nid in distinct(k.nid_of_pfn[targets[here]]).tolist():
         there = here[k.nid_of_pfn[targets[here]] == nid]
         copies.append(CopyPages(nid, pfns[there], targets[there]))
         yield copies[-1]
@@ -194,7 +195,7 @@ def can_be_moved(k: Kernel, pfns: I8) -> Bool:
 def _of_ramfs(k: Kernel, pfns: I8) -> Bool:
     which = np.zeros(len(pfns), np.bool_)
     owners = k.c.mapping[pfns].astype(np.int64)
-    for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
+    for owner in distinct(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
         which |= (owners == owner) & (k.address_spaces[owner].kind is FileKind.RAMFS)
     return which
 
@@ -346,7 +347,7 @@ def _copy_identity(k: Kernel, pfns: I8, targets: I8) -> None:
     swapped = c.pg_flags[pfns] & PG_SWAPCACHE != 0
     k.slot_frame[c.private[pfns[swapped]]] = targets[swapped]
     owners = np.where(swapped, 0, c.mapping[pfns]).astype(np.int64)
-    for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
+    for owner in distinct(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
         new = targets[owners == owner]
         k.address_spaces[owner].i_pages[c.index[new].astype(np.int64)] = make_entries(k, new, PTE_PRESENT)
 

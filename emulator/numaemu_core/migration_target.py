@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from numaemu_core.columns import I8, NO_INDEXES
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import KernelTask
 from numaemu_core.interleave import interleaves
 from numaemu_core.kernel import Kernel
@@ -65,7 +66,7 @@ def _first_areas(k: Kernel, mm: Mm, start: int, pfns: I8) -> tuple[list[VmArea],
     areas: list[VmArea] = []
     places, vpns = np.full(len(pfns), -1), np.zeros(len(pfns), np.int64)
     owners, indexes = k.c.mapping[pfns].astype(np.int64), k.c.index[pfns].astype(np.int64)
-    for owner in np.unique(owners[owners != 0]).tolist():
+    for owner in distinct(owners[owners != 0]).tolist():
         todo = np.flatnonzero(owners == owner)
         for area in _areas_of(k, mm, owner, start):
             offsets = indexes[todo] - area.vm_pgoff

@@ -12,6 +12,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, Columns
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import KernelTask
 from numaemu_core.layout import NUMA_COUNTERS, Layout
 from numaemu_core.locks import Key, Rank
@@ -159,7 +160,7 @@ def node_lock_keys(k: "Kernel", rank: Rank, pfns: I8) -> list[Key]:
     nodes = k.nid_of_pfn[pfns]
     if len(nodes) == 1 or (len(nodes) and bool((nodes == nodes[0]).all())):
         return [(rank, int(nodes[0]))]
-    return [(rank, nid) for nid in np.unique(nodes).tolist()]
+    return [(rank, nid) for nid in distinct(nodes).tolist()]
 
 
 def free_locked(k: "Kernel", pfns: I8) -> None:

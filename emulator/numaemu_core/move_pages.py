@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from numaemu_core.columns import I8, U8
 from numaemu_core.cred import ptrace_may_access
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
@@ -192,7 +193,7 @@ def _move_together(call: _Call, targets: I8) -> KernelTask[tuple[int, int]]:
             yield from putback_lru_pages(call.k, queue[:queued])
             break
         left = 0
-        for nid in np.unique(goals).tolist():
+        for nid in distinct(goals).tolist():
             left += yield from _move(call, queue[goals == nid], nid)
         if left:
             return done + len(part), left
@@ -205,7 +206,7 @@ def _nothing_is_in_the_way(k: Kernel, pfns: I8, targets: I8) -> bool:
     """Will all of these pages move, each to its target?"""
     alone = bool((page_count(k, pfns) == k.c.mapcount[pfns] + is_cached(k, pfns)).all())
     idle = not (k.c.pg_flags[pfns] & PG_WRITEBACK).any() and not k.c.page_lock_owner[pfns].any()
-    different = len(np.unique(pfns)) == len(pfns)
+    different = len(distinct(pfns)) == len(pfns)
     nodes, counts = np.unique(targets, return_counts=True)
     room = all(room_above_low(k, nid) >= count for nid, count in zip(nodes.tolist(), counts.tolist(), strict=True))
     return alone and idle and different and room and bool(can_be_moved(k, pfns).all())
@@ -229,7 +230,7 @@ def _move_run(call: _Call, start: int, end: int, node: int, *, quiet_end: bool) 
     """
     k, at = call.k, start
     pfns, status = yield from _candidates(call, start, end, node)
-    twice = len(np.unique(pfns[pfns >= 0])) < np.count_nonzero(pfns >= 0)
+    twice = len(distinct(pfns[pfns >= 0])) < np.count_nonzero(pfns >= 0)
     while at < end:
         queued, refused = yield from _isolate(k, pfns[at - start :])
         queue = pfns[at - start : at - start + queued]
@@ -297,7 +298,7 @@ def _isolate(k: Kernel, pfns: I8) -> KernelTask[tuple[int, bool]]:
     wanted = pfns[: int(none[0])] if len(none) else pfns
     if not len(wanted):
         return 0, False
-    with (yield from spin_lock(k, [(Rank.LRU, nid) for nid in np.unique(k.nid_of_pfn[wanted]).tolist()])):
+    with (yield from spin_lock(k, [(Rank.LRU, nid) for nid in distinct(k.nid_of_pfn[wanted]).tolist()])):
         first = np.zeros(len(wanted), np.bool_)
         first[np.unique(wanted, return_index=True)[1]] = True
         can = first & (k.c.lru_state[wanted] & LRU_ON_LIST != 0)

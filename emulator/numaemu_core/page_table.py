@@ -20,6 +20,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8, Bool, Columns
+from numaemu_core.distinct import distinct
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.layout import Layout
 from numaemu_core.locks import Key, Rank
@@ -265,7 +266,7 @@ def pte_lock_keys(flats: I8) -> list[Key]:
         return [(Rank.PTE, int(tables[0]))]
     if len(tables) and bool((tables == tables[0]).all()):
         return [(Rank.PTE, int(tables[0]))]
-    tables = np.unique(tables)
+    tables = distinct(tables)
     return [(Rank.PTE, table) for table in tables.tolist()]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, Bool
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import Breathe, Effect, KernelTask, Nap, SpinBusy
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
@@ -126,7 +127,7 @@ def _have_somewhere_to_go(k: Kernel, pfns: I8) -> Bool:
     """
     owners = k.c.mapping[pfns].astype(np.int64)
     answer = np.asarray((k.c.pg_flags[pfns] & PG_SWAPCACHE != 0) | (k.nr_swap_pages > 0))
-    for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
+    for owner in distinct(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
         mapping = k.address_spaces[owner]
         answer[owners == owner] = mapping.is_swap_backed_or_on_disk and (not mapping.is_shmem or k.nr_swap_pages > 0)
     return answer & ~np.isin(pfns, pinned_pages(k))
@@ -379,7 +380,7 @@ def _has_writepage(k: Kernel, pfns: I8) -> Bool:
     """Is there somewhere to write these pages to? Those of ramfs live in memory alone."""
     owners = k.c.mapping[pfns].astype(np.int64)
     answer = np.ones(len(pfns), np.bool_)
-    for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
+    for owner in distinct(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
         mapping = k.address_spaces[owner]
         answer[owners == owner] = mapping.is_swap_backed_or_on_disk
     return answer
@@ -417,7 +418,7 @@ def _file_is_mapped(k: Kernel, pfns: I8) -> Bool:
     """Does anybody map any part of the files that these pages belong to (mapping_mapped)?"""
     owners = k.c.mapping[pfns].astype(np.int64)
     answer = np.zeros(len(pfns), np.bool_)
-    for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
+    for owner in distinct(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
         answer[owners == owner] = bool(k.address_spaces[owner].i_mmap)
     return answer
 

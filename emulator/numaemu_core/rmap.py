@@ -11,6 +11,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import KernelTask, Shootdown, SpinBusy
 from numaemu_core.harvest import begin_harvest, end_harvest
 from numaemu_core.kernel import Kernel
@@ -151,7 +152,7 @@ def rmap_walk(k: Kernel, pfns: I8) -> Iterator[Mapper]:
     pages of at most PTE_LOCK_BATCH.
     """
     owners, indexes = k.c.mapping[pfns].astype(np.int64), k.c.index[pfns].astype(np.int64)
-    for owner in np.unique(owners[owners != 0]).tolist():
+    for owner in distinct(owners[owners != 0]).tolist():
         mine = np.flatnonzero(owners == owner)
         lowest, highest = int(indexes[mine].min()), int(indexes[mine].max())
         for vma in _mappers(k, owner):

@@ -7,6 +7,7 @@ of 6.1 where the profile says so.
 import numpy as np
 
 from numaemu_core.columns import I8, NO_INDEXES, U8
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import KernelTask, ReadPages
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.install_page import make_entries, set_ptes
@@ -116,7 +117,7 @@ def _alloc_by_address(k: Kernel, task: Task, vma: VmArea, vpns: I8) -> KernelTas
         return (yield from alloc_page_vma(k, task, vma, vpns, zero=False))
     areas: list[VmArea | None] = [vma]
     labels = np.zeros(len(vpns), np.int64)
-    for vpn in np.unique(vpns[vpns >= end]).tolist():  # fewer than a block has slots
+    for vpn in distinct(vpns[vpns >= end]).tolist():  # fewer than a block has slots
         area = task.mm.vmas.find_vma(vpn << k.page_shift)
         areas.append(area if area is not None and area.vm_start <= vpn << k.page_shift else None)
         labels[vpns == vpn] = len(areas) - 1

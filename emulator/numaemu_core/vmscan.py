@@ -15,6 +15,7 @@ import numpy as np
 
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, Bool
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import Breathe, KernelTask, WaitWriteback, WritePages
 from numaemu_core.filemap import disk_slots, remove_from_page_cache
 from numaemu_core.kernel import Kernel
@@ -149,7 +150,7 @@ def pageout(k: Kernel, pfns: I8) -> KernelTask[None]:
     pfns = pfns[idle]
     owners = k.c.mapping[pfns].astype(np.int64)
     in_swap_cache = pfns[owners & PAGE_MAPPING_FILE == 0]
-    for owner in np.unique(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
+    for owner in distinct(owners[owners & PAGE_MAPPING_FILE != 0]).tolist():
         moved = yield from _writepage_of_file(k, k.address_spaces[owner], pfns[owners == owner])
         in_swap_cache = np.concatenate((in_swap_cache, moved))
     yield from swap_writepage(k, in_swap_cache)
@@ -205,7 +206,7 @@ def remove_mapping(k: Kernel, pfns: I8) -> KernelTask[I8]:
         of_file = owners & PAGE_MAPPING_FILE != 0
         freed = pfns[unused & (swap_cached | of_file)]
         delete_from_swap_cache(k, pfns[unused & swap_cached])
-        for owner in np.unique(owners[unused & of_file]).tolist():
+        for owner in distinct(owners[unused & of_file]).tolist():
             remove_from_page_cache(k, k.address_spaces[owner], pfns[unused & (owners == owner)])
     k.reach("swap-out.out_of_cache")
     yield from unlock_pages(k, pfns)

@@ -235,8 +235,7 @@ def test_interrupted(recording: Recording, row: Row, slow_row: Row) -> None:
         os.killpg(process.pid, signal.SIGINT)
         # Both pipes end when nobody holds them any more: no worker, no forkserver.
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT
-    assert err == ""
+    assert (process.returncode, err) == (128 + signal.SIGINT, "")
 
 
 def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,13 @@ def strike_machine(scene: Scene, point: str, action: signal.Signals) -> dict[str
         took = time.monotonic() - began
         left_alone = False
         if action is signal.SIGSTOP and point in NOT_MISSED:
+            wait_until(  # the word comes before the signal; one that was missed after all has been replaced
+                lambda: (
+                    any(row["state"] == "stopped" for row in scene.rows(role))
+                    or scene.count(role, "restarts") > before["restarts"]
+                ),
+                "it is not stopped",
+            )
             left_alone = any(row["state"] == "stopped" for row in scene.rows(role))
             for row in scene.rows(role):
                 os.kill(row["pid"], signal.SIGCONT)

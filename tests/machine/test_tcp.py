@@ -153,6 +153,20 @@ def test_clients_on_tcp_outlive_daemons(on_tcp: OnTcp, start_client: Callable[..
         assert client.hear() == "right"
 
 
+def test_a_stopped_daemon_that_only_guests_wait_for_is_replaced(
+    on_tcp: OnTcp, start_client: Callable[..., Any]
+) -> None:
+    """A client on TCP cannot tell init that it waits: init looks by itself, and the client goes on with the next."""
+    client = start_client("tcp_client.py", on_tcp.endpoint, on_tcp.key, on_tcp.server_key)
+    assert client.hear() == "written"
+    rows = control.status(places.machine_dir("net"))["processes"]
+    os.kill(next(row["pid"] for row in rows if row["role"] == "kernel"), signal.SIGSTOP)
+    client.go_on()
+    assert client.hear() == "right"
+    rows = control.status(places.machine_dir("net"))["processes"]
+    assert next(row["killed_stopped"] for row in rows if row["role"] == "kernel") == 1
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_client_on_tcp_that_is_silent_is_gone(
     how: signal.Signals, on_tcp: OnTcp, start_client: Callable[..., Any]

@@ -9,6 +9,7 @@ import multiprocessing.connection
 import os
 import signal
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Programs that a worker is handed at one time; on machines of real processes one, as each takes long.
 _CHUNK: Final = 8
+#: Ctrl-C goes to a command and its workers, and may reach a worker first: how long it may take to reach us as well.
+_CTRL_C_S: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,7 @@ def run_all(records: list[Record], options: Options) -> Generator[Outcome]:
                 yield Outcome(records[done], *outcome)
                 done += 1
         except BrokenProcessPool:
+            time.sleep(_CTRL_C_S)
             raise ChildProcessError(
                 f"a worker process was killed after {done} of {len(records)} programs, at {records[done].file} "
                 f"{records[done].id} or soon after it; is memory short? --jobs 1 takes less"
