@@ -285,8 +285,8 @@ class Calls:
         if not line or line.busy:
             self.call("fault", pid, addr, length, write)
             return
-        line.busy = True
         try:
+            line.busy = True
             line.ask(pid, addr, length, mine.window(), write=write)
         except (SegmentationFault, OutOfMemory):
             raise

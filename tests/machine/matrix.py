@@ -272,6 +272,8 @@ def strike_machine(scene: Scene, point: str, action: signal.Signals) -> dict[str
         wait_until(lambda: scene.board.struck(point) > struck, f"nobody came to {point}")
         took = time.monotonic() - began
         left_alone = False
+        if action is signal.SIGKILL:  # the word comes before the signal, and nobody may wait for that process
+            wait_until(lambda: scene.count(role, "restarts") > before["restarts"], "it was not started again")
         if action is signal.SIGSTOP and point in NOT_MISSED:
             wait_until(  # the word comes before the signal; one that was missed after all has been replaced
                 lambda: (

@@ -1,5 +1,6 @@
 """A call whose daemon dies happens once, whether it was begun, done, or answered without a word to the caller."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -34,6 +35,21 @@ def scenes(runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     assert not any(runtime.iterdir())
 
 
+@contextlib.contextmanager
+def between_death_and_repeat(scene: matrix.Scene, victim: matrix.Victim, point: str) -> Iterator[None]:
+    """The daemon dies at a step of the victim's call; within, others go on with the next one; then it asks again."""
+    struck = scene.board.struck(point)
+    scene.board.arm(point, signal.SIGSTOP)
+    victim.client.tell()
+    wait_until(lambda: scene.board.struck(point) > struck, f"nobody came to {point}")
+    victim.client.process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: pidfd.is_stopped(victim.pid), "it is not stopped")
+    os.kill(scene.pid_of("kernel"), signal.SIGKILL)
+    yield
+    victim.client.process.send_signal(signal.SIGCONT)
+    assert victim.client.hear() == "done"
+
+
 @pytest.mark.parametrize("point", CALL_POINTS)
 @pytest.mark.parametrize("action", ["drop_here", "map_here", "fork_here"])
 def test_a_call_whose_daemon_dies_happens_once(action: str, point: str, scenes: matrix.Scenes) -> None:
@@ -49,17 +65,8 @@ def test_a_call_whose_daemon_dies_happens_once(action: str, point: str, scenes: 
         victim.client.tell(f"{action} {scene.seed}")
         start = int(victim.client.hear())
         maps, tasks = scene.machine.numa_maps(victim.task).count("\n"), scene.machine.status()["tasks"]
-        struck = scene.board.struck(point)
-        scene.board.arm(point, signal.SIGSTOP)
-        victim.client.tell()
-        wait_until(lambda: scene.board.struck(point) > struck, f"nobody came to {point}")
-        # The caller sleeps until others have gone on with the next daemon, and only then repeats its request.
-        victim.client.process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: pidfd.is_stopped(victim.pid), "it is not stopped")
-        os.kill(scene.pid_of("kernel"), signal.SIGKILL)
-        other.write(start, b"of the sharer")
-        victim.client.process.send_signal(signal.SIGCONT)
-        assert victim.client.hear() == "done"
+        with between_death_and_repeat(scene, victim, point):
+            other.write(start, b"of the sharer")
         if action == "drop_here":
             assert other.read(start, PAGE) == b"of the sharer".ljust(PAGE, b"\0")
         assert scene.machine.numa_maps(victim.task).count("\n") == maps + (action == "map_here")
@@ -82,16 +89,8 @@ def test_a_move_whose_daemon_dies_is_done_again(point: str, scenes: matrix.Scene
         victim.client.tell(f"send_here {scene.seed}")
         start = int(victim.client.hear())
         pages = range(start, start + PAGES * PAGE, PAGE)
-        struck = scene.board.struck(point)
-        scene.board.arm(point, signal.SIGSTOP)
-        victim.client.tell()
-        wait_until(lambda: scene.board.struck(point) > struck, f"nobody came to {point}")
-        victim.client.process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: pidfd.is_stopped(victim.pid), "it is not stopped")
-        os.kill(scene.pid_of("kernel"), signal.SIGKILL)
-        assert other.move_pages(0, pages, [0] * PAGES).tolist() == [0] * PAGES
-        victim.client.process.send_signal(signal.SIGCONT)
-        assert victim.client.hear() == "done"
+        with between_death_and_repeat(scene, victim, point):
+            assert other.move_pages(0, pages, [0] * PAGES).tolist() == [0] * PAGES
         assert other.where(start, PAGES * PAGE).tolist() == [1] * PAGES
         assert other.read(start, PAGES * PAGE) == tagged(scene.seed)
         victim.client.kill()
