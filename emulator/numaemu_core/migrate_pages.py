@@ -83,7 +83,7 @@ def do_migrate_pages(k: Kernel, task: Task | None, mm: Mm, old: int, new: int, f
     node that is in both stay. `task` is who asks, None: the kernel itself.
     """
     busy = 0
-    waiting = old
+    waiting = old & k.online  # others have no page, are nobody's goal, and only count for the positions
     while waiting:
         source, dest = _next_pair(old, new, waiting)
         if source < 0:
