@@ -56,7 +56,7 @@ SWAPOUT_PASSES: Final = 11
 SWAPOUT_TRYLOCK_PASSES: Final = 3
 #: Pages that one step of a long task handles between two yields, while nobody else waits, and while somebody does.
 BATCH_PAGES: Final = 4096
-SHARED_BATCH_PAGES: Final = 512
+SHARED_BATCH_PAGES: Final = 256
 #: How long steps stay short after somebody else has come.
 SHARED_S: Final = 0.1
 #: Passes of migrate_pages over its list (6.1), and how many of them only try page locks.

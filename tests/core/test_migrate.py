@@ -2,11 +2,25 @@
 
 import errno
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from numaemu_core import cpuset, cred, files, fork, madvise, migrate_pages, mlock, mmap, move_pages, mprotect
+from numaemu_core import (
+    check_range,
+    cpuset,
+    cred,
+    files,
+    fork,
+    madvise,
+    migrate_pages,
+    mlock,
+    mmap,
+    move_pages,
+    mprotect,
+)
+from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.mm_types import Task
 from numaemu_core.nodemask import mask_of
@@ -440,6 +454,23 @@ def test_nodes_are_paired_by_position(
     assert migrate(m, task, old, new) == 0
     assert m.where(task, base, 3) == left
     assert bytes_of(m, task, base, 3) == [1, 2, 3]
+
+
+def test_only_nodes_that_are_there_are_left(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask of a thousand nodes costs a scan of the address space for each node of the machine, and no more."""
+    m = today(machine)
+    task = m.attach(0, NICE)
+    base = filled(m, task, 1)
+    scans: list[int] = []
+    scan = check_range.check_range
+
+    def counted(*args: Any) -> KernelTask[None]:  # noqa: ANN401 - handed on as they are
+        scans.append(1)
+        yield from scan(*args)
+
+    monkeypatch.setattr(migrate_pages, "check_range", counted)
+    assert migrate(m, task, set(range(1000)), {1}) == 0
+    assert (len(scans), m.where(task, base, 1)) == (2, [1])
 
 
 def test_shared_pages_migrate_with_the_capability_only(machine: Make) -> None:
