@@ -358,12 +358,12 @@ class Daemon:
 class FaultWorld:
     """Everything that outlives a daemon, the daemon of the moment, and what is going to happen to them."""
 
-    def __init__(self, seed: int, profile: str, *, fenced: bool = True) -> None:
+    def __init__(self, seed: int, profile: str, *, fenced: bool = True, faults: Sequence[str] = ()) -> None:
         self.seed = seed
         self.fenced = fenced
         #: What was met.
         self.seen: Counter[str] = Counter()
-        topology = tiny(profile, seed)
+        topology = tiny(profile, seed, faults)
         self.layout = layout_of(topology)
         self.c = columns_in_memory(self.layout)
         self.book = np.zeros(JOURNAL_BYTES, np.uint8)
@@ -570,6 +570,7 @@ class FaultWorld:
         assert (self.c.pg_flags[used] & PG_SWAPCACHE != 0).all()
         assert np.array_equal(self.c.swap_count > 0, (self.c.slot_mapping > 0) | (k.slot_frame >= 0))
         self.seen["copies cut"] += self.daemon.p.copies_cut
+        self.seen.update(k.strikes.counts())
 
     def close(self) -> None:
         """Let go of everything."""
@@ -747,16 +748,17 @@ def churn(base: int, steps: int) -> Body:
     return body
 
 
-def tiny(profile: str, seed: int) -> Topology:
-    """Two nodes; with some seeds hardly enough memory."""
+def tiny(profile: str, seed: int, faults: Sequence[str]) -> Topology:
+    """Two nodes; with some seeds hardly enough memory. `faults` are those on demand."""
     memory = "80K" if seed % 5 == 0 else "160K"
     nodes = [{"memory": memory, "cpus": [0]}, {"memory": memory, "cpus": [1]}]
-    return from_dict({"swap": "128K", "disk": "64K", "profile": profile, "min_free_kbytes": 0, "node": nodes})
+    told = {"faults": list(faults), "seed": seed}
+    return from_dict({"swap": "128K", "disk": "64K", "profile": profile, "min_free_kbytes": 0, "node": nodes, **told})
 
 
-def run_faults(seed: int) -> Counter[str]:
-    """One machine, one seed; gives what it met."""
-    world = FaultWorld(seed, PROFILES[seed % 3], fenced=seed % 7 != 0)
+def run_faults(seed: int, faults: Sequence[str] = ()) -> Counter[str]:
+    """One machine, one seed, and faults on demand beside all others; gives what it met."""
+    world = FaultWorld(seed, PROFILES[seed % 3], fenced=seed % 7 != 0, faults=faults)
     base = AREA // 2
     for number in range(2):
         bodies: list[Any] = [family(base), churn(base, 3), mover if number else filer("/t", 0), filer("/d", number)]
