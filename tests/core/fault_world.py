@@ -27,6 +27,7 @@ from numaemu_core.memory import release_quarantine
 from numaemu_core.page_flags import ALLOCATED, PAGE_MAPPING_FILE, PG_SWAPCACHE
 from numaemu_core.page_table import PTE_PRESENT, PTE_READABLE, PTE_WRITABLE
 from numaemu_core.performer import JOURNAL_BYTES, Performer, copy_part, open_windows
+from numaemu_core.reclaim import try_to_free_pages
 from numaemu_core.recovery import recover, resume
 from numaemu_core.swapfile import SWAP_LOCK, get_swap_pages, swap_free
 from numaemu_core.task_locks import spin_lock
@@ -561,6 +562,9 @@ class FaultWorld:
         k = self.daemon.k
         while k.quarantine.entries:
             self.daemon.p.call(release_quarantine(k))
+        if self.topology.faults:  # what was being written when its last user left stays cached until reclaim meets it
+            self.daemon.p.call(try_to_free_pages(k, sorted(k.zones), None, self.layout.frame_count))
+            self.rest()
         assert fsck(k) == []
         assert not k.tasks
         assert not k.mms
