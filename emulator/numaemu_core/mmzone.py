@@ -200,7 +200,7 @@ def free_locked(k: "Kernel", pfns: I8) -> None:
 def _take_free(c: Columns, zone: Zone, count: int) -> tuple[I8, I8]:
     """Up to `count` free frames in the order of the cursor, marked ALLOCATED; and which of them are unclean."""
     count = min(count, zone.nr_free)
-    states = c.free_state[zone.first : zone.end]
+    states = c.free_state[zone.first : zone.first + zone.managed_pages]
     places, zone.cursor = next_fit(states, FREE_UNCLEAN + 1, count, zone.cursor)
     pfns = places + zone.first
     unclean = pfns[c.free_state[pfns] != FREE_CLEAN]

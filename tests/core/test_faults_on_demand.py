@@ -393,6 +393,33 @@ def errno_of_mbind(m: Machine, task: Task, base: int, pages: int, node: int, fla
     return 0
 
 
+@pytest.mark.parametrize("profile", TODAY)
+def test_moves_to_a_full_node_fail_as_to_any_that_has_no_room(machine: Make, profile: str) -> None:
+    """ENOMEM of move_pages and migrate_pages, EIO of mbind with STRICT; what found room has moved."""
+    m = faulty(machine, "node1: full after 3 pages", profile=profile, swap="0")
+    task = m.attach()
+    base = m.mmap(task, 8)
+    m.touch(task, base, 8)
+    assert errno_of_mbind(m, task, base, 8, 1, MPOL_MF_MOVE) == 0
+    assert pages_on(m, task, base, 8) == [5, 3, 0]
+    assert errno_of_mbind(m, task, base, 8, 1, STRICT_MOVE) == errno.EIO
+    assert move(m, task, base, 8, 1)[0] == -errno.ENOMEM
+    with pytest.raises(MmError) as refusal:
+        migrate(m, task, {0}, {1})
+    assert refusal.value.errno == errno.ENOMEM
+    assert pages_on(m, task, base, 8) == [5, 3, 0]
+
+
+def test_with_full_swap_nothing_leaves_in_2005(machine: Make) -> None:
+    """Pages move by way of swap there: those without a slot stay, and STRICT says so."""
+    m = faulty(machine, "swap: full after 3 pages", profile="swap-v3")
+    task = m.attach()
+    base = m.mmap(task, 8)
+    m.touch(task, base, 8)
+    assert errno_of_mbind(m, task, base, 8, 1, STRICT_MOVE) == errno.EIO
+    assert m.where(task, base, 8).count(0) == 5
+
+
 #: Profile, flags → errno of mbind of a page whose isolation is refused, as of one that another task has isolated.
 REFUSED = [
     ("swap-v3", MPOL_MF_MOVE, 0),
