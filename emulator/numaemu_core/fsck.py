@@ -74,7 +74,7 @@ def check_frame_states(k: Kernel, _own: int) -> Iterator[str]:
 
 
 def check_set_apart(k: Kernel, _own: int) -> Iterator[str]:
-    """Frames and slots that faults on demand have set apart are nobody's; no other frame but the zero page is reserved."""
+    """Frames and slots that faults on demand have set apart are nobody's; else only the zero page is reserved."""
     apart = np.zeros(k.layout.frame_count, np.bool_)
     for zone in k.zones.values():
         apart[zone.end - zone.set_apart : zone.end] = True

@@ -335,6 +335,39 @@ def test_reclaim_on_a_full_node_ends(machine: Make, profile: str, pages: int, se
 
 
 @pytest.mark.parametrize("profile", PROFILES)
+def test_a_full_node_has_no_watermarks(machine: Make, profile: str) -> None:
+    """On a machine that keeps frames free elsewhere it gives all its pages, and kswapd has no work there."""
+    m = faulty(machine, "node1: full after 10 pages", profile=profile, min_free_kbytes=256)
+    task = m.attach()
+    base = bound(m, task, 10, MPOL_BIND, {1})
+    m.touch(task, base, 10)
+    m.performer.run()
+    assert m.where(task, base, 10) == [1] * 10
+    assert m.k.zones[1].nr_free == 0
+    assert m.k.zones[0].pages_min > 0
+    assert not m.k.vmstat["pswpout"]
+    for _ in range(3):
+        m.touch(task, bound(m, task, 10, MPOL_BIND, {1}), 10)
+        m.performer.run()
+    assert not m.k.vmstat["pageoutrun"] or not m.k.vmstat["pgsteal_kswapd"]
+
+
+@pytest.mark.parametrize("profile", TODAY)
+def test_moves_to_a_large_node_that_is_full_make_room_there(machine: Make, profile: str) -> None:
+    """However large the node is: the few pages that it gave are scanned at once, and go to swap for those that come."""
+    nodes = [{"memory": "8M", "cpus": [nid]} for nid in range(2)]
+    m = machine(profile=profile, swap="1M", node=nodes, faults=["node1: full after 5 pages"])
+    task = m.attach()
+    old = bound(m, task, 5, MPOL_BIND, {1})
+    m.touch(task, old, 5)
+    m.clear_young()
+    base = m.mmap(task, 2)
+    m.touch(task, base, 2)
+    assert move(m, task, base, 2, 1) == (0, [1, 1])
+    assert m.where(task, old, 5).count(1) < 5
+
+
+@pytest.mark.parametrize("profile", PROFILES)
 def test_a_machine_that_is_full_everywhere_ends_its_tasks(machine: Make, profile: str) -> None:
     """No node gives a page, and swap neither: whoever touches memory is killed, and nothing hangs."""
     m = faulty(machine, "node0: full", "node1: full", "node2: full", "swap: full", profile=profile)
@@ -370,6 +403,20 @@ def test_full_swap_has_so_many_slots(machine: Make, profile: str) -> None:
     assert m.k.vmstat["pswpout"] <= 30
     assert m.k.vmstat["oom_kill"] == 1
     assert m.k.strikes.counts()["swap: full after 30 pages"] > 0
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_slots_that_were_given_back_are_given_again(machine: Make, profile: str) -> None:
+    """The search goes round where the slots end that may be given, however often."""
+    m = faulty(machine, "swap: full after 30 pages", profile=profile)
+    task = m.attach()
+    base = m.mmap(task, 20)
+    for _ in range(4):
+        m.touch(task, base, 20)
+        m.call(madvise.sys_madvise(m.k, task, base, 20 * PAGE, MADV_PAGEOUT))
+        m.performer.run()
+        assert not m.k.c.swap_count[30:].any()
+        m.fsck()
 
 
 def move(m: Machine, task: Task, base: int, pages: int, node: int) -> tuple[int, list[int]]:
