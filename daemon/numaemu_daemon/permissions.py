@@ -28,6 +28,8 @@ class Rule(enum.Enum):
     OWN_TASK = "own task"
     #: The same, and the client maps the memory (EPERM).
     OWN_MAPPED_TASK = "own task of a client that maps the memory"
+    #: The task is the client's own, and the client is the owner's (EPERM).
+    OWN_TASK_OF_OWNER = "own task of the owner"
     #: The task is of the same user, or the client is the owner's (EACCES, as opening /proc/PID/maps).
     LOOK = "same user, or owner"
     #: The task, if one is named, is of the same user (EPERM).
@@ -44,6 +46,7 @@ _SPECIAL: Final = {
     "attach": Rule.SAME_USER,
     "fsck": Rule.OWNER,
     "maps": Rule.LOOK,
+    "mirror": Rule.OWN_TASK_OF_OWNER,
     "numa_maps": Rule.LOOK,
     "pagemap": Rule.LOOK,
     "sysctl": Rule.OWNER,
@@ -81,19 +84,26 @@ class Permissions:
                 self.own_task(client, args[0])
                 if client.remote:
                     raise MmError(errno.EPERM, "a remote client has no access slots, as it does not map the memory")
+            case Rule.OWN_TASK_OF_OWNER:
+                self.own_task(client, args[0])
+                self._check_owner(client, name)
             case Rule.LOOK:
                 self._check_look(client, args[0])
             case Rule.SAME_USER:
                 self._check_same_user(client, args[2] if name == "attach" else args[0])
             case Rule.OWNER:
-                if client.user != ROOT:
-                    raise MmError(errno.EPERM, f"{name} is for the owner of the machine")
+                self._check_owner(client, name)
             case Rule.ANYBODY:
                 pass
         if name == "attach":
             self._check_capabilities(client, args[1])
         if name in _FILE_ARGUMENT:
             self._check_file(client, args[_FILE_ARGUMENT[name]])
+
+    @staticmethod
+    def _check_owner(client: Client, name: str) -> None:
+        if client.user != ROOT:
+            raise MmError(errno.EPERM, f"{name} is for the owner of the machine")
 
     def own_task(self, client: Client, pid: int) -> Task:
         """The task of that pid, if it is this client's.

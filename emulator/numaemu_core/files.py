@@ -57,14 +57,14 @@ def create_file(k: Kernel, name: str, kind: str, length: int, uid: int = 0) -> A
     return mapping
 
 
-def shmem_zero_setup(k: Kernel, length: int) -> AddressSpace:
+def shmem_zero_setup(k: Kernel, length: int, name: str = ANON_SHARED_NAME) -> AddressSpace:
     """The object behind a new shared anonymous mapping (mm/shmem.c shmem_zero_setup).
 
     Raises:
         MmError: ENFILE: too many.
     """
     k.anon_objects += 1
-    mapping = _new_object(k, FileKind.ANON_SHARED, ANON_SHARED_NAME, ANON_INO_STEP * k.anon_objects, length)
+    mapping = _new_object(k, FileKind.ANON_SHARED, name, ANON_INO_STEP * k.anon_objects, length)
     k.journal.file(mapping)
     return mapping
 

@@ -128,6 +128,27 @@ def chunk(value: object) -> bytes:
     return data
 
 
+def spans(value: object) -> list[list[int]]:
+    """Ranges of addresses: a list of pairs."""
+    if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 2 for one in value):  # noqa: PLR2004 - first byte and end
+        raise MmError(errno.EINVAL, f"expected a list of ranges, got {_short(value)}")
+    return [[number(edge) for edge in one] for one in value]
+
+
+def areas(value: object) -> list[list[Any]]:
+    """Mappings: a list of first byte, end, the name of a shared object or nil, the first byte of it, does it grow?"""
+    if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 5 for one in value):  # noqa: PLR2004 - as many fields
+        raise MmError(errno.EINVAL, f"expected a list of mappings, got {_short(value)}")
+    return [[number(one[0]), number(one[1]), _object_name(one[2]), number(one[3]), flag(one[4])] for one in value]
+
+
+def _object_name(value: object) -> str | None:
+    name = None if value is None else text(value)
+    if name is not None and not (0 < len(name) <= limits.FILE_NAME_MAX and name.isprintable()):
+        raise MmError(errno.EINVAL, f"a printable name of 1 to {limits.FILE_NAME_MAX} characters, got {_short(value)}")
+    return name
+
+
 def array_of(dtype: str) -> Check:
     """Numbers of a fixed width: a list of them, or little-endian bytes; as an array."""
     info = np.iinfo(dtype)
@@ -187,6 +208,7 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "set_cpuset": (number, mask_words),
     "get_mempolicy": (number, optional(ulong), ulong, ulong),
     "where": (number, ulong, ulong),
+    "mirror": (number, spans, areas, spans, spans),  # pid, unmapped, mapped, pages dropped, pages held
     "unpinned": (number,),
     "numa_maps": (number,),
     "maps": (number,),

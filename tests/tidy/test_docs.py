@@ -12,12 +12,20 @@ from numaemu_core.profile import Profile
 from numaemu_core.wire import CALLS
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("emulator/numaemu_core", "emulator/numaemu_host", "daemon/numaemu_daemon", "client/numaemu")
+PACKAGES = (
+    "emulator/numaemu_core",
+    "emulator/numaemu_host",
+    "daemon/numaemu_daemon",
+    "client/numaemu",
+    "run/numaemu_run",
+)
 PAGES = (
     "docs/architecture.md",
+    "docs/ci.md",
     "docs/conformance.md",
     "docs/protocol.md",
     "docs/reliability.md",
+    "docs/run.md",
     "docs/semantics.md",
     "docs/views.md",
     "CHANGELOG.md",

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("emulator/numaemu_core", "emulator/numaemu_host", "daemon/numaemu_daemon", "client/numaemu")
+PACKAGES = (
+    "emulator/numaemu_core",
+    "emulator/numaemu_host",
+    "daemon/numaemu_daemon",
+    "client/numaemu",
+    "run/numaemu_run",
+)
 EXCLUDED: tuple[str, ...] = ()  # and it stays empty: no file is above these rules
 
 MAX_FILE_LINES = 500

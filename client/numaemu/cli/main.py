@@ -28,6 +28,8 @@ COMMANDS: Final = (
     "stress",
     "bench",
     "replay",
+    "run",
+    "doctor",
 )
 
 _USAGE: Final = 2

@@ -1,0 +1,130 @@
+"""The call mirror: an address space follows that of a process of the host, which maps and touches memory by itself.
+
+Its mappings come and go as told, and pages that the process has get frames as if the task wrote to them first: where
+the policies of this moment say. The bytes stay with the process; the frames keep place and are counted.
+"""
+
+import errno
+from collections.abc import Sequence
+
+import numpy as np
+
+from numaemu_core import limits
+from numaemu_core.effects import Breathe, KernelTask
+from numaemu_core.errors import MmError
+from numaemu_core.files import shmem_zero_setup
+from numaemu_core.fork import check_alive
+from numaemu_core.kernel import Kernel
+from numaemu_core.memory import sys_fault, unmap_vmas
+from numaemu_core.mm_types import (
+    VM_ACCOUNT,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+    AddressSpace,
+    FileKind,
+    Mm,
+    Task,
+    VmArea,
+)
+from numaemu_core.mmap import check_map_count, do_munmap, insert_vm_struct
+from numaemu_core.task_locks import down_write
+
+#: First byte and end.
+Span = tuple[int, int]
+#: First byte, end, the name of a shared object or None, the first byte of it, does it grow?
+Area = tuple[int, int, str | None, int, bool]
+
+#: Ranges that are faulted in between two moments for others: most are short.
+_FAULTS_PER_STEP = 16
+_PRIVATE = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
+_SHARED = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_SHARED | VM_MAYSHARE
+
+
+def sys_mirror(
+    k: Kernel, task: Task, unmapped: Sequence[Span], areas: Sequence[Area], gone: Sequence[Span], held: Sequence[Span]
+) -> KernelTask[int]:
+    """Unmap, map, drop pages, and give frames to the pages of `held` that have none; gives how many bytes these are.
+
+    What is mapped already in an area stays, the rest is mapped without a policy; but in an area that grows, as heaps
+    and stacks do, a mapping grows with its policy. Mappings that touch are not merged. Areas with one name share the
+    pages and the policies of one object, which lives as long as something maps it. All of it may be done twice.
+
+    Raises:
+        MmError: EINVAL: a span that is not of whole pages of the address space; ENOMEM: too many mappings.
+        SegmentationFault: held pages that no area maps. OutOfMemory: they find no frame; those before have theirs.
+    """
+    mm = task.mm
+    for start, end in [*unmapped, *((area[0], area[1]) for area in areas), *gone, *held]:
+        if (start | end) & (k.page_size - 1) or not start < end <= limits.TASK_SIZE_BYTES:
+            raise MmError(errno.EINVAL, f"[{start:#x}, {end:#x}) is no range of whole pages of the address space")
+    with (yield from down_write(mm)):
+        check_alive(k, task)
+        for start, end in unmapped:
+            yield from do_munmap(k, mm, start, end)
+        for area in areas:
+            _fill(k, mm, area)
+        for start, end in gone:
+            yield from unmap_vmas(k, mm, start, end, free_tables=False)
+    total = steps = 0
+    for start, end in held:
+        at = start
+        while at < end:
+            at += yield from sys_fault(k, task, at, end - at, write=True)
+            steps += 1
+            if not steps % _FAULTS_PER_STEP or at < end:
+                yield Breathe()
+        total += end - start
+    return total
+
+
+def _fill(k: Kernel, mm: Mm, area: Area) -> None:
+    """Map the holes of an area."""
+    start, end, name, offset, grows = area
+    inside = mm.vmas.overlapping(start, end)
+    edges = [start, *(edge for vma in inside for edge in (vma.vm_start, vma.vm_end)), end]
+    for at, (low, high) in enumerate(zip(edges[::2], edges[1::2], strict=True)):
+        if low >= high:
+            continue
+        if not grows or not inside:
+            _map(k, mm, (low, high), name, offset + low - start)
+        elif at:
+            inside[at - 1].vm_end = high
+            k.journal.vmas(mm, inside[at - 1].vm_start, high)
+        else:
+            mm.vmas.move_start(inside[0], low)
+            inside[0].vm_pgoff -= (high - low) >> k.page_shift
+            k.journal.vmas(mm, low, inside[0].vm_end)
+
+
+def _map(k: Kernel, mm: Mm, span: Span, name: str | None, offset: int) -> None:
+    """One mapping, not merged with its neighbours."""
+    start, end = span
+    check_map_count(k, mm)
+    with k.journal.together():
+        k.openings += 1
+        mapping = None if name is None else _shared_object(k, name, offset + end - start)
+        flags, pgoff = (_PRIVATE, start) if mapping is None else (_SHARED, offset)
+        vma = VmArea(mm, start, end, flags, pgoff >> k.page_shift, vm_file=mapping, opening=k.openings)
+        insert_vm_struct(k, vma)
+        k.journal.vmas(mm, start, end)
+
+
+def _shared_object(k: Kernel, name: str, size_bytes: int) -> AddressSpace:
+    """The object of that name, made or made longer if need be."""
+    objects = k.address_spaces.values()
+    found = next((o for o in objects if o.kind is FileKind.ANON_SHARED and o.name == name and not o.dead), None)
+    if found is None:
+        found = shmem_zero_setup(k, size_bytes, name)
+    missing = -(-size_bytes >> k.page_shift) - len(found.i_pages)
+    if missing > 0:
+        if len(found.i_pages) + missing > limits.FILE_PAGES_MAX:
+            raise MmError(errno.EFBIG, f"a shared object has at most {limits.FILE_PAGES_MAX} pages")
+        found.i_pages = np.concatenate((found.i_pages, np.zeros(missing, np.uint64)))
+        found.i_size = size_bytes
+        k.journal.file(found)
+    return found

@@ -1,0 +1,217 @@
+"""An emulated address space that follows that of a real process: its mappings, and which of its pages have memory.
+
+Nothing is told when a program maps or touches memory. `settle` looks, and tells the machine what has changed since: new
+pages are placed by the policies of that moment. So it is called before a policy changes, and before somebody asks.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+
+from numaemu.task import Task
+from numaemu_core.uapi import MREMAP_FIXED, MREMAP_MAYMOVE
+from numaemu_run.kernel import Kernel
+from numaemu_run.pagemap import (
+    NO_RUNS,
+    Runs,
+    difference,
+    exclusive_runs,
+    holds,
+    inside,
+    intersection,
+    is_present,
+    joined,
+    present_runs,
+    union,
+)
+from numaemu_run.procfs import PAGE_SIZE, Area, areas_of, image_of, maps_of
+
+#: Ranges that one call tells.
+_RANGES_PER_CALL: Final = 4096
+#: Labels of areas that grow in place.
+_GROWING: Final = ("heap", "stack")
+_EVERYTHING: Final = np.array([[0, (1 << 47) // PAGE_SIZE]], np.int64)
+
+#: What is the same memory as long as it stays mapped: the shared object, and what part of it lies at address 0.
+_Kind = tuple[str, int]
+_PRIVATE: Final[_Kind] = ("", 0)
+#: From new pages to those that have touched them.
+Share = Callable[[Runs], Iterable[tuple[Task, Runs]]]
+
+
+class Mirror:
+    """What the machine has been told of one address space."""
+
+    def __init__(self, kernel: Kernel, pid: int) -> None:
+        """Of the process `pid`; nothing is told yet.
+
+        Raises:
+            ProcessLookupError: it is gone.
+        """
+        self._kernel = kernel
+        self._pid = pid
+        self._image = image_of(pid)
+        self._text = b""
+        #: The mappings when it was last settled, ascending.
+        self.areas: list[Area] = []
+        self._told: Mapping[_Kind, Runs] = MappingProxyType({})
+        self._mapped: Runs = NO_RUNS
+        self._held: Runs = NO_RUNS
+        #: Pages that it may have in common with a process that was forked from it, or that it was forked from.
+        self._common: Runs = NO_RUNS
+        #: What an mremap was asked to do since it was settled: first page, end, length in pages.
+        self._move: tuple[int, int, int] | None = None
+
+    def twin(self, pid: int) -> "Mirror | None":
+        """That of a process forked from this one; None: it has executed another program since."""
+        other = Mirror(self._kernel, pid)
+        if other._image != self._image:
+            return None
+        other._text, other.areas, other._told = self._text, self.areas, self._told
+        other._mapped, other._held = self._mapped, self._held
+        self._common = other._common = self._held
+        return other
+
+    def settle(self, task: Task, share: Share | None = None) -> int:
+        """Bring the machine up to date, with `task` as the thread that did it; gives how many pages were placed.
+
+        `share` says which of the new pages others have touched.
+
+        Raises:
+            ProcessLookupError: the process is gone. PermissionError: we may not look into it.
+            OutOfMemory: the machine has no frame for some page.
+        """
+        image, text = image_of(self._pid), maps_of(self._pid)
+        lost = NO_RUNS
+        if image != self._image:  # another program: nothing of the old one is left
+            lost, self._image, self._text, self._told = _EVERYTHING, image, b"", {}
+            self._held = self._common = NO_RUNS
+        new: list[Area] = []
+        fresh = NO_RUNS
+        if text != self._text:
+            self.areas = areas_of(text)
+            now = _by_kind(self.areas)
+            if self._move is not None:
+                self._follow_move(task, *self._move, now.get(_PRIVATE, NO_RUNS))
+            for kind, runs in self._told.items():
+                lost = union(lost, difference(runs, now.get(kind, NO_RUNS)))
+            for kind, runs in now.items():
+                fresh = union(fresh, difference(runs, self._told.get(kind, NO_RUNS)))
+            starts = set() if not len(fresh) else _touched(self.areas, fresh)
+            new = [area for area in self.areas if area.start in starts]
+            self._text, self._told = text, now
+            self._mapped = joined(_pages(self.areas))
+        present = present_runs(self._pid, self.areas)
+        if not inside(present, self._mapped):  # it has mapped something since we looked
+            present = intersection(present, self._mapped)
+        kept = difference(self._held, union(lost, fresh))
+        own = self._no_longer_common(intersection(kept, present)) if len(self._common) else NO_RUNS
+        if kept is self._held and not len(own) and np.array_equal(kept, present):
+            return 0
+        gone, added = difference(kept, present), difference(present, kept)
+        self._held = kept
+        if share is None or not len(added):
+            self._tell(task, lost, new, gone, union(added, own))
+        else:
+            self._tell(task, lost, new, gone, own)
+            for toucher, runs in share(added):
+                self._tell(toucher, NO_RUNS, [], NO_RUNS, runs)
+        self._held, self._common = present, difference(self._common, own)
+        return count(added)
+
+    def _no_longer_common(self, held: Runs) -> Runs:
+        """Pages that it had in common with a relative, and has for itself now: one of the two has written to them."""
+        self._common = intersection(self._common, held)
+        return exclusive_runs(self._pid, self._common)
+
+    def expect_move(self, start: int, old_length: int, new_length: int) -> None:
+        """The process is about to call mremap; it was settled just before."""
+        first = start // PAGE_SIZE
+        self._move = (first, first + -(-old_length // PAGE_SIZE), -(-new_length // PAGE_SIZE))
+
+    def _follow_move(self, task: Task, first: int, end: int, length: int, now: Runs) -> None:
+        """Private memory was in pages [first, end) and is `length` pages long somewhere: let it have grown, or moved.
+
+        What cannot be told apart from new memory stays as it is: without a policy where it is now.
+        """
+        self._move = None
+        told = self._told.get(_PRIVATE, NO_RUNS)
+        old = np.array([[first, end]], np.int64)
+        fresh = difference(now, told)
+        if inside(old, now):
+            if length > end - first and inside(np.array([[end, first + length]]), fresh):
+                self._kernel.mirror(
+                    task, [], [[first * PAGE_SIZE, (first + length) * PAGE_SIZE, None, 0, True]], [], []
+                )
+                self._told = {**self._told, _PRIVATE: union(told, np.array([[end, first + length]]))}
+            return
+        at = next((start for start, stop in fresh.tolist() if stop - start == length), None)
+        if at is None or len(intersection(old, now)):
+            return
+        size = (end - first) * PAGE_SIZE
+        flags = MREMAP_MAYMOVE | MREMAP_FIXED
+        try:
+            self._kernel.call(task, "mremap", first * PAGE_SIZE, size, length * PAGE_SIZE, flags, at * PAGE_SIZE)
+        except OSError:  # it has several mappings, say
+            return
+        moved = np.array([[at, at + length]], np.int64)
+        self._told = {**self._told, _PRIVATE: union(difference(told, old), moved)}
+        pages = intersection(intersection(self._held, old) + (at - first), moved)
+        self._held = union(difference(self._held, old), pages)
+        self._common = difference(self._common, old)
+
+    def knows(self, address: int) -> bool:
+        """Was the page at an address told, and is it there still? Then nothing has to be settled to ask for it.
+
+        Raises:
+            ProcessLookupError: the process is gone. PermissionError: we may not look into it.
+        """
+        number = address // PAGE_SIZE
+        return holds(self._held, number) and image_of(self._pid) == self._image and is_present(self._pid, number)
+
+    def _tell(self, task: Task, lost: Runs, new: list[Area], gone: Runs, added: Runs) -> None:
+        """In the order in which it must come, so many ranges a call."""
+        areas = [[a.start, a.end, a.name or None, a.offset, a.label in _GROWING] for a in new]
+        jobs: list[tuple[int, list[Any]]] = [
+            (0, (lost * PAGE_SIZE).tolist()),
+            (1, areas),
+            (2, (gone * PAGE_SIZE).tolist()),
+            (3, (added * PAGE_SIZE).tolist()),
+        ]
+        if sum(len(ranges) for _, ranges in jobs) <= _RANGES_PER_CALL:
+            if any(ranges for _, ranges in jobs):
+                self._kernel.mirror(task, *(ranges for _, ranges in jobs))
+            return
+        for place, ranges in jobs:
+            for at in range(0, len(ranges), _RANGES_PER_CALL):
+                part: list[list[Any]] = [[], [], [], []]
+                part[place] = ranges[at : at + _RANGES_PER_CALL]
+                self._kernel.mirror(task, *part)
+
+
+def count(runs: Runs) -> int:
+    """How many pages."""
+    return int((runs[:, 1] - runs[:, 0]).sum())
+
+
+def _pages(areas: list[Area]) -> Runs:
+    return np.array([[area.start, area.end] for area in areas], np.int64).reshape(-1, 2) // PAGE_SIZE
+
+
+def _touched(areas: list[Area], runs: Runs) -> set[int]:
+    """Where the areas begin that have a page of these runs."""
+    pages = _pages(areas)
+    before = np.searchsorted(runs[:, 1], pages[:, 0], "right")  # runs that end before an area begins
+    until = np.searchsorted(runs[:, 0], pages[:, 1], "left")  # runs that begin before it ends
+    return {areas[i].start for i in np.flatnonzero(until > before).tolist()}
+
+
+def _by_kind(areas: list[Area]) -> dict[_Kind, Runs]:
+    """Pages mapped, by what is mapped there."""
+    found: dict[_Kind, list[Area]] = {}
+    for area in areas:
+        kind = (area.name, area.start - area.offset if area.name else 0)
+        found.setdefault(kind, []).append(area)
+    return {kind: joined(_pages(members)) for kind, members in found.items()}

@@ -1,0 +1,154 @@
+"""The calls about memory policy, answered by the machine: arguments are read from the program, results written to it.
+
+Source: mm/mempolicy.c and mm/migrate.c (6.12): which pointers are read and written, and when.
+"""
+
+import errno
+import struct
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from numaemu_core.uapi import MPOL_F_ADDR
+from numaemu_core.wire import STATUS_UNWRITTEN
+from numaemu_run import target
+from numaemu_run.family import Family, Thread
+from numaemu_run.kernel import Kernel
+from numaemu_run.masks import WORD_BYTES, read_words
+from numaemu_run.seccomp import Notification
+
+_INT: Final = struct.Struct("=i")
+_ULONG: Final = (1 << 64) - 1
+_WORD_BITS: Final = 64
+#: Pages that one message about them carries.
+_PAGES_PER_CALL: Final = 32768
+_COUNT_MAX: Final = 1 << 47
+
+
+class PolicyCalls:
+    """Serves them for the threads of a family. Each gives what the call returns; OSError: it fails so."""
+
+    def __init__(self, kernel: Kernel, family: Family) -> None:
+        """Nothing is asked yet."""
+        self._kernel = kernel
+        self._family = family
+        self.handlers: Final[Mapping[str, Callable[[Notification, Thread], int]]] = MappingProxyType(
+            {
+                "get_mempolicy": self._get_mempolicy,
+                "mbind": self._mbind,
+                "migrate_pages": self._migrate_pages,
+                "move_pages": self._move_pages,
+                "set_mempolicy": self._set_mempolicy,
+                "set_mempolicy_home_node": self._set_mempolicy_home_node,
+            }
+        )
+
+    def _get_mempolicy(self, call: Notification, thread: Thread) -> int:
+        mode_at, mask_at, maxnode, addr, flags, _ = call.args
+        if flags & MPOL_F_ADDR and not thread.process.mirror.knows(addr):
+            self._family.look(thread, addr)
+        wanted = maxnode if mask_at else None
+        value, mask = self._kernel.call(thread.task, "get_mempolicy", wanted, addr, flags & _ULONG)
+        if mode_at:
+            target.write(call.tid, mode_at, _INT.pack(value))
+        if mask_at:
+            length = -(-((maxnode - 1) & _ULONG) // _WORD_BITS) * WORD_BYTES
+            target.write(call.tid, mask_at, (mask or b"").ljust(length, b"\0")[:length])
+        return 0
+
+    def _set_mempolicy(self, call: Notification, thread: Thread) -> int:
+        mode, mask_at, maxnode, *_ = call.args
+        words = read_words(call.tid, mask_at, maxnode)
+        self._family.settle(thread)
+        self._kernel.call(thread.task, "set_mempolicy", mode, words, maxnode)
+        thread.has_policy = True
+        return 0
+
+    def _mbind(self, call: Notification, thread: Thread) -> int:
+        start, length, mode, mask_at, maxnode, flags = call.args
+        words = read_words(call.tid, mask_at, maxnode)
+        self._family.settle(thread)
+        thread.process.binds = True
+        self._kernel.call(thread.task, "mbind", start, length, mode, words, maxnode, flags)
+        return 0
+
+    def _set_mempolicy_home_node(self, call: Notification, thread: Thread) -> int:
+        start, length, node, flags, *_ = call.args
+        self._family.settle(thread)
+        self._kernel.call(thread.task, "set_mempolicy_home_node", start, length, node, flags)
+        return 0
+
+    def _migrate_pages(self, call: Notification, thread: Thread) -> int:
+        pid, maxnode, old_at, new_at, *_ = call.args
+        old, new = read_words(call.tid, old_at, maxnode), read_words(call.tid, new_at, maxnode)
+        whose = self._other(thread, pid)
+        found: int = self._kernel.call(thread.task, "migrate_pages", whose, maxnode, old, new)
+        return found
+
+    def _move_pages(self, call: Notification, thread: Thread) -> int:
+        pid, count, pages_at, nodes_at, status_at, flags = call.args
+        whose = self._other(thread, pid)
+        failed = done = 0
+        while True:
+            part = min(count - done, _PAGES_PER_CALL)
+            addresses = _whole(target.read_some(call.tid, pages_at + done * 8, part * 8), 8)
+            nodes = _whole(target.read_some(call.tid, nodes_at + done * 4, part * 4), 4) if nodes_at else None
+            # Bytes that are written back as they are: can the statuses be written?
+            room = target.read_some(call.tid, status_at + done * 4, part * 4)
+            writable = len(room) == part * 4 and _can_write(call.tid, status_at + done * 4, room)
+            result, status = self._kernel.call(
+                thread.task, "move_pages", whose, part, addresses, nodes, flags, writable
+            )
+            if status:
+                _write_statuses(call.tid, status_at + done * 4, status)
+            if result < 0:
+                raise OSError(-result, "move_pages")
+            failed += result
+            done += part
+            if done >= min(count, _COUNT_MAX):
+                return failed
+
+    def _other(self, thread: Thread, pid: int) -> int:
+        """The task of the process that is meant, settled; 0: the caller's own.
+
+        Raises:
+            OSError: ESRCH: it is no process of this run.
+        """
+        pid &= (1 << 32) - 1
+        if pid in {0, thread.tid, thread.process.pid}:
+            self._family.settle(thread)
+            return 0
+        if not self._family.is_member(pid):
+            raise OSError(errno.ESRCH, f"process {pid} does not run on this machine")
+        try:
+            other = self._family.thread(pid)
+        except ProcessLookupError:
+            raise OSError(errno.ESRCH, f"no process {pid}") from None
+        self._family.settle(other)
+        return other.task.pid
+
+
+def _whole(body: bytes, width: int) -> bytes:
+    return body[: len(body) // width * width]
+
+
+def _can_write(tid: int, address: int, same: bytes) -> bool:
+    try:
+        target.write(tid, address, same)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        return False
+    return True
+
+
+def _write_statuses(tid: int, address: int, status: bytes) -> None:
+    """Write those that the kernel would have written."""
+    unwritten = _INT.pack(STATUS_UNWRITTEN)
+    at = 0
+    while at < len(status):
+        end = at
+        while end < len(status) and status[end : end + 4] != unwritten:
+            end += 4
+        target.write(tid, address + at, status[at:end])
+        at = max(end, at + 4)

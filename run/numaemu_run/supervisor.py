@@ -1,0 +1,204 @@
+"""The loop: calls of the program come one by one, and each gets its answer; processes end; signals pass."""
+
+import collections
+import contextlib
+import errno
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Final
+
+from numaemu.errors import MachineGone
+from numaemu_core.errors import MmError, OutOfMemory
+from numaemu_run import vdso
+from numaemu_run.abi import EXIT_CALL, MREMAP_CALL, OPEN_CALLS, PATH_CALLS, RSEQ_CALL, Abi
+from numaemu_run.affinity import AffinityCalls
+from numaemu_run.family import Family, Thread
+from numaemu_run.files import Files
+from numaemu_run.kernel import Kernel
+from numaemu_run.node_tree import NodeTree
+from numaemu_run.paths import PathCalls
+from numaemu_run.policy import PolicyCalls
+from numaemu_run.procfs import status_of
+from numaemu_run.seccomp import Listener, Notification
+
+#: How often processes are looked at while they make no calls.
+_LOOK_EVERY_S: Final = 0.5
+_MS: Final = 1000
+_NONE: Final[AbstractSet[int]] = frozenset()
+
+
+class Supervisor:
+    """Serves the calls of a program and its descendants until it has ended."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        tree: NodeTree,
+        abi: Abi,
+        listener: Listener,
+        root: Path,
+        *,
+        mounted: bool,
+        exits: bool = False,
+    ) -> None:
+        """`root`: where the tree of nodes lies; `mounted`: it lies over the host's for the program.
+
+        `exits`: every process that ends is looked at once more, and not only those that have been met.
+        """
+        self._exits = exits
+        self._listener = listener
+        self._poll = select.poll()
+        self._poll.register(listener.fd, select.POLLIN)
+        #: What a poll gives while the program calls, and nothing else happens.
+        self._calls_only = [(listener.fd, select.POLLIN)]
+        self.family = Family(kernel, tree, self._poll)
+        #: How often each call came, and how often it was refused by the machine.
+        self.calls: collections.Counter[str] = collections.Counter()
+        self.refused: collections.Counter[str] = collections.Counter()
+        #: Opens that were answered with a file of the machine.
+        self.files_given = 0
+        #: Programs whose vDSO could not be changed: it tells them the host's CPUs.
+        self.unchanged_vdsos = 0
+        self._abi = abi
+        self._services = {number: (name, self._service_of(name)) for name, number in abi.numbers.items()}
+        self._files = Files(kernel, self.family, tree, root, mounted=mounted)
+        self._paths = PathCalls(self._files, abi)
+        self._of_threads: dict[str, Callable[[Notification, Thread], int]] = {
+            **PolicyCalls(kernel, self.family).handlers,
+            **AffinityCalls(kernel, self.family, tree).handlers,
+        }
+        self._next_look = 0.0
+
+    def _service_of(self, name: str) -> Callable[[str, Notification], None]:
+        """What serves a call of that name."""
+        if name in OPEN_CALLS:
+            return self._serve_open
+        if name in PATH_CALLS:
+            return self._serve_path
+        return {RSEQ_CALL: self._serve_rseq, MREMAP_CALL: self._serve_mremap, EXIT_CALL: self._serve_exit}.get(
+            name, self._serve_thread
+        )
+
+    def watch(self, fd: int) -> None:
+        """Let `step` end when this becomes readable, too."""
+        self._poll.register(fd, select.POLLIN)
+
+    def step(self) -> AbstractSet[int]:
+        """Serve what has come, or wait for something; gives the watched descriptors that are readable."""
+        events = self._poll.poll(max(self._next_look - time.monotonic(), 0) * _MS)
+        if events == self._calls_only:
+            self._serve()
+            return _NONE
+        if not events:
+            self._look()
+        return {fd for fd, event in events if self._is_watched(fd, event)}
+
+    def _is_watched(self, fd: int, event: int) -> bool:
+        """Serve a descriptor of ours that is readable; False: it was ours."""
+        if fd != self._listener.fd:
+            return not self.family.has_news(fd)
+        if event & select.POLLIN:
+            self._serve()
+        else:  # nobody is left who could call
+            self._poll.unregister(fd)
+        return False
+
+    def _look(self) -> None:
+        """See what has come into memory, where it is clear whose policy it came under."""
+        began = time.monotonic()
+        for process in self.family:
+            if len(process.threads) == 1:
+                with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
+                    self._settle(process.leader)
+        # However many there are, looking takes a small part of the time.
+        self._next_look = time.monotonic() + max(_LOOK_EVERY_S, (time.monotonic() - began) * 50)
+
+    def _serve(self) -> None:
+        call = self._listener.receive()
+        if call is None:
+            return
+        name, serve = self._services[call.number]
+        self.calls[name] += 1
+        try:
+            serve(name, call)
+        except ProcessLookupError:  # it died while we were at it
+            self._listener.refuse(call, errno.ESRCH)
+        except MmError as refused:
+            self._refuse(name, call, refused.errno)
+        except OSError as refused:
+            self._refuse(name, call, refused.errno or errno.EIO)
+
+    def _refuse(self, name: str, call: Notification, code: int) -> None:
+        self.refused[f"{name} {errno.errorcode.get(code, code)}"] += 1
+        self._listener.refuse(call, code)
+
+    def _serve_open(self, name: str, call: Notification) -> None:
+        try:
+            opened = self._files.opened(name, call)
+        except (PermissionError, MachineGone):  # what we may not look into, or cannot tell, is the host's business
+            opened = None
+        if opened is None:
+            self._listener.let_through(call)
+            return
+        fd, flags = opened
+        self.files_given += 1
+        try:
+            self._listener.give_descriptor(call, fd, flags)
+        finally:
+            os.close(fd)
+
+    def _serve_rseq(self, _name: str, call: Notification) -> None:
+        """A thread begins; if it is the first one of a program, that is told the machine's CPUs by its vDSO, too."""
+        if vdso.needs_change(self._abi) and status_of(call.tid).tgid == call.tid:
+            try:
+                vdso.change(self._abi, call.tid)
+            except OSError:
+                self.unchanged_vdsos += 1
+        self._listener.refuse(call, errno.ENOSYS)
+
+    def _serve_mremap(self, _name: str, call: Notification) -> None:
+        """The host moves the memory; where to is found when it is looked at next."""
+        with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
+            self.family.note_mremap(call.tid, call.args[0], call.args[1], call.args[2])
+        self._listener.let_through(call)
+
+    def _serve_exit(self, _name: str, call: Notification) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
+            if self._exits or self.family.is_met(call.tid):
+                self._settle(self.family.thread(call.tid))
+        self._listener.let_through(call)
+
+    def _serve_path(self, name: str, call: Notification) -> None:
+        value = self._paths.answer(name, call)
+        if value is None:
+            self._listener.let_through(call)
+        else:
+            self._listener.give(call, value)
+
+    def _serve_thread(self, name: str, call: Notification) -> None:
+        thread = self.family.thread(call.tid)
+        if not self._listener.is_waiting(call):
+            return
+        try:
+            value = self._of_threads[name](call, thread)
+        except OutOfMemory:
+            self._kill(thread)
+        else:
+            self._listener.give(call, value)
+
+    def _settle(self, thread: Thread) -> None:
+        """Look at its process, which ends if the machine is full."""
+        try:
+            self.family.settle(thread)
+        except OutOfMemory:
+            self._kill(thread)
+
+    def _kill(self, thread: Thread) -> None:
+        """The machine has no memory for its process."""
+        sys.stderr.write(f"numaemu run: out of memory: killed process {thread.process.pid}\n")
+        self.family.kill(thread.process)

@@ -1,0 +1,161 @@
+"""The call mirror: an address space follows that of a process outside."""
+
+import errno
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from numaemu_core import fork, limits, mempolicy, numa_maps
+from numaemu_core.errors import MmError, OutOfMemory
+from numaemu_core.mirror import sys_mirror
+from numaemu_core.mm_types import Task
+from numaemu_core.uapi import MPOL_BIND, MPOL_INTERLEAVE
+
+from .conftest import GONE, PAGE, Machine
+
+Pairs = Sequence[tuple[int, int]]
+Make = Callable[..., Machine]
+AT = 0x7F0000000000
+NOT_MAPPED = -errno.EFAULT
+
+
+def mirror(
+    m: Machine,
+    task: Task,
+    unmapped: Pairs = (),
+    areas: Sequence[tuple[int, int, str | None, int, bool]] = (),
+    gone: Pairs = (),
+    held: Pairs = (),
+) -> int:
+    """The call, with everything counted in pages from AT."""
+
+    def spans(pairs: Pairs) -> list[tuple[int, int]]:
+        return [(AT + first * PAGE, AT + end * PAGE) for first, end in pairs]
+
+    told = [(AT + a * PAGE, AT + b * PAGE, name, at * PAGE, grows) for a, b, name, at, grows in areas]
+    return int(m.call(sys_mirror(m.k, task, spans(unmapped), told, spans(gone), spans(held)))) // PAGE
+
+
+def where(m: Machine, task: Task, pages: int = 8) -> list[int]:
+    return m.where(task, AT, pages)
+
+
+def test_held_pages_are_placed_by_the_policy_of_the_moment(machine: Make) -> None:
+    """Pages told before a policy changes are where the old one puts them, those told later where the new one does."""
+    m = machine()
+    task = m.attach()
+    assert mirror(m, task, areas=[(0, 8, None, 0, False)], held=[(0, 2)]) == 2
+    m.call(mempolicy.sys_set_mempolicy(m.k, task, MPOL_BIND, [2], 65))
+    assert mirror(m, task, held=[(1, 4)]) == 3
+    assert where(m, task) == [0, 0, 1, 1, GONE, GONE, GONE, GONE]
+
+
+def test_pages_and_mappings_go_as_told(machine: Make) -> None:
+    """Dropped pages give their frames back; what is unmapped is no address any more; the rest stays."""
+    m = machine()
+    task = m.attach()
+    free = m.k.zones[0].nr_free
+    mirror(m, task, areas=[(0, 8, None, 0, False)], held=[(0, 8)])
+    mirror(m, task, unmapped=[(6, 8)], gone=[(1, 3)])
+    assert where(m, task) == [0, GONE, GONE, 0, 0, 0, NOT_MAPPED, NOT_MAPPED]
+    mirror(m, task, unmapped=[(0, 8)])
+    m.performer.run()
+    assert m.k.zones[0].nr_free == free
+
+
+def test_told_twice_is_told_once(machine: Make) -> None:
+    """The same call again changes nothing: neither a mapping, nor its policy, nor its pages."""
+    m = machine()
+    task = m.attach()
+    call: dict[str, Any] = {"areas": [(0, 4, None, 0, False), (4, 8, "shared", 0, False)], "held": [(0, 2), (5, 6)]}
+    mirror(m, task, **call)
+    m.mbind(task, AT, 4, MPOL_BIND, {1})
+    before = where(m, task), m.call(numa_maps.sys_numa_maps(m.k, task))
+    mirror(m, task, **call)
+    assert (where(m, task), m.call(numa_maps.sys_numa_maps(m.k, task))) == before
+
+
+def starts(task: Task) -> list[tuple[int, int]]:
+    return [((vma.vm_start - AT) // PAGE, (vma.vm_end - AT) // PAGE) for vma in task.mm.vmas]
+
+
+def test_mappings_that_touch_are_not_merged(machine: Make) -> None:
+    """What the process has as two mappings stays two, and the holes of an area become mappings of their own."""
+    m = machine()
+    task = m.attach()
+    mirror(m, task, areas=[(0, 2, None, 0, False), (2, 4, None, 0, False), (6, 8, None, 0, False)])
+    assert starts(task) == [(0, 2), (2, 4), (6, 8)]
+    mirror(m, task, areas=[(0, 12, None, 0, False)])
+    assert starts(task) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 12)]
+
+
+def test_heaps_and_stacks_grow_with_their_policy(machine: Make) -> None:
+    """An area that grows has its policy in its new part, upwards and downwards; another one has none there."""
+    m = machine()
+    task = m.attach()
+    mirror(m, task, areas=[(4, 6, None, 0, True), (20, 22, None, 0, False)])
+    m.mbind(task, AT + 4 * PAGE, 2, MPOL_BIND, {1})
+    m.mbind(task, AT + 20 * PAGE, 2, MPOL_BIND, {1})
+    mirror(m, task, areas=[(2, 8, None, 0, True), (20, 24, None, 0, False)], held=[(2, 8), (20, 24)])
+    assert starts(task) == [(2, 8), (20, 22), (22, 24)]
+    assert where(m, task)[2:] == [1] * 6
+    assert m.where(task, AT + 20 * PAGE, 4) == [1, 1, 0, 0]
+
+
+def test_objects_with_a_name_are_shared(machine: Make) -> None:
+    """Two address spaces that map one name have the same pages, and the policies that one of them set."""
+    m = machine()
+    one, other = m.attach(), m.attach()
+    mirror(m, one, areas=[(0, 8, "0:1 77", 0, False)])
+    m.mbind(one, AT, 8, MPOL_INTERLEAVE, {0, 1})
+    mirror(m, other, areas=[(0, 4, "0:1 77", 4, False)], held=[(0, 4)])
+    used = sum(zone.present_pages - zone.nr_free for zone in m.k.zones.values())
+    mirror(m, one, held=[(4, 8)])
+    assert where(m, one)[4:] == where(m, other, 4)
+    assert sorted(where(m, other, 4)) == [0, 0, 1, 1]
+    assert sum(zone.present_pages - zone.nr_free for zone in m.k.zones.values()) == used
+
+
+def test_shared_objects_become_longer(machine: Make) -> None:
+    """A part beyond the end of an object, as after ftruncate, makes it longer and leaves its pages."""
+    m = machine()
+    task = m.attach()
+    mirror(m, task, areas=[(0, 2, "memfd", 0, False)], held=[(0, 2)])
+    mirror(m, task, areas=[(4, 8, "memfd", 2, False)], held=[(4, 8)])
+    assert where(m, task) == [0, 0, NOT_MAPPED, NOT_MAPPED, 0, 0, 0, 0]
+    assert len({id(vma.vm_file) for vma in task.mm.vmas}) == 1
+
+
+def test_a_child_has_the_mappings_of_its_parent(machine: Make) -> None:
+    """A fork copies what was told, and the child's pages go without the parent's."""
+    m = machine()
+    task = m.attach()
+    mirror(m, task, areas=[(0, 4, None, 0, False)], held=[(0, 4)])
+    child = m.call(fork.sys_fork(m.k, task))
+    mirror(m, child, gone=[(0, 2)])
+    assert (where(m, task, 4), where(m, child, 4)) == ([0] * 4, [GONE, GONE, 0, 0])
+
+
+def test_a_full_machine_says_so(machine: Make) -> None:
+    """Pages for which there is no frame under the policy are out of memory."""
+    m = machine(node=[{"memory": "64K", "cpus": [0]}, {"memory": "64K", "cpus": [1]}], swap=0)
+    task = m.attach()
+    with pytest.raises(OutOfMemory):
+        mirror(m, task, areas=[(0, 64, None, 0, False)], held=[(0, 64)])
+
+
+@pytest.mark.parametrize(
+    "span",
+    [(AT + 1, AT + PAGE), (AT, AT), (AT + PAGE, AT), (limits.TASK_SIZE_BYTES, limits.TASK_SIZE_BYTES + PAGE)],
+)
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_ranges_are_of_whole_pages(machine: Make, place: int, span: tuple[int, int]) -> None:
+    """Anything else is EINVAL, before anything changes."""
+    m = machine()
+    task = m.attach()
+    ranges: list[list[tuple[int, int]]] = [[], [], [], []]
+    ranges[place] = [span]
+    with pytest.raises(MmError, match="EINVAL"):
+        m.call(sys_mirror(m.k, task, ranges[0], [(AT, AT + PAGE, None, 0, False)], ranges[2], ranges[3]))
+    assert not len(task.mm.vmas)

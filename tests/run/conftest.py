@@ -1,0 +1,76 @@
+"""Programs that are run on a machine: one for each module of tests, checked by fsck after each."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+import numaemu as nm
+from numaemu_run.session import Session
+
+SECONDS = 60
+PROGRAMS = Path(__file__).with_name("programs")
+#: Four nodes with a CPU each.
+TOPOLOGY: dict[str, Any] = {
+    "profile": "linux-6.12",
+    "swap": "64M",
+    "preallocate": False,
+    "node": [{"memory": "64M", "cpus": [nid]} for nid in range(4)],
+}
+
+Done: TypeAlias = "subprocess.CompletedProcess[str]"
+Run: TypeAlias = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Machines of this module lie in a directory of their own."""
+    folder = tmp_path_factory.mktemp("n")
+    folder.chmod(0o700)
+    before = os.environ.get("NUMAEMU_RUNTIME")
+    os.environ["NUMAEMU_RUNTIME"] = str(folder)
+    yield folder
+    os.environ.pop("NUMAEMU_RUNTIME") if before is None else os.environ.update(NUMAEMU_RUNTIME=before)
+
+
+@pytest.fixture(scope="module")
+def shared_machine(runtime: Path) -> Iterator[nm.Machine]:
+    """The machine of this module."""
+    del runtime
+    with nm.boot(topology=TOPOLOGY) as machine:
+        yield machine
+
+
+@pytest.fixture
+def machine(shared_machine: nm.Machine) -> Iterator[nm.Machine]:
+    """The same; after each test it is sound, and no task is left on it."""
+    yield shared_machine
+    assert shared_machine.fsck() == []
+    assert shared_machine.status()["tasks"] == 0
+
+
+def numaemu(*words: object, stdin: str | None = None, check: bool = False) -> Done:
+    """The command, run to its end."""
+    command = [sys.executable, "-m", "numaemu", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, input=stdin, check=check)
+
+
+@pytest.fixture
+def run(machine: nm.Machine) -> Run:
+    """`run(command…)` runs a program on the machine of this module; `options` are those of `numaemu run`."""
+
+    def start(*command: object, options: tuple[str, ...] = (), stdin: str | None = None) -> Done:
+        return numaemu("run", "-m", machine.name, *options, "--", *command, stdin=stdin)
+
+    return start
+
+
+@pytest.fixture(params=[True, False], ids=["mounted", "answered"])
+def session(request: pytest.FixtureRequest, machine: nm.Machine) -> Iterator[Session]:
+    """A run that has not begun, with the tree of nodes mounted, and with calls about paths answered."""
+    with Session(None, machine.name, mount=request.param) as made:
+        yield made

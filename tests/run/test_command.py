@@ -1,0 +1,210 @@
+"""`numaemu run` as a command: exit codes, signals, input, reports, refusals; and `numaemu doctor`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.run.conftest import PROGRAMS, SECONDS, Run, numaemu
+
+import numaemu as nm
+
+pytestmark = pytest.mark.shares_machines
+
+
+@pytest.mark.parametrize("code", [0, 1, 7, 255])
+def test_the_exit_code_is_the_programs(run: Run, code: int) -> None:
+    """Whatever it is."""
+    assert run("sh", "-c", f"exit {code}").returncode == code
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGSEGV", "SIGKILL", "SIGINT"])
+def test_a_program_that_a_signal_ends_ends_the_command_so(run: Run, name: str) -> None:
+    """Whoever waits for the command sees the signal."""
+    assert run("sh", "-c", f"kill -{name[3:]} $$").returncode == -signal.Signals[name]
+
+
+def test_input_and_output_are_the_programs(run: Run) -> None:
+    """Standard input reaches it to its end; output and errors are its own, byte by byte."""
+    done = run("sh", "-c", "cat; echo bad >&2", stdin="one\ntwo")
+    assert (done.stdout, done.stderr, done.returncode) == ("one\ntwo", "bad\n", 0)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "complaint"),
+    [
+        (["/nonexistent/program"], 127, "/nonexistent/program: No such file or directory"),
+        (["no-such-program-anywhere"], 127, "no-such-program-anywhere: No such file or directory"),
+        (["/etc/passwd"], 126, "/etc/passwd: Permission denied"),
+    ],
+)
+def test_what_cannot_be_executed_is_told_as_a_shell_tells_it(
+    run: Run, command: list[str], code: int, complaint: str
+) -> None:
+    """127 where there is no such program, 126 where it cannot be executed, and a line that says why."""
+    done = run(*command)
+    assert (done.returncode, done.stderr) == (code, f"numaemu run: {complaint}\n")
+
+
+def test_a_run_inside_a_run_is_refused(run: Run) -> None:
+    """A program has one supervisor: the second one says so, and what it was to run does not begin."""
+    done = run(sys.executable, "-m", "numaemu", "run", "--memory", "4M", "--", "echo", "began")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "cannot run inside of itself" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run",),
+        ("run", "--"),
+        ("run", "-m", "x", "--nodes", "2", "--", "true"),
+        ("run", "--topology", "f", "--nodes", "2", "--", "true"),
+        ("run", "--report-file", "f", "--", "true"),
+    ],
+)
+def test_wrong_command_lines_are_refused(runtime: Path, words: tuple[str, ...]) -> None:
+    """Exit status 2, before a machine is started."""
+    there = set(runtime.iterdir())
+    done = numaemu(*words)
+    assert done.returncode == 2
+    assert "error: " in done.stderr
+    assert set(runtime.iterdir()) == there
+
+
+def test_a_private_machine_is_gone_with_the_run(runtime: Path, tmp_path: Path) -> None:
+    """A topology of sparse nodes is what the program sees; afterwards there is neither machine nor tree of nodes."""
+    topology = tmp_path / "box.toml"
+    topology.write_text(
+        'profile = "linux-6.1"\n[[node]]\nid = 1\nmemory = "8M"\ncpus = [0, 3]\n[[node]]\nid = 5\nmemory = "4M"\n'
+    )
+    machines = set(runtime.iterdir())
+    script = "cat /sys/devices/system/node/online /sys/devices/system/node/node1/cpulist; nproc; echo $NUMAEMU_MACHINE"
+    done = numaemu("run", "--topology", topology, "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    online, cpus, count, name = done.stdout.splitlines()
+    assert (online, cpus, count) == ("1,5", "0,3", "2")
+    assert set(runtime.iterdir()) == machines
+    assert not (runtime / name).exists()
+
+
+def test_the_report_counts_calls_and_pages(run: Run, tmp_path: Path) -> None:
+    """JSON with the calls by name, those that were refused, and the pages that each node gave."""
+    script = "numactl --membind=2 cat /proc/self/numa_maps; exit 3"
+    path = tmp_path / "report.json"
+    done = run("sh", "-c", script, options=("--report", "json", "--report-file", str(path)))
+    assert (done.returncode, done.stderr) == (3, "")
+    report = json.loads(path.read_text())
+    assert report["exit_code"] == 3
+    assert report["signal"] is None
+    assert report["calls"]["set_mempolicy"] >= 1
+    assert report["pages_by_node"]["2"] > 0
+    assert report["pages_by_node"]["1"] == report["pages_by_node"]["3"] == 0
+    assert report["processes"] == 2
+    assert report["files_given"] > 0
+
+
+def test_the_report_tells_what_was_refused(run: Run) -> None:
+    """Each refused call with its errno."""
+    done = run(sys.executable, PROGRAMS / "refused.py", options=("--report", "json"))
+    report = json.loads(done.stderr)
+    assert report["refused"] == {"mbind EFAULT": 1, "set_mempolicy EINVAL": 2}
+
+
+@pytest.mark.parametrize(("code", "failures"), [(0, "0"), (4, "1")])
+def test_the_report_is_a_junit_file(run: Run, tmp_path: Path, code: int, failures: str) -> None:
+    """One test, the command, which failed if its exit code says so; the numbers are properties."""
+    path = tmp_path / "report.xml"
+    run("sh", "-c", f"exit {code}", options=("--report", "junit", "--report-file", str(path)))
+    suite = ET.parse(path).getroot()  # noqa: S314 - it is ours
+    assert (suite.get("tests"), suite.get("failures")) == ("1", failures)
+    assert (suite.find("testcase/failure") is not None) == (code != 0)
+    names = {one.get("name") for one in suite.iterfind("properties/property")}
+    assert {"pages_by_node.0", "calls.exit_group", "profile"} <= names
+
+
+# -- signals to the command, and what it leaves ------------------------------------------------------------------------
+
+Eventually = Callable[[Callable[[], bool], str], None]
+
+
+def begun(machine: nm.Machine, script: str) -> "subprocess.Popen[str]":
+    """A run whose program has said that it is there."""
+    command = [sys.executable, "-m", "numaemu", "run", "-m", machine.name, "--", "sh", "-c", script]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_signals_to_the_command_reach_the_program(machine: nm.Machine, name: str) -> None:
+    """The program handles what was sent to the command, and ends as it likes."""
+    script = f"trap 'echo got; exit 5' {name[3:]}; echo ready; while :; do sleep 0.1; done"
+    with begun(machine, script) as process:
+        process.send_signal(signal.Signals[name])
+        out, _ = process.communicate(timeout=SECONDS)
+    assert (out, process.returncode) == ("got\n", 5)
+
+
+def test_what_a_program_leaves_behind_ends_with_it(machine: nm.Machine) -> None:
+    """A child in the background is asked to end, and made to if it will not; the command does not wait for long."""
+    script = "trap '' TERM; (while :; do sleep 1; done) & echo ready; echo $!; read x"
+    with begun(machine, script) as process:
+        assert process.stdout is not None
+        left = int(process.stdout.readline())
+        process.communicate("\n", timeout=SECONDS)
+    assert process.returncode == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(left, 0)
+
+
+def test_a_killed_supervisor_leaves_no_program_that_waits(machine: nm.Machine, tmp_path: Path) -> None:
+    """Calls of a program whose supervisor was killed fail with ENOSYS; none of them hangs."""
+    told = tmp_path / "told"
+    script = f"exec {sys.executable} {PROGRAMS / 'abandoned.py'} {told}"
+    with begun(machine, script) as process:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        assert process.stdout.read() == "-38\n"  # until the program has closed it
+
+
+# -- doctor ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_says_what_this_host_allows() -> None:
+    """A line for each thing that is needed; the exit status is 0 where all of them are there."""
+    done = numaemu("doctor")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stdout
+    assert [line.split()[0] for line in lines[:2]] == ["ok", "ok"]
+    assert "mount namespace" in done.stdout
+    found = json.loads(numaemu("doctor", "--json").stdout)
+    assert [one["what"] for one in found] == [line.split(maxsplit=1)[1].split(":")[0] for line in lines]
+
+
+def test_the_doctor_tells_a_sandbox_that_refuses(run: Run) -> None:
+    """Where a supervisor is already there, it says no, why, and what to do; exit status 1."""
+    done = run(sys.executable, "-m", "numaemu", "doctor")
+    assert done.returncode == 1
+    assert "no    seccomp notifications: Device or resource busy; " in done.stdout
+
+
+def test_the_doctor_names_what_an_outer_filter_refuses() -> None:
+    """A container whose profile refuses mbind gets to know that, and which right it lacks."""
+    done = subprocess.run(
+        [sys.executable, PROGRAMS / "contained.py", "EPERM", sys.executable, "-m", "numaemu", "doctor"],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "no    seccomp notifications: an outer filter refuses mbind, " in done.stdout
+    assert "CAP_SYS_NICE" in done.stdout

@@ -1,0 +1,76 @@
+"""The tree of nodes: what its files say of usual and of odd machines."""
+
+from pathlib import Path
+
+import pytest
+
+from numaemu_core.topology import Topology, from_dict
+from numaemu_run.node_tree import NodeTree, bitmap
+
+
+def tree(topology: Topology) -> dict[str, str]:
+    return NodeTree(topology).files()
+
+
+ODD = from_dict(
+    {
+        "profile": "linux-6.12",
+        "distances": [[10, 17, 255], [12, 10, 40], [30, 40, 10]],
+        "node": [
+            {"id": 1, "memory": "4M", "cpus": [0, 2]},
+            {"id": 4, "memory": 0, "cpus": [40]},
+            {"id": 9, "memory": "8M", "cpus": []},
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("mask", "bits", "text"),
+    [
+        (0b1111, 4, "f"),
+        (0b11, 2, "3"),
+        (1, 5, "01"),
+        (1, 32, "00000001"),
+        (1 << 32, 33, "1,00000000"),
+        (0b101, 64, "00000000,00000005"),
+        (1 << 40, 41, "100,00000000"),
+    ],
+)
+def test_masks_are_printed_as_the_kernel_prints_them(mask: int, bits: int, text: str) -> None:
+    """Words of 32 bits, the highest first, with as many digits as there are bits."""
+    assert bitmap(mask, bits) == text
+
+
+def test_sparse_and_incomplete_nodes_are_told() -> None:
+    """Ids with gaps, a node without memory, one without CPUs, distances that differ by direction."""
+    files = tree(ODD)
+    node = "sys/devices/system/node"
+    assert (files[f"{node}/online"], files[f"{node}/possible"]) == ("1,4,9", "0-9")
+    assert (files[f"{node}/has_cpu"], files[f"{node}/has_memory"]) == ("1,4", "1,9")
+    assert [files[f"{node}/node{nid}/distance"] for nid in (1, 4, 9)] == ["10 17 255", "12 10 40", "30 40 10"]
+    assert [files[f"{node}/node{nid}/cpulist"] for nid in (1, 4, 9)] == ["0,2", "40", ""]
+    assert files[f"{node}/node1/cpumap"] == "000,00000005"
+    assert f"{node}/node2/cpulist" not in files
+
+
+def test_cpus_are_told_where_they_are() -> None:
+    """Each CPU has the package and the siblings of its node; numbers between are possible and not present."""
+    files = tree(ODD)
+    cpu = "sys/devices/system/cpu"
+    assert (files[f"{cpu}/online"], files[f"{cpu}/possible"]) == ("0,2,40", "0-40")
+    assert files[f"{cpu}/cpu40/topology/physical_package_id"] == "4"
+    assert files[f"{cpu}/cpu0/topology/core_siblings_list"] == "0,2"
+    assert files[f"{cpu}/cpu0/topology/thread_siblings_list"] == "0"
+    assert f"{cpu}/cpu1/topology/core_id" not in files
+
+
+def test_links_lead_from_cpus_to_nodes_and_back(tmp_path: Path) -> None:
+    """The links of the tree lead to what they name, also through the directories of the buses."""
+    NodeTree(ODD).write(tmp_path)
+    system = tmp_path / "sys/devices/system"
+    assert (system / "node/node4/cpu40").resolve() == (system / "cpu/cpu40").resolve()
+    assert (system / "cpu/cpu2/node1").resolve() == (system / "node/node1").resolve()
+    assert (tmp_path / "sys/bus/node/devices/node9").resolve() == (system / "node/node9").resolve()
+    assert (tmp_path / "sys/bus/cpu/devices/cpu40/topology/core_id").read_text() == "40\n"
+    assert all(path.exists() for path in tmp_path.rglob("*"))

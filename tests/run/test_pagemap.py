@@ -1,0 +1,89 @@
+"""Sets of pages as runs, and which pages of a process have memory."""
+
+import ctypes
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numaemu_run import pagemap
+from numaemu_run.pagemap import Runs, difference, holds, inside, intersection, joined, runs_of, union
+from numaemu_run.procfs import PAGE_SIZE, areas_of, maps_of
+
+PAGES = st.sets(st.integers(0, 40))
+
+
+def runs(pages: set[int]) -> Runs:
+    return runs_of(np.isin(np.arange(64), list(pages)))
+
+
+def pages(found: Runs) -> set[int]:
+    return {page for first, end in found.tolist() for page in range(first, end)}
+
+
+@given(PAGES, PAGES)
+def test_runs_are_sets(one: set[int], other: set[int]) -> None:
+    """Union, intersection, difference and membership are those of the pages, and what comes out is ascending."""
+    a, b = runs(one), runs(other)
+    for found, expected in (
+        (union(a, b), one | other),
+        (intersection(a, b), one & other),
+        (difference(a, b), one - other),
+    ):
+        assert pages(found) == expected
+        assert np.array_equal(found, runs(expected))
+    assert inside(a, union(a, b))
+    assert inside(a, b) == (one <= other)
+    assert {page for page in range(64) if holds(a, page)} == one
+
+
+def test_runs_that_touch_are_one() -> None:
+    """Neighbours are joined, others stay."""
+    assert joined(np.array([[1, 3], [3, 4], [6, 7]])).tolist() == [[1, 4], [6, 7]]
+
+
+@pytest.mark.parametrize("way", ["scan", "entries"])
+def test_pages_with_memory_are_found(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """Written pages of private and shared memory are found both ways, untouched ones and those of files are not."""
+    if way == "entries":
+        monkeypatch.setattr(pagemap, "_PAGEMAP_SCAN", 0x6601)  # an ioctl that no kernel knows
+    elif not pagemap.has_scan(os.getpid()):
+        pytest.skip("this kernel has no PAGEMAP_SCAN")
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    private, shared = mmap.mmap(-1, 16 * PAGE_SIZE, flags=flags), mmap.mmap(-1, 16 * PAGE_SIZE)
+    with (
+        Path(os.__file__).open("rb") as source,
+        mmap.mmap(source.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE) as file,
+    ):
+        touched = file[0]
+        for memory in (private, shared):
+            memory[3 * PAGE_SIZE] = memory[4 * PAGE_SIZE] = memory[9 * PAGE_SIZE] = touched | 1
+        found = pagemap.present_runs(os.getpid(), areas_of(maps_of(os.getpid())))
+        for memory in (private, shared):
+            first = address_of(memory) // PAGE_SIZE
+            assert [page for page in range(16) if holds(found, first + page)] == [3, 4, 9]
+            assert pagemap.is_present(os.getpid(), first + 4)
+            assert not pagemap.is_present(os.getpid(), first + 5)
+        view = np.frombuffer(file, np.uint8)
+        assert not holds(found, view.ctypes.data // PAGE_SIZE)
+        del view
+    private.close()
+    shared.close()
+
+
+def address_of(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def test_a_process_that_is_gone_is_no_process() -> None:
+    """Whoever has ended is told as such."""
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with pytest.raises(ProcessLookupError):
+        pagemap.present_runs(pid, [])

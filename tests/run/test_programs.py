@@ -1,0 +1,130 @@
+"""Programs of several kinds: static, threads, forks, exec, shared memory."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.run.conftest import PROGRAMS, Done, Run
+
+import numaemu as nm
+
+pytestmark = pytest.mark.shares_machines
+
+EXPECTED = """\
+local: 0 0 0 0 0 0 0 0
+strict: -5
+move: 0
+moved: 2 2 2 2 2 2 2 2
+bad mode: -22
+bad pointer: -14
+hole: -14
+move_pages: 0
+0 1 2 3 0 1 2 3
+one by one: 0 1 2 3 0 1 2 3
+set: 0
+get: 0 3 0xa
+interleaved: A B A B A B A B
+getcpu: 0 0 0
+child, inherited: A B A B A B A B
+child, new: A B A B A B A B
+default: 0
+affinity: 0 2 0 2
+local again: 2 2 2 2 2 2 2 2
+"""
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A static program that makes the calls without libc's help."""
+    return compiled(tmp_path_factory.mktemp("c"), "-static")
+
+
+def compiled(folder: Path, *options: str) -> Path:
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed: apt-get install gcc libc6-dev")
+    program = folder / "policies"
+    command = ["gcc", "-O1", *options, "-o", str(program), str(PROGRAMS / "policies.c")]
+    subprocess.run(command, check=True)
+    return program
+
+
+@pytest.mark.parametrize("options", [(), ("--no-mount",)], ids=["mounted", "answered"])
+def test_a_static_program_gets_the_kernels_answers(run: Run, policies: Path, options: tuple[str, ...]) -> None:
+    """mbind, move_pages, set_mempolicy, errors and a fork are answered as on a machine of four nodes."""
+    check_answers(run(policies, options=options))
+
+
+def test_a_dynamic_program_gets_them_too(run: Run, tmp_path: Path) -> None:
+    """The same calls through a loader and a shared libc."""
+    check_answers(run(compiled(tmp_path)))
+
+
+def check_answers(done: Done) -> None:
+    assert done.returncode == 7
+    text = "\n".join(line.rstrip() for line in done.stdout.splitlines()) + "\n"
+    for one, other in (("1", "3"), ("3", "1")):  # an interleave goes by the address, which differs
+        text = text.replace(f"{one} {other} {one} {other} {one} {other} {one} {other}", "A B A B A B A B")
+    assert text == EXPECTED
+
+
+def python(run: Run, name: str, *words: object, options: tuple[str, ...] = ()) -> list[str]:
+    """The lines that a script of this folder prints."""
+    done = run(sys.executable, PROGRAMS / name, *words, options=options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_threads_and_children_have_policies_of_their_own(run: Run) -> None:
+    """Threads bind ranges, children set policies, all at once; each page is where its own binding says."""
+    found = python(run, "threads.py")
+    policies = "8 ranges under policies of their own right"
+    assert found == ["8 threads right", policies, "6 children right", "shared [3]", "4 CPUs [0, 1, 2, 3]"]
+
+
+def test_a_process_takes_its_policy_through_exec_and_forks(run: Run) -> None:
+    """A child that executes, and an orphan whose parent has ended, are still under the policy of their ancestor."""
+    found = python(run, "heirs.py")
+    assert found == ["child bind {2}", "executed bind {2}", "grandchild bind {2}", "after bind {1}"]
+
+
+def test_a_fork_parts_with_its_parent_where_one_of_them_writes(run: Run) -> None:
+    """Pages in common are on one node; those that the child has written to are its own, and move by themselves."""
+    assert python(run, "parting.py") == ["common [0]", "child 0 [3]", "parent [0]", "moved 0 [1]"]
+
+
+def test_a_policy_goes_along_with_mremap(run: Run) -> None:
+    """Memory that grows in its place, moves and shrinks keeps its policy and its pages; other memory has none of it."""
+    assert python(run, "resized.py") == ["bound [3]", "grown [3]", "moved [3]", "shrunk [3]", "other [0]"]
+
+
+def test_memory_that_is_gone_gives_its_frames_back(run: Run, machine: nm.Machine) -> None:
+    """Unmapped and discarded pages leave the nodes; with the end of the program all are free."""
+    free = free_pages(machine)
+    assert python(run, "come_and_go.py") == ["touched 256", "discarded 128", "unmapped 0"]
+    assert free_pages(machine) == free
+
+
+def free_pages(machine: nm.Machine) -> int:
+    return sum(int(node["MemFree"]) // 4 for node in machine.figures("meminfo"))
+
+
+def test_two_programs_and_a_client_share_a_machine(run: Run, machine: nm.Machine) -> None:
+    """What a client has on a node is seen by a program, and the program's pages by the client while it runs."""
+    with machine.attach(cpu=1) as task:
+        buf = task.mmap(1 << 20)
+        task.touch(buf.start, buf.length, write=True)
+        done = run("sh", "-c", "cat /sys/devices/system/node/node1/meminfo")
+        used = next(line for line in done.stdout.splitlines() if "AnonPages" in line)
+        assert int(used.split()[3]) >= 1024
+
+
+def test_a_machine_that_is_full_kills_as_the_kernel_does(run: Run) -> None:
+    """Memory beyond what the nodes of a bind and the swap area have ends the program with SIGKILL, and is told."""
+    done = run(sys.executable, PROGRAMS / "glutton.py", options=("--report", "json"))
+    assert done.returncode == -9
+    assert "out of memory: killed process" in done.stderr
+    report = json.loads(done.stderr[done.stderr.index("{") :])
+    assert report["killed_out_of_memory"] == 1

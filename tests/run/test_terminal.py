@@ -1,0 +1,73 @@
+"""A run in a terminal, under a shell with job control."""
+
+import os
+import pty
+import re
+import select
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+PATIENCE_S = 60.0
+
+
+class Terminal:
+    """An interactive shell on a pseudo-terminal."""
+
+    def __init__(self) -> None:
+        self.pid, self.fd = pty.fork()
+        if not self.pid:
+            os.environ["PS1"] = "PROMPT> "
+            os.execvp("bash", ["bash", "--norc", "--noprofile", "--noediting", "-i"])  # noqa: S606, S607 - as a terminal does
+        self._heard = b""
+
+    def type(self, text: str) -> None:
+        """Keys, as they are."""
+        os.write(self.fd, text.encode())
+
+    def until(self, pattern: str) -> str:
+        """What the screen shows up to the end of a pattern."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not (found := re.search(pattern.encode(), self._heard)):
+            left = deadline - time.monotonic()
+            assert left > 0, f"no {pattern!r} in {self._heard!r}"
+            if select.select([self.fd], [], [], left)[0]:
+                self._heard += os.read(self.fd, 4096)
+        shown, self._heard = self._heard[: found.end()], self._heard[found.end() :]
+        return shown.decode(errors="replace")
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    """A shell with its first prompt."""
+    made = Terminal()
+    made.until("PROMPT> ")
+    yield made
+    made.type("exit\n")
+    os.waitpid(made.pid, 0)
+    os.close(made.fd)
+
+
+def test_a_run_is_stopped_continued_and_interrupted_from_its_terminal(terminal: Terminal) -> None:
+    """Ctrl-Z stops it, fg goes on with it and with its input, Ctrl-C is the program's to handle."""
+    program = r"trap 'echo interrupted; exit 9' INT; echo be''gun; read x; echo got $x; while :; do sleep 1; done"
+    terminal.type(f'{sys.executable} -m numaemu run --memory 4M --swap 4M -- sh -c "{program}"\n'.replace("$x", r"\$x"))
+    terminal.until("begun\r\n")
+    terminal.type("\x1a")
+    terminal.until("Stopped")
+    terminal.until("PROMPT> ")
+    terminal.type("jobs\n")
+    terminal.until(r"\[1\]\+  Stopped")
+    terminal.until("PROMPT> ")
+    terminal.type("fg\n")
+    terminal.until("numaemu run")
+    terminal.type("hello\n")
+    terminal.until("got hello\r\n")
+    terminal.type("\x03")
+    terminal.until("interrupted\r\n")
+    terminal.until("PROMPT> ")
+    terminal.type("echo code $?\n")
+    terminal.until("code 9\r\n")
+    terminal.until("PROMPT> ")
