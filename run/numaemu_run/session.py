@@ -160,20 +160,24 @@ _NUMA_MISS: Final = 1
 
 def _serve(supervisor: Supervisor, pid: int, woken: int) -> int:
     """Until the program has ended; gives how. Its orphans, which are our children, are reaped on the way."""
+    while (code := _reaped(pid)) is None:
+        while woken not in supervisor.step():
+            pass
+        _drain(woken)
+    return code
+
+
+def _reaped(pid: int) -> int | None:
+    """Wait for all children that have ended; gives how `pid` has, None: it has not."""
     while True:
-        if woken in supervisor.step():
-            _drain(woken)
-        while True:
-            try:
-                ended, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
-            except ChildProcessError:
-                break
-            if not ended:
-                break
-            if ended != pid:
-                continue
-            if not os.WIFSTOPPED(status):
-                return os.waitstatus_to_exitcode(status)
+        try:
+            ended, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+        except ChildProcessError:
+            return None
+        if not ended:
+            return None
+        if ended == pid and not os.WIFSTOPPED(status):
+            return os.waitstatus_to_exitcode(status)
 
 
 def _end_the_rest(supervisor: Supervisor, woken: int) -> None:

@@ -18,6 +18,8 @@ _MEMORY: Final = "1G"
 _SWAP: Final = "1G"
 #: Programs of today expect a kernel of today.
 _PROFILE: Final = PROFILES[-1]
+#: Another one than a program gives for its own failures, as `env` has it; numaemu_run.child, which --help does without.
+_CANNOT_RUN: Final = 125
 
 
 def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not name its type
@@ -48,7 +50,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
     add("--report-file", metavar="FILE", help="there, and not on stderr (with --report)")
     add("--no-mount", action="store_true", help="answer calls about the tree of nodes, even if it could be mounted")
     add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …", help="the program and its arguments")
-    parser.set_defaults(run=run, usage_error=parser.error)
+    parser.set_defaults(run=run, usage_error=parser.error, failure=_CANNOT_RUN)
 
 
 def run(args: argparse.Namespace) -> int:
