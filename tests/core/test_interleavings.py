@@ -262,7 +262,7 @@ def run_seed(seed: int, faults: Sequence[str] = ()) -> object:
     try:
         return run_families(seed, faults) if seed % 4 else run_faults(seed // 4, faults)
     except BaseException as error:
-        error.add_note(f'replay with: make seeds ARGS="--seed {seed}"; faults on demand: {faults}')
+        error.add_note(f'replay with: make seeds ARGS="--seed {seed}{" --on-demand" * bool(faults)}"')
         raise
 
 
