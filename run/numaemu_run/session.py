@@ -71,6 +71,8 @@ class Session:
         self.mounted = False
         #: Pages that the machine allocated on each node during the run.
         self.pages_by_node: dict[int, int] = {}
+        #: How often each fault on demand of the machine struck during the run, by its text.
+        self.faults_struck: dict[str, int] = {}
         self.seconds = 0.0
         self.supervisor: Supervisor | None = None
 
@@ -97,7 +99,7 @@ class Session:
             )
             self.supervisor = supervisor
             supervisor.watch(woken)
-            before = _pages_by_node(self.machine)
+            before, struck_before = _pages_by_node(self.machine), _faults_struck(self.machine)
             try:
                 code = _serve(supervisor, started.pid, woken)
                 _end_the_rest(supervisor, woken)
@@ -106,11 +108,12 @@ class Session:
         started.check_executed()
         started.socket.close()
         try:
-            after = _pages_by_node(self.machine)
+            after, struck = _pages_by_node(self.machine), _faults_struck(self.machine)
         except MachineGone as gone:
             sys.stderr.write(f"numaemu run: {gone}: what the program asked after that was not answered\n")
         else:
             self.pages_by_node = {node: count - before.get(node, 0) for node, count in after.items()}
+            self.faults_struck = {fault: count - struck_before[fault] for fault, count in struck.items()}
         self.seconds = time.monotonic() - began
         return Outcome(code)
 
@@ -143,6 +146,11 @@ def _machine(topology: Topology | None, name: str | None) -> Machine:
 def _pages_by_node(machine: Machine) -> dict[int, int]:
     """Pages that each node has given so far: as asked for, or in place of another one."""
     return {node: counters[_NUMA_HIT] + counters[_NUMA_MISS] for node, counters in machine.figures("numastat")}
+
+
+def _faults_struck(machine: Machine) -> dict[str, int]:
+    found: dict[str, int] = machine.status()["faults_struck"]
+    return found
 
 
 #: Places in the counters of numastat.

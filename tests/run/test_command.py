@@ -79,6 +79,8 @@ def test_a_run_inside_a_run_is_refused(run: Run) -> None:
         ("run",),
         ("run", "--"),
         ("run", "-m", "x", "--nodes", "2", "--", "true"),
+        ("run", "-m", "x", "--fault", "swap: full", "--", "true"),
+        ("run", "-m", "x", "--seed", "7", "--", "true"),
         ("run", "--topology", "f", "--nodes", "2", "--", "true"),
         ("run", "--report-file", "f", "--", "true"),
     ],
