@@ -35,6 +35,11 @@ class Mapping:
         self._read, self._write = task.read, task.write
         self._closed = False
 
+    @property
+    def task(self) -> Task:
+        """Whose it is."""
+        return self._task
+
     def read(self, offset: int, n: int) -> bytes:
         """`n` bytes from `offset`. ValueError if they do not all lie in the mapping."""
         self._check(offset, n)

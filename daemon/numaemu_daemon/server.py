@@ -162,6 +162,7 @@ class Server:
             "connections": self._requests.connections(),
             "fault_lines": self._lines.count,
             "tasks": len(self._k.tasks),
+            "files": len(self._k.files),
             "calls": self._calls.served,
             "refused": self._requests.refused,
             "dropped": self._guests.dropped + self._bus.guests.dropped,

@@ -5,6 +5,7 @@ Pure formatting: dicts and lists in, as the calls of the same names give them, t
 node_read_numastat of drivers/base/node.c (2.6.15 and 6.12), mm/vmstat.c.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ from numaemu_core.nodemask import node_list
 
 _KB_PER_MB: Final = 1024
 _CELL: Final = 16
+#: A node and its pages in a line of numa_maps.
+_ON_NODE: Final = re.compile(r"N(\d+)=(\d+)")
 
 #: Columns that the name and its colon take in meminfo: of 2.6.15, and today.
 _NAME_OF_2005: Final = 14
@@ -77,3 +80,13 @@ def meminfo(figures: Mapping[str, int], *, of_2005: bool) -> str:
 def vmstat(figures: Mapping[str, int]) -> str:
     """As /proc/vmstat: a name and a number a line, in the order given."""
     return "".join(f"{name} {number}\n" for name, number in figures.items())
+
+
+def pages_by_node(numa_maps: str) -> dict[int, int]:
+    """How many pages each node has of all that a text of `numa_maps` shows; nodes without any are left out."""
+    found: dict[int, int] = {}
+    for word in numa_maps.split():
+        if (counted := _ON_NODE.fullmatch(word)) is not None:
+            node = int(counted[1])
+            found[node] = found.get(node, 0) + int(counted[2])
+    return dict(sorted(found.items()))

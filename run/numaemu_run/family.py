@@ -4,6 +4,7 @@ Threads are met when they call, and their relatives before a policy changes: a c
 policy that its parent had when it was born, as none has changed since.
 """
 
+import collections
 import contextlib
 import os
 import select
@@ -16,11 +17,12 @@ from numaemu.errors import MachineGone
 from numaemu.task import Task
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.nodemask import first_node
+from numaemu_core.views import pages_by_node
 from numaemu_run.kernel import Kernel
 from numaemu_run.mirror import Mirror, count
 from numaemu_run.node_tree import NodeTree
 from numaemu_run.pagemap import Runs
-from numaemu_run.procfs import PAGE_SIZE, Status, children_of, faults_of, status_of, threads_of
+from numaemu_run.procfs import PAGE_SIZE, Status, children_of, faults_of, name_of, status_of, threads_of
 from numaemu_run.shares import as_runs, shares
 
 
@@ -65,6 +67,15 @@ class Process:
         return self.threads.get(self.pid) or next(iter(self.threads.values()))
 
 
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A process that has ended by itself: its name, and how many of its pages were on each node then."""
+
+    pid: int
+    name: str
+    pages_by_node: dict[int, int]
+
+
 @dataclass(slots=True)
 class Counts:
     """What a report tells of placement."""
@@ -78,12 +89,18 @@ class Counts:
     killed: int = 0
 
 
+#: Processes that are remembered when they have ended: the last ones.
+_EXITED_MAX: Final = 1000
+
+
 class Family:
     """All threads and processes of a run."""
 
     def __init__(self, kernel: Kernel, tree: NodeTree, poll: select.poll) -> None:
         """`poll` is told of a descriptor for each process, readable when that has ended."""
         self.counts: Final = Counts()
+        #: The last processes that have ended by themselves, if `note_exit` was told of them.
+        self.exited: Final[collections.deque[Exited]] = collections.deque(maxlen=_EXITED_MAX)
         self._kernel = kernel
         self._tree = tree
         self._poll = poll
@@ -272,6 +289,14 @@ class Family:
             signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
 
     # -- the end -------------------------------------------------------------------------------------------------------
+
+    def note_exit(self, process: Process) -> None:
+        """It is about to end, and was just settled: remember where its pages are."""
+        if process.doomed:
+            return
+        with contextlib.suppress(OSError):  # somebody has killed it meanwhile
+            found = pages_by_node(self._kernel.machine.numa_maps(process.leader.task.pid))
+            self.exited.append(Exited(process.pid, name_of(process.pid), found))
 
     def has_news(self, fd: int) -> bool:
         """A descriptor became readable: was it that of a process, which has ended then?"""

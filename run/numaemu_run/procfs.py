@@ -37,6 +37,15 @@ class Status:
     filtered: bool
 
 
+def name_of(pid: int) -> str:
+    """What a process calls itself: the name of its program, unless it has said otherwise.
+
+    Raises:
+        ProcessLookupError: it is gone.
+    """
+    return _read(f"/proc/{pid}/comm").decode(errors="replace").removesuffix("\n")
+
+
 def status_of(tid: int) -> Status:
     """Of one thread.
 

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -22,6 +23,7 @@ def gather(session: Session, command: Sequence[str], outcome: Outcome) -> dict[s
     counts = supervisor.family.counts
     return {
         "command": list(command),
+        "pid": session.pid,
         "exit_code": outcome.code if outcome.code >= 0 else None,
         "signal": -outcome.code if outcome.code < 0 else None,
         "seconds": round(session.seconds, 3),
@@ -40,6 +42,7 @@ def gather(session: Session, command: Sequence[str], outcome: Outcome) -> dict[s
         "pages_by_node": session.pages_by_node,
         "seed": session.machine.topology.seed,
         "faults": session.faults_struck,
+        "exited": [asdict(process) for process in supervisor.family.exited],
     }
 
 
@@ -54,7 +57,7 @@ def _junit(facts: dict[str, Any]) -> str:
         if isinstance(value, dict):
             for key, one in value.items():
                 ET.SubElement(properties, "property", name=f"{name}.{key}", value=str(one))
-        elif name != "command":
+        elif not isinstance(value, list):
             ET.SubElement(properties, "property", name=name, value=str(value))
     case = ET.SubElement(
         suite, "testcase", classname="numaemu.run", name=shlex.join(facts["command"]), time=str(facts["seconds"])

@@ -69,6 +69,8 @@ class Session:
             self._stack.close()
             raise
         self.mounted = False
+        #: The program's first process, once it runs.
+        self.pid: int | None = None
         #: Pages that the machine allocated on each node during the run.
         self.pages_by_node: dict[int, int] = {}
         #: How often each fault on demand of the machine struck during the run, by its text.
@@ -92,6 +94,7 @@ class Session:
             mount=self._mount,
         )
         self.mounted = started.mounted
+        self.pid = started.pid
         with _many_descriptors(), _signals_passed_to(started.pid), _woken_by_signals() as woken:
             kernel = Kernel(self.machine)
             supervisor = Supervisor(

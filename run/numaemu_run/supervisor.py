@@ -170,7 +170,10 @@ class Supervisor:
     def _serve_exit(self, _name: str, call: Notification) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
             if self._exits or self.family.is_met(call.tid):
-                self._settle(self.family.thread(call.tid))
+                thread = self.family.thread(call.tid)
+                self._settle(thread)
+                if self._exits:
+                    self.family.note_exit(thread.process)
         self._listener.let_through(call)
 
     def _serve_path(self, name: str, call: Notification) -> None:

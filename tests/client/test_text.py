@@ -104,3 +104,9 @@ def test_vmstat() -> None:
     """A name and a number a line, in the order that they come in."""
     assert views.vmstat({"pgfault": 12, "numa_hit": 3}) == "pgfault 12\nnuma_hit 3\n"
     assert views.vmstat({}) == ""
+
+
+def test_pages_by_node() -> None:
+    """The pages of all lines add up by node; words that only look like it do not count."""
+    text = "2000 bind:1-2 anon=3 dirty=3 N1=2 N2=1\n3000 default file=/N0=9 mapped=4 N2=4\n4000 default\n"
+    assert views.pages_by_node(text) == {1: 2, 2: 5}

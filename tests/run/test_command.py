@@ -126,6 +126,16 @@ def test_the_report_counts_calls_and_pages(run: Run, tmp_path: Path) -> None:
     assert report["files_given"] > 0
 
 
+def test_the_report_tells_where_pages_were_at_the_end(run: Run) -> None:
+    """Each process that exits by itself, with the pages that its last program had on each node; a killed one not."""
+    done = run("sh", "-c", "numactl --membind=2 true; sh -c 'kill -9 $$'; exit 0", options=("--report", "json"))
+    report = json.loads(done.stderr[done.stderr.index("{\n") :])
+    bound, shell = report["exited"]
+    assert (bound["name"], list(bound["pages_by_node"])) == ("true", ["2"])
+    assert (shell["name"], shell["pid"], list(shell["pages_by_node"])) == ("sh", report["pid"], ["0"])
+    assert report["processes"] == 2  # nobody has met the one that was killed
+
+
 def test_the_report_tells_what_was_refused(run: Run) -> None:
     """Each refused call with its errno."""
     done = run(sys.executable, PROGRAMS / "refused.py", options=("--report", "json"))

@@ -1,0 +1,85 @@
+"""From the arguments of the marker to a topology."""
+
+from __future__ import annotations
+
+import difflib
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from numaemu.description import topology_from
+from numaemu_core.topology import from_dict, uniform
+
+if TYPE_CHECKING:
+    import pytest
+
+    from numaemu_core.topology import Topology
+
+_NODES: Final = 2
+#: Programs of a test find room; of the host's memory only what is touched is taken.
+_MEMORY: Final = "256M"
+_SWAP: Final = "128M"
+#: Programs of today expect a kernel of today.
+_PROFILE: Final = "linux-6.12"
+#: Arguments that describe nodes, and so take the place of a file.
+_OF_NODES: Final = ("nodes", "memory", "distances")
+_KNOWN: Final = (*_OF_NODES, "swap", "profile", "topology", "fresh")
+
+
+def shape_of(marker: pytest.Mark | None, told: Path | None, folder: Path) -> tuple[Topology, bool]:
+    """The machine of a test, and whether it is to be of that test alone.
+
+    `told`: the file of the machine that tests get if they describe no nodes; `folder`: where paths in a marker begin.
+
+    Raises:
+        TypeError: no such argument. ValueError, TopologyError: it describes no machine. OSError: no such file.
+    """
+    arguments = {} if marker is None else _checked(marker)
+    fresh = arguments.pop("fresh", False)
+    if not isinstance(fresh, bool):
+        raise TypeError(f"fresh: expected True or False, got {fresh!r}")
+    # The host's memory is taken when it is touched: most tests touch little.
+    return replace(_topology(arguments, told, folder), preallocate=False), fresh
+
+
+def _checked(marker: pytest.Mark) -> dict[str, Any]:
+    """Its arguments by name; those that are None are left out."""
+    if marker.args:
+        raise TypeError(f"arguments have names, as in numa(nodes=4), got {marker.args[0]!r} without one")
+    for name in marker.kwargs:
+        if name not in _KNOWN:
+            near = difflib.get_close_matches(name, _KNOWN, 1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"unknown argument {name!r}; known: {', '.join(_KNOWN)}{meant}")
+    return {name: value for name, value in marker.kwargs.items() if value is not None}
+
+
+def _topology(arguments: Mapping[str, Any], told: Path | None, folder: Path) -> Topology:
+    of_nodes = [name for name in _OF_NODES if name in arguments]
+    source = arguments.get("topology")
+    if source is not None and of_nodes:
+        raise TypeError(f"topology says what nodes there are: leave out {of_nodes[0]}")
+    others = {"swap": arguments.get("swap"), "profile": arguments.get("profile")}
+    if source is not None:
+        return topology_from(source if isinstance(source, Mapping) else _path(source, folder), **others)
+    if told is not None and not of_nodes:
+        return topology_from(told, **others)
+    distances = arguments.get("distances")
+    rows = len(distances) if isinstance(distances, Sequence) and not isinstance(distances, str) else _NODES
+    plain = uniform(
+        arguments.get("nodes", rows),
+        arguments.get("memory", _MEMORY),
+        arguments.get("swap", _SWAP),
+        arguments.get("profile", _PROFILE),
+        mmap.PAGESIZE,
+    )
+    return plain if distances is None else from_dict({**plain.as_dict(), "distances": distances})
+
+
+def _path(source: object, folder: Path) -> Path:
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"topology: expected a path or a dict, got {source!r}")
+    return folder / os.fspath(source)
