@@ -3,9 +3,11 @@
 make seeds                              # seeds 0 to 99,999
 make seeds ARGS="--first 5000 --count 100 --jobs 1"
 make seeds ARGS="--seed 77"             # one seed again, with its traceback
+make seeds ARGS="--on-demand --count 4000"   # with the faults on demand of each seed as well
 """
 
 import argparse
+import functools
 import multiprocessing
 import os
 import sys
@@ -15,16 +17,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the tests are no installed package
 
-from tests.core.test_interleavings import run_seed
+from tests.core.test_interleavings import faults_of_seed, run_seed
 
 CHUNK = 20
 BAR = 40
 
 
-def failure_of(seed: int) -> tuple[int, str]:
+def failure_of(seed: int, *, on_demand: bool) -> tuple[int, str]:
     """The seed, and the traceback of its failure, or nothing."""
     try:
-        run_seed(seed)
+        run_seed(seed, faults_of_seed(seed) if on_demand else ())
     except Exception:  # noqa: BLE001 - whatever it is, it is a finding
         return seed, traceback.format_exc()
     return seed, ""
@@ -50,19 +52,21 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--on-demand", action="store_true", help="with the faults on demand of each seed")
     options = parser.parse_args()
     if options.seed is not None:
-        run_seed(options.seed)
+        run_seed(options.seed, faults_of_seed(options.seed) if options.on_demand else ())
         print(f"seed {options.seed}: nothing was found")
         return 0
     begun_at = time.monotonic()
     failed: list[int] = []
+    one = functools.partial(failure_of, on_demand=options.on_demand)
     seeds = range(options.first, options.first + options.count)
     with multiprocessing.Pool(options.jobs) as pool:
-        for done, (seed, trouble) in enumerate(pool.imap_unordered(failure_of, seeds, CHUNK), 1):
+        for done, (seed, trouble) in enumerate(pool.imap_unordered(one, seeds, CHUNK), 1):
             if trouble:
                 failed.append(seed)
-                print(f'\nseed {seed}: {trouble}replay: make seeds ARGS="--seed {seed}"', flush=True)
+                print(f"\nseed {seed}: {trouble}", flush=True)
             show(done, options.count, len(failed), begun_at)
     print(f"{options.count} seeds from {options.first}, {len(failed)} failed: {sorted(failed)}")
     return 1 if failed else 0

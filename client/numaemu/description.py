@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -40,6 +40,16 @@ def topology_from(source: str | os.PathLike[str] | Mapping[str, object], **other
         return from_dict(_changed(described, other))
     except TopologyError as error:
         raise TopologyError(f"{path}: {error}") from None
+
+
+def with_faults(topology: Topology, faults: Iterable[str], seed: int | None) -> Topology:
+    """The same machine with these faults on demand beside its own, and with that seed unless it is None.
+
+    Raises:
+        TopologyError: one of them is no fault, or none that this machine can have.
+    """
+    more = [*map(str, topology.faults), *faults]
+    return from_dict({**topology.as_dict(), "faults": more, "seed": topology.seed if seed is None else seed})
 
 
 def _changed(described: Mapping[str, object], other: Mapping[str, object]) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from numaemu import control
 from numaemu.attachment import attach_process
-from numaemu.description import topology_from
+from numaemu.description import topology_from, with_faults
 from numaemu.launch import start
 from numaemu.machine import Machine
 from numaemu_core.admission import make_admission
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numaemu.launch import Started
 
 
-def boot(
+def boot(  # noqa: PLR0913 - what a machine has
     nodes: int = 2,
     memory: str | int = "64M",
     swap: str | int = "128M",
@@ -31,6 +31,9 @@ def boot(
     topology: str | os.PathLike[str] | Mapping[str, object] | None = None,
     allow_uids: Iterable[int] = (),
     grants: Iterable[str] = (),
+    *,
+    faults: Iterable[str] = (),
+    seed: int | None = None,
 ) -> Machine:
     """Start a private machine, which ends when the handle is closed or this process ends, however it ends.
 
@@ -38,12 +41,14 @@ def boot(
     distances 10 and 20; `swap` bytes in all. Or a `topology`: the path of a TOML file, or a dict of the same shape; the
     other arguments are not looked at then. Users of the host in `allow_uids` may connect, too, by the path of the
     directory that has the machine's with +visitors behind it; `grants` are capabilities that they may name, each text
-    as `numaemu up --grant` takes it.
+    as `numaemu up --grant` takes it. `faults` go wrong on demand, beside those of the topology, each text as `numaemu
+    up --fault` takes it (docs/run.md); `seed` decides about chance in them.
 
     Raises:
         TopologyError: that is no machine. PeerError: it did not come up. OSError: the host refuses.
     """
     described = uniform(nodes, memory, swap, profile, page_size) if topology is None else topology_from(topology)
+    described = with_faults(described, faults, seed)
     name = f"boot-{os.getpid()}-{secrets.token_hex(4)}"
     owner = os.getpid()
     admission = make_admission(allow_uids, grants)

@@ -168,6 +168,7 @@ class Server:
             "dropped": self._guests.dropped + self._bus.guests.dropped,
             "lock_recoveries": self._recoveries(),
             "locks": self._k.locks.stats.as_dict(),
+            "faults_struck": self._k.strikes.counts(),
             "sleeping": self._scheduler.sleeping(),
             "copies": self._bus.copies,
             "shootdowns": self._scheduler.shootdowns,

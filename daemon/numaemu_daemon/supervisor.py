@@ -438,5 +438,6 @@ class Supervisor:
             "machine": self._machine.options.name,
             "boot_id": self._machine.boot_id,
             "generation": self._s.generation,
+            **self._machine.options.topology.told_faults(),
             "processes": [process_status.init_row(), *rows],
         }

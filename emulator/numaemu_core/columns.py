@@ -90,6 +90,7 @@ class Columns:
         self.watermarks: I8 = views["watermarks"]
         self.cleaned: I8 = views["cleaned"]
         self.vm_events: I8 = views["vm_events"]
+        self.fault_strikes: I8 = views["fault_strikes"]
         self.generation: U8 = views["generation"]
         self.tables_made: U8 = views["tables_made"]
         self.mm_epoch: U8 = views["mm_epoch"]

@@ -73,6 +73,20 @@ def check_frame_states(k: Kernel, _own: int) -> Iterator[str]:
             yield f"node {nid}: {count} frames are free, the zone says {zone.nr_free}"
 
 
+def check_set_apart(k: Kernel, _own: int) -> Iterator[str]:
+    """Frames and slots that faults on demand have set apart are nobody's; else only the zero page is reserved."""
+    apart = np.zeros(k.layout.frame_count, np.bool_)
+    for zone in k.zones.values():
+        apart[zone.end - zone.set_apart : zone.end] = True
+    reserved = k.c.free_state == RESERVED
+    yield from _some("frame {}: set apart by a fault, but not reserved", np.flatnonzero(apart & ~reserved))
+    reserved[k.zero_pfn] = False
+    reserved &= k.c.mapcount == 0  # of those that are mapped check_map_counts tells
+    yield from _some("frame {}: reserved, but not set apart", np.flatnonzero(reserved & ~apart))
+    used = np.flatnonzero(k.c.swap_count[k.usable_slots :]) + k.usable_slots
+    yield from _some("slot {}: set apart by a fault, but in use", used)
+
+
 def check_lru(k: Kernel, _own: int) -> Iterator[str]:
     """Each allocated frame is on a list, or pinned or in quarantine; none is isolated by nobody."""
     c = k.c
@@ -126,7 +140,7 @@ def check_swap(k: Kernel, _own: int) -> Iterator[str]:
     for mapping in k.address_spaces.values():
         np.add.at(references, (mapping.i_pages[is_swapped(mapping.i_pages)] >> np.uint64(k.page_shift)).astype(int), 1)
     yield from _some("slot {}: its count is not the number of its users", np.flatnonzero(references != c.swap_count))
-    free = int(np.count_nonzero(c.swap_count == 0))
+    free = int(np.count_nonzero(c.swap_count[: k.usable_slots] == 0))
     if free != k.nr_swap_pages:
         yield f"swap: {free} slots are free, the machine says {k.nr_swap_pages}"
     yield from _some("frame {}: under writeback that nobody does", np.flatnonzero(c.pg_flags & PG_WRITEBACK))
@@ -228,6 +242,7 @@ def check_journal(k: Kernel, _own: int) -> Iterator[str]:
 
 CHECKS: tuple[Callable[[Kernel, int], Iterator[str]], ...] = (
     check_frame_states,
+    check_set_apart,
     check_lru,
     check_map_counts,
     check_swap,

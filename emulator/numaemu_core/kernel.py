@@ -10,6 +10,7 @@ from numaemu_core import limits
 from numaemu_core.columns import I2, I8, Columns
 from numaemu_core.effects import KernelTask
 from numaemu_core.fault_points import Reach, unarmed
+from numaemu_core.faults_on_demand import slots_of_full_swap
 from numaemu_core.journal import Journal, Truth, truth_of
 from numaemu_core.layout import Layout
 from numaemu_core.locks import HostLocks, LockTable
@@ -22,6 +23,7 @@ from numaemu_core.profile import Profile
 from numaemu_core.profiles import profile_named
 from numaemu_core.quarantine import Quarantine
 from numaemu_core.shared_policy import Mempolicy
+from numaemu_core.strikes import Strikes
 from numaemu_core.topology import Topology
 from numaemu_core.vm_events import VmEvents
 
@@ -66,7 +68,10 @@ class Kernel:
         #: References that kernel tasks hold of frames (get_page), for as long as they run.
         self.page_refs = np.zeros(layout.frame_count, np.uint16)
         self.slot_cursor = 0
-        self.nr_swap_pages = layout.slot_count
+        #: Slots that may be given: all, or the first ones if a fault on demand has set the others apart.
+        limit = slots_of_full_swap(self.topology.faults)
+        self.usable_slots = layout.slot_count if limit is None else limit
+        self.nr_swap_pages = self.usable_slots
         #: The stamp of the next frame at the head of a list, and of the next one at a tail.
         self.lru_clock = self.lru_tail = LRU_CLOCK_START
         self.lru_tails = LruTails()
@@ -76,6 +81,8 @@ class Kernel:
         self._without_tasks()
         #: Events since boot, whichever daemon counted them.
         self.vmstat = VmEvents(columns.vm_events)
+        #: Faults on demand.
+        self.strikes = Strikes(self.topology.faults, self.topology.seed, columns)
         #: On whose behalf kernel tasks run, by their numbers (`intents.Caller`).
         self.callers: dict[int, Any] = {}
         #: How many entries of each frame are gone whose dirty bytes were not yet read (`harvest`).

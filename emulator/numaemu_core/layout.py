@@ -201,6 +201,7 @@ def _frames(layout: Layout) -> SegmentLayout:
     segment.add("watermarks", "i8", limits.MAX_NUMNODES, 3)  # daemon only: pages_min, pages_low, pages_high
     segment.add("cleaned", "i8", limits.MAX_NUMNODES)  # zone lock: frames that the node process cleaned
     segment.add("vm_events", "i8", len(VM_EVENTS))  # daemon only
+    segment.add("fault_strikes", "i8", limits.FAULTS_MAX, 2)  # daemon only: pages that a fault was asked about, and hit
     return segment
 
 

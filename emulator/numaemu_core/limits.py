@@ -34,6 +34,8 @@ MAX_TASKS: Final = 32768
 MAX_MMS: Final = 4096
 #: Files and shared anonymous mappings alive at one time.
 MAX_FILES: Final = 65536
+#: Faults on demand of one machine.
+FAULTS_MAX: Final = 128
 #: Pages of one file: 1 TiB of small pages.
 FILE_PAGES_MAX: Final = 1 << 28
 #: Characters of the name of a file.

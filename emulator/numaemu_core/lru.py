@@ -68,16 +68,25 @@ def mark_page_accessed(k: "Kernel", pfns: I8) -> KernelTask[None]:
 
 
 def isolate_lru_page(k: "Kernel", pfns: I8) -> Bool:
-    """Take frames off their lists for the caller, whose lru_locks are held; True for those that it got.
+    """Take the frames that a call is about off their lists, if no fault on demand forbids it; True for those it got.
 
-    A frame that is on no list (isolated by another, say) is "not movable now". PG_active stays as it was.
+    A frame that is on no list (isolated by another, say) is "not movable now". The lru_locks are held.
     Mirrors: isolate_lru_page, "Swap migration V4: LRU operations"; results 1 and 0.
     """
-    states = k.c.lru_state[pfns]
-    got = states & LRU_ON_LIST != 0
-    k.c.lru_state[pfns[got]] = states[got] & LRU_PG_ACTIVE | LRU_ISOLATED
-    k.reach("isolation.isolated")
+    got = k.c.lru_state[pfns] & LRU_ON_LIST != 0
+    if k.strikes.isolation is not None:
+        got &= ~k.strikes.isolation.strike(k.nid_of_pfn[pfns], got)
+    isolate_lru_pages(k, pfns[got])
     return np.asarray(got)
+
+
+def isolate_lru_pages(k: "Kernel", pfns: I8) -> None:
+    """Take frames off the lists that they are on; the lru_locks are held. PG_active stays as it was.
+
+    Reclaim takes what there is, and no fault on demand is in its way (mm/vmscan.c has an isolate_lru_pages of its own).
+    """
+    k.c.lru_state[pfns] = k.c.lru_state[pfns] & LRU_PG_ACTIVE | LRU_ISOLATED
+    k.reach("isolation.isolated")
 
 
 def rotate_reclaimable_page(k: "Kernel", pfns: I8) -> KernelTask[None]:

@@ -46,7 +46,7 @@ def try_anonymous_page(k: Kernel, task: Task, vma: VmArea, vpn: int, flat: int) 
             k.c.frames[pfn] = 0
         cells.free_state[pfn] = ALLOCATED
         zone.nr_free -= 1
-        zone.cursor = (pfn + 1 - zone.first) % (zone.end - zone.first)
+        zone.cursor = (pfn + 1 - zone.first) % (zone.end - zone.set_apart - zone.first)
         k.c.numastat[nid, NUMA_HIT] += 1
         k.c.numastat[nid, LOCAL_NODE if nid == cpu_node else OTHER_NODE] += 1
         cells.mapping[pfn] = anon_vma_prepare(k, vma).id

@@ -75,9 +75,15 @@ def migrate_pages(k: Kernel, pfns: I8, new_pages: NewPages) -> KernelTask[Migrat
         targets = yield from new_pages(sources)
         if not len(targets):
             break
-        batches.append(_Batch(sources[: len(targets)], targets))
+        batch = _Batch(sources[: len(targets)], targets)
+        batches.append(batch)
         done += len(targets)
-        attempt = yield from _begin(k, batches[-1], (yield from trylock_pages(k, batches[-1].pfns)))
+        if k.strikes.migration is not None:
+            nodes = k.nid_of_pfn[targets]
+            batch.state[k.strikes.migration.strike(nodes, np.ones(len(nodes), np.bool_))] = _FAILED
+        todo = batch.state == _AGAIN
+        todo[todo] = yield from trylock_pages(k, batch.pfns[todo])
+        attempt = yield from _begin(k, batch, todo)
         if begun is not None:
             yield from _complete(k, begun)
         begun = attempt

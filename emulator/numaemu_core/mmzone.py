@@ -14,6 +14,7 @@ from numaemu_core import limits
 from numaemu_core.columns import I8, Columns
 from numaemu_core.distinct import distinct
 from numaemu_core.effects import KernelTask
+from numaemu_core.faults_on_demand import pages_of_full_nodes
 from numaemu_core.layout import NUMA_COUNTERS, Layout
 from numaemu_core.locks import Key, Rank
 from numaemu_core.next_fit import next_fit
@@ -55,19 +56,34 @@ class Zone:
     #: Pages scanned since one was freed; past four times what there is, reclaim gives the zone up.
     pages_scanned: int = 0
     all_unreclaimable: bool = False
+    #: Frames that are never given, as a fault on demand wants it: the last ones.
+    set_apart: int = 0
 
     @property
     def present_pages(self) -> int:
-        """Frames of the zone, the reserved one included."""
+        """Frames of the zone, the reserved ones included."""
         return self.end - self.first
+
+    @property
+    def managed_pages(self) -> int:
+        """Frames without those that were set apart."""
+        return self.present_pages - self.set_apart
 
 
 def make_zones(layout: Layout, columns: Columns) -> dict[int, Zone]:
-    """The zones of a machine by node id; the zero page is set apart in the first one that has memory."""
+    """The zones of a machine by node id; the zero page is reserved in the first one that has memory.
+
+    So is what nodes may never give: they have nothing more in use than what they gave, and are full when it is gone.
+    """
     zones = {nid: Zone(nid, first, end, end - first) for nid, (first, end) in layout.node_pfns.items()}
     home = min(zones.values(), key=lambda zone: zone.first)
     columns.free_state[home.first] = RESERVED
     home.nr_free -= 1
+    for nid, pages in pages_of_full_nodes(layout.topology.faults).items():
+        zone = zones[nid]
+        zone.set_apart = max(zone.nr_free - pages, 0)
+        columns.free_state[zone.end - zone.set_apart : zone.end] = RESERVED
+        zone.nr_free -= zone.set_apart
     for nid, marks in zone_watermarks(layout).items():
         zones[nid].pages_min, zones[nid].pages_low, zones[nid].pages_high = marks
         columns.watermarks[nid] = marks
@@ -140,6 +156,8 @@ def rmqueue(
                 clear_rows(k.c.frames, unclean)
             count -= len(pfns)
             taken.append(pfns)
+        if count and low and zone.set_apart:
+            k.strikes.found_full(nid)
     return taken
 
 
@@ -182,7 +200,7 @@ def free_locked(k: "Kernel", pfns: I8) -> None:
 def _take_free(c: Columns, zone: Zone, count: int) -> tuple[I8, I8]:
     """Up to `count` free frames in the order of the cursor, marked ALLOCATED; and which of them are unclean."""
     count = min(count, zone.nr_free)
-    states = c.free_state[zone.first : zone.end]
+    states = c.free_state[zone.first : zone.first + zone.managed_pages]
     places, zone.cursor = next_fit(states, FREE_UNCLEAN + 1, count, zone.cursor)
     pfns = places + zone.first
     unclean = pfns[c.free_state[pfns] != FREE_CLEAN]

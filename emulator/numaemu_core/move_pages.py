@@ -17,7 +17,7 @@ from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
-from numaemu_core.lru import isolate_lru_page
+from numaemu_core.lru import isolate_lru_pages
 from numaemu_core.mempolicy import room_above_low
 from numaemu_core.migrate import can_be_moved, migrate_pages
 from numaemu_core.migration_target import new_pages_on_node
@@ -204,6 +204,8 @@ def _move_together(call: _Call, targets: I8) -> KernelTask[tuple[int, int]]:
 
 def _nothing_is_in_the_way(k: Kernel, pfns: I8, targets: I8) -> bool:
     """Will all of these pages move, each to its target?"""
+    if k.strikes.isolation is not None or k.strikes.migration is not None:
+        return False
     alone = bool((page_count(k, pfns) == k.c.mapcount[pfns] + is_cached(k, pfns)).all())
     idle = not (k.c.pg_flags[pfns] & PG_WRITEBACK).any() and not k.c.page_lock_owner[pfns].any()
     different = len(distinct(pfns)) == len(pfns)
@@ -303,7 +305,10 @@ def _isolate(k: Kernel, pfns: I8) -> KernelTask[tuple[int, bool]]:
         first[np.unique(wanted, return_index=True)[1]] = True
         can = first & (k.c.lru_state[wanted] & LRU_ON_LIST != 0)
         count = len(wanted) if can.all() else int(np.flatnonzero(~can)[0])
-        isolate_lru_page(k, wanted[:count])
+        if k.strikes.isolation is not None:
+            struck = k.strikes.isolation.strike(k.nid_of_pfn[wanted[:count]], can[:count], first_only=True)
+            count = int(np.flatnonzero(struck)[0]) if struck.any() else count
+        isolate_lru_pages(k, wanted[:count])
     return count, count < len(wanted)
 
 

@@ -104,7 +104,7 @@ _NUMA_IN_VMSTAT: Final = ("numa_hit", "numa_miss", "numa_foreign", "numa_interle
 
 
 def hardware(k: Kernel) -> dict[str, Any]:
-    """Nodes with CPUs and memory, and distances: what numactl --hardware shows."""
+    """Nodes with CPUs and memory, and distances: what numactl --hardware shows; and faults on demand, if there are."""
     nodes = [
         {
             "id": node.id,
@@ -114,7 +114,7 @@ def hardware(k: Kernel) -> dict[str, Any]:
         }
         for node in k.topology.nodes
     ]
-    return {"nodes": nodes, "distances": [list(row) for row in k.topology.distances]}
+    return {"nodes": nodes, "distances": [list(row) for row in k.topology.distances], **k.topology.told_faults()}
 
 
 def numastat(k: Kernel) -> list[list[Any]]:

@@ -20,7 +20,7 @@ from numaemu_core.distinct import distinct
 from numaemu_core.effects import Breathe, Effect, KernelTask, Nap, SpinBusy
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
-from numaemu_core.lru import add_to_list_heads, isolate_lru_page, lru_lock_keys, lru_tail
+from numaemu_core.lru import add_to_list_heads, isolate_lru_pages, lru_lock_keys, lru_tail
 from numaemu_core.mm_types import VM_LOCKED, Task
 from numaemu_core.mmzone import Zone
 from numaemu_core.page_flags import (
@@ -222,7 +222,7 @@ def _share_of(k: Kernel, zone: Zone, priority: int, control: ScanControl) -> Sha
     zone.nr_scan_active += max((int(np.count_nonzero(states == LRU_ACTIVE)) >> priority) + 1, least)
     zone.nr_scan_inactive += max((int(np.count_nonzero(states == LRU_INACTIVE)) >> priority) + 1, least)
     share = Share(zone)
-    batch = min(limits.SWAP_CLUSTER_MAX, zone.present_pages // limits.SCAN_BATCHES_OF_ZONE)
+    batch = min(limits.SWAP_CLUSTER_MAX, zone.managed_pages // limits.SCAN_BATCHES_OF_ZONE)
     if zone.nr_scan_active >= batch:
         share.nr_active, zone.nr_scan_active = zone.nr_scan_active, 0
     if zone.nr_scan_inactive >= batch:
@@ -246,7 +246,8 @@ def _isolate_tails(k: Kernel, wanted: Sequence[tuple[Zone, int]], state: int) ->
             else:
                 listed = np.flatnonzero(k.c.lru_state[zone.first : zone.end] == state) + zone.first
                 pfns = lru_tail(k, listed[_have_somewhere_to_go(k, listed)], count)
-            found.append(pfns[isolate_lru_page(k, pfns)])
+            isolate_lru_pages(k, pfns)
+            found.append(pfns)
     return found[0] if len(found) == 1 else np.concatenate(found)
 
 

@@ -294,7 +294,7 @@ def settle_slots(k: Kernel, users: Users) -> None:
     counts = np.minimum(users.slots, limits.SWAP_MAP_MAX).astype(np.uint16)
     changed = np.flatnonzero(k.c.swap_count != counts)
     k.c.swap_count[changed] = counts[changed]
-    k.nr_swap_pages = int(np.count_nonzero(counts == 0))
+    k.nr_swap_pages = int(np.count_nonzero(counts[: k.usable_slots] == 0))
 
 
 def settle_counters(k: Kernel) -> None:

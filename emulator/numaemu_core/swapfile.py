@@ -16,10 +16,13 @@ SWAP_LOCK: Key = (Rank.SWAP, 0)
 
 def get_swap_pages(k: Kernel, count: int) -> I8:
     """Up to `count` free slots, consecutive where they can be, each with one reference (get_swap_page)."""
-    count = min(count, k.nr_swap_pages)
+    if count >= k.nr_swap_pages:
+        if k.usable_slots < k.layout.slot_count:
+            k.strikes.found_full(None)
+        count = k.nr_swap_pages
     if not count:
         return NO_INDEXES
-    slots, k.slot_cursor = next_fit(k.c.swap_count, 1, count, k.slot_cursor)
+    slots, k.slot_cursor = next_fit(k.c.swap_count[: k.usable_slots], 1, count, k.slot_cursor)
     k.c.swap_count[slots] = 1
     k.nr_swap_pages -= count
     return slots

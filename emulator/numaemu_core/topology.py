@@ -5,13 +5,14 @@ passes can be built. Memory without CPUs, CPUs without memory and sparse node id
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NoReturn
 
 from numaemu_core import limits
 from numaemu_core.errors import TopologyError
+from numaemu_core.faults_on_demand import SEED_MAX, Fault, faults_of
 from numaemu_core.nodemask import mask_of
-from numaemu_core.profiles import PROFILES, SWAP_V3
+from numaemu_core.profiles import PROFILES, SWAP_V3, profile_named
 from numaemu_core.sizes import parse_size
 
 LOCAL_DISTANCE: Final = 10
@@ -57,11 +58,18 @@ class Topology:
     #: True: the host's memory is taken when the machine starts; False: page by page when it is touched, and a host that
     #: has no more kills who touches. For machines that use little of what they have.
     preallocate: bool = True
+    #: What goes wrong on purpose, and what decides about chance in it.
+    faults: tuple[Fault, ...] = ()
+    seed: int = 0
 
     @property
     def online(self) -> int:
         """node_online_map as a mask."""
         return mask_of(node.id for node in self.nodes)
+
+    def told_faults(self) -> dict[str, object]:
+        """What goes wrong on purpose, as views and `status` tell of it; nothing where nothing does."""
+        return {"faults": [str(fault) for fault in self.faults], "seed": self.seed} if self.faults else {}
 
     def as_dict(self) -> dict[str, object]:
         """The same machine in the shape of a topology file."""
@@ -72,6 +80,8 @@ class Topology:
             "disk": self.disk_bytes,
             **{name: value for name in TUNABLES if (value := getattr(self, name)) is not None},
             **({} if self.preallocate else {"preallocate": False}),
+            **({"seed": self.seed} if self.seed else {}),
+            **self.told_faults(),
             "distances": [list(row) for row in self.distances],
             "node": [{"id": n.id, "memory": n.memory_bytes, "cpus": list(n.cpus)} for n in self.nodes],
         }
@@ -100,6 +110,8 @@ def from_dict(description: Mapping[str, object]) -> Topology:
         "swap_device",
         "min_free_kbytes",
         "preallocate",
+        "faults",
+        "seed",
         "distances",
         "node",
     }
@@ -126,7 +138,12 @@ def from_dict(description: Mapping[str, object]) -> Topology:
     if not isinstance(preallocate, bool):
         _refuse(f"preallocate: expected true or false, got {preallocate!r}")
     tunables = _tunables(description)
-    return Topology(nodes, distances, swap_bytes, page_size, str(profile), disk_bytes, *tunables, min_free, preallocate)
+    pages = {node.id: node.memory_bytes // page_size for node in nodes}
+    migrates = profile_named(str(profile)).direct_migration
+    faults = faults_of(description.get("faults", ()), pages, swap_bytes // page_size, migrates=migrates)
+    seed = _optional_number(description, "seed", 0, SEED_MAX) or 0
+    made = Topology(nodes, distances, swap_bytes, page_size, str(profile), disk_bytes, *tunables, min_free, preallocate)
+    return replace(made, faults=faults, seed=seed)
 
 
 def _tunables(description: Mapping[str, object]) -> tuple[int | None, int | None, str | None]:

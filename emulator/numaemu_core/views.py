@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from numaemu_core.faults_on_demand import one_line
 from numaemu_core.layout import NUMA_COUNTERS
 from numaemu_core.nodemask import node_list
 
@@ -26,6 +27,7 @@ def hardware(figures: Mapping[str, Any]) -> str:
     """As `numactl --hardware`. The blanks at the ends of the lines of the distance table are numactl's.
 
     `figures`: "nodes", a list of {"id", "cpus", "size_kb", "free_kb"} by ascending id, and "distances", a row a node.
+    Where there are "faults", with a "seed", they are the last line.
     """
     nodes: Sequence[Mapping[str, Any]] = figures["nodes"]
     ids = [node["id"] for node in nodes]
@@ -38,6 +40,8 @@ def hardware(figures: Mapping[str, Any]) -> str:
     lines.append("node " + "".join(f"{node: 3d} " for node in ids))
     for node, row in zip(ids, figures["distances"], strict=True):
         lines.append(f"{node: 3d}: " + "".join(f"{distance: 3d} " for distance in row))
+    if "faults" in figures:
+        lines.append(one_line(figures["faults"], figures["seed"]))
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ Mirrors: setup_per_zone_pages_min and init_per_zone_pages_min, mm/page_alloc.c (
 import math
 from typing import Final, NamedTuple
 
+from numaemu_core.faults_on_demand import pages_of_full_nodes
 from numaemu_core.layout import Layout
 from numaemu_core.profile import Profile
 from numaemu_core.profiles import profile_named
@@ -37,9 +38,11 @@ def zone_watermarks(layout: Layout) -> dict[int, Watermarks]:
     min_free_kbytes = auto_min_free_kbytes(profile, total << layout.page_shift >> 10) if chosen is None else chosen
     shared = min_free_kbytes >> (layout.page_shift - 10)
     marks: dict[int, Watermarks] = {}
+    # A node that is to be full after so many pages gives these to the last one, and there is nothing to balance.
+    full = pages_of_full_nodes(layout.topology.faults)
     for nid, count in pages.items():
         pages_min = min(shared * count // total, count // (SMALLEST_SHARE if chosen is None else 2))
-        marks[nid] = _marks(profile, pages_min, count, scaled=chosen != 0)
+        marks[nid] = Watermarks(0, 0, 0) if nid in full else _marks(profile, pages_min, count, scaled=chosen != 0)
     return marks
 
 

@@ -41,9 +41,8 @@ class AffinityCalls:
 
     def _getcpu(self, call: Notification, thread: Thread) -> int:
         cpu_at, node_at, *_ = call.args
-        for address, value in ((cpu_at, thread.cpu), (node_at, self._tree.cpu_node[thread.cpu])):
-            if address:
-                target.write(call.tid, address, _UNSIGNED.pack(value))
+        asked = ((cpu_at, thread.cpu), (node_at, self._tree.cpu_node[thread.cpu]))
+        target.write_parts(call.tid, [(address, _UNSIGNED.pack(value)) for address, value in asked if address])
         return 0
 
     def _sched_getaffinity(self, call: Notification, thread: Thread) -> int:

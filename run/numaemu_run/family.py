@@ -45,11 +45,7 @@ class Thread:
 
     def is_alive(self) -> bool:
         """Is its number still its own?"""
-        try:
-            os.stat("comm", dir_fd=self.place)
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        return True
+        return os.access("comm", os.F_OK, dir_fd=self.place)
 
 
 @dataclass(slots=True, eq=False)

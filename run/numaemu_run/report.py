@@ -40,6 +40,8 @@ def gather(session: Session, command: Sequence[str], outcome: Outcome) -> dict[s
         "pages_placed": counts.pages_placed,
         "pages_ambiguous": counts.pages_ambiguous,
         "pages_by_node": session.pages_by_node,
+        "seed": session.machine.topology.seed,
+        "faults": session.faults_struck,
         "exited": [asdict(process) for process in supervisor.family.exited],
     }
 

@@ -3,13 +3,13 @@
 Source: linux/seccomp.h, seccomp_unotify(2). Needs Linux 5.14, for a descriptor and the end of a call in one step.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from numaemu_run.abi import Abi
 
@@ -25,8 +25,11 @@ _IOCTL_RECV: Final = 0xC0502100
 _IOCTL_SEND: Final = 0xC0182101
 _IOCTL_ID_VALID: Final = 0x40082102
 _IOCTL_ADDFD: Final = 0x40182103
+_IOCTL_SET_FLAGS: Final = 0x40082104
 
 _CONTINUE: Final = 1
+#: Whoever calls and whoever answers take turns on one processor (6.6).
+_SYNC_WAKE_UP: Final = 1
 _ADDFD_SEND: Final = 2
 _NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")
 _RESPONSE: Final = struct.Struct("=QqiI")
@@ -110,8 +113,7 @@ def _ioctl(fd: int, request: int, argument: bytes | bytearray) -> None:
         return
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
+class Notification(NamedTuple):
     """A call that waits for its answer; `tid` is the thread that made it, as this process sees it."""
 
     id: int
@@ -127,6 +129,8 @@ class Listener:
         """Owns the descriptor from now on."""
         self.fd = fd
         self._buffer = bytearray(_NOTIFICATION.size)
+        with contextlib.suppress(OSError):  # older kernels wake up elsewhere, and that takes longer
+            fcntl.ioctl(fd, _IOCTL_SET_FLAGS, _SYNC_WAKE_UP)
 
     def receive(self) -> Notification | None:
         """The next call; None: its thread died, or the call was interrupted before we came. Sleeps if there is none."""
@@ -135,8 +139,8 @@ class Listener:
             _ioctl(self.fd, _IOCTL_RECV, self._buffer)
         except FileNotFoundError:
             return None
-        number_id, tid, _flags, number, _arch, _ip, *args = _NOTIFICATION.unpack(self._buffer)
-        return Notification(number_id, tid, number, (args[0], args[1], args[2], args[3], args[4], args[5]))
+        found = _NOTIFICATION.unpack(self._buffer)
+        return Notification(found[0], found[1], found[3], found[6:])
 
     def is_waiting(self, call: Notification) -> bool:
         """Is it still the same thread that waits? What was read of its memory before is of that thread then."""

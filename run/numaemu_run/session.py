@@ -73,6 +73,8 @@ class Session:
         self.pid: int | None = None
         #: Pages that the machine allocated on each node during the run.
         self.pages_by_node: dict[int, int] = {}
+        #: How often each fault on demand of the machine struck during the run, by its text.
+        self.faults_struck: dict[str, int] = {}
         self.seconds = 0.0
         self.supervisor: Supervisor | None = None
 
@@ -100,7 +102,7 @@ class Session:
             )
             self.supervisor = supervisor
             supervisor.watch(woken)
-            before = _pages_by_node(self.machine)
+            before, struck_before = _pages_by_node(self.machine), _faults_struck(self.machine)
             try:
                 code = _serve(supervisor, started.pid, woken)
                 _end_the_rest(supervisor, woken)
@@ -109,11 +111,12 @@ class Session:
         started.check_executed()
         started.socket.close()
         try:
-            after = _pages_by_node(self.machine)
+            after, struck = _pages_by_node(self.machine), _faults_struck(self.machine)
         except MachineGone as gone:
             sys.stderr.write(f"numaemu run: {gone}: what the program asked after that was not answered\n")
         else:
             self.pages_by_node = {node: count - before.get(node, 0) for node, count in after.items()}
+            self.faults_struck = {fault: count - struck_before[fault] for fault, count in struck.items()}
         self.seconds = time.monotonic() - began
         return Outcome(code)
 
@@ -148,6 +151,11 @@ def _pages_by_node(machine: Machine) -> dict[int, int]:
     return {node: counters[_NUMA_HIT] + counters[_NUMA_MISS] for node, counters in machine.figures("numastat")}
 
 
+def _faults_struck(machine: Machine) -> dict[str, int]:
+    found: dict[str, int] = machine.status()["faults_struck"]
+    return found
+
+
 #: Places in the counters of numastat.
 _NUMA_HIT: Final = 0
 _NUMA_MISS: Final = 1
@@ -155,20 +163,24 @@ _NUMA_MISS: Final = 1
 
 def _serve(supervisor: Supervisor, pid: int, woken: int) -> int:
     """Until the program has ended; gives how. Its orphans, which are our children, are reaped on the way."""
+    while (code := _reaped(pid)) is None:
+        while woken not in supervisor.step():
+            pass
+        _drain(woken)
+    return code
+
+
+def _reaped(pid: int) -> int | None:
+    """Wait for all children that have ended; gives how `pid` has, None: it has not."""
     while True:
-        if woken in supervisor.step():
-            _drain(woken)
-        while True:
-            try:
-                ended, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
-            except ChildProcessError:
-                break
-            if not ended:
-                break
-            if ended != pid:
-                continue
-            if not os.WIFSTOPPED(status):
-                return os.waitstatus_to_exitcode(status)
+        try:
+            ended, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+        except ChildProcessError:
+            return None
+        if not ended:
+            return None
+        if ended == pid and not os.WIFSTOPPED(status):
+            return os.waitstatus_to_exitcode(status)
 
 
 def _end_the_rest(supervisor: Supervisor, woken: int) -> None:

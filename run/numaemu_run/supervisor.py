@@ -8,6 +8,7 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,7 @@ from numaemu_run.seccomp import Listener, Notification
 #: How often processes are looked at while they make no calls.
 _LOOK_EVERY_S: Final = 0.5
 _MS: Final = 1000
+_NONE: Final[AbstractSet[int]] = frozenset()
 
 
 class Supervisor:
@@ -52,6 +54,8 @@ class Supervisor:
         self._listener = listener
         self._poll = select.poll()
         self._poll.register(listener.fd, select.POLLIN)
+        #: What a poll gives while the program calls, and nothing else happens.
+        self._calls_only = [(listener.fd, select.POLLIN)]
         self.family = Family(kernel, tree, self._poll)
         #: How often each call came, and how often it was refused by the machine.
         self.calls: collections.Counter[str] = collections.Counter()
@@ -61,7 +65,7 @@ class Supervisor:
         #: Programs whose vDSO could not be changed: it tells them the host's CPUs.
         self.unchanged_vdsos = 0
         self._abi = abi
-        self._names = {number: name for name, number in abi.numbers.items()}
+        self._services = {number: (name, self._service_of(name)) for name, number in abi.numbers.items()}
         self._files = Files(kernel, self.family, tree, root, mounted=mounted)
         self._paths = PathCalls(self._files, abi)
         self._of_threads: dict[str, Callable[[Notification, Thread], int]] = {
@@ -70,26 +74,39 @@ class Supervisor:
         }
         self._next_look = 0.0
 
+    def _service_of(self, name: str) -> Callable[[str, Notification], None]:
+        """What serves a call of that name."""
+        if name in OPEN_CALLS:
+            return self._serve_open
+        if name in PATH_CALLS:
+            return self._serve_path
+        return {RSEQ_CALL: self._serve_rseq, MREMAP_CALL: self._serve_mremap, EXIT_CALL: self._serve_exit}.get(
+            name, self._serve_thread
+        )
+
     def watch(self, fd: int) -> None:
         """Let `step` end when this becomes readable, too."""
         self._poll.register(fd, select.POLLIN)
 
-    def step(self) -> set[int]:
+    def step(self) -> AbstractSet[int]:
         """Serve what has come, or wait for something; gives the watched descriptors that are readable."""
-        found: set[int] = set()
-        wait = max(self._next_look - time.monotonic(), 0)
-        events = self._poll.poll(wait * _MS)
-        for fd, event in events:
-            if fd == self._listener.fd:
-                if event & select.POLLIN:
-                    self._serve()
-                else:  # nobody is left who could call
-                    self._poll.unregister(fd)
-            elif not self.family.has_news(fd):
-                found.add(fd)
+        events = self._poll.poll(max(self._next_look - time.monotonic(), 0) * _MS)
+        if events == self._calls_only:
+            self._serve()
+            return _NONE
         if not events:
             self._look()
-        return found
+        return {fd for fd, event in events if self._is_watched(fd, event)}
+
+    def _is_watched(self, fd: int, event: int) -> bool:
+        """Serve a descriptor of ours that is readable; False: it was ours."""
+        if fd != self._listener.fd:
+            return not self.family.has_news(fd)
+        if event & select.POLLIN:
+            self._serve()
+        else:  # nobody is left who could call
+            self._poll.unregister(fd)
+        return False
 
     def _look(self) -> None:
         """See what has come into memory, where it is clear whose policy it came under."""
@@ -105,21 +122,10 @@ class Supervisor:
         call = self._listener.receive()
         if call is None:
             return
-        name = self._names[call.number]
+        name, serve = self._services[call.number]
         self.calls[name] += 1
         try:
-            if name in OPEN_CALLS:
-                self._serve_open(name, call)
-            elif name == RSEQ_CALL:
-                self._serve_rseq(call)
-            elif name == MREMAP_CALL:
-                self._serve_mremap(call)
-            elif name == EXIT_CALL:
-                self._serve_exit(call)
-            elif name in PATH_CALLS:
-                self._serve_path(name, call)
-            else:
-                self._serve_thread(name, call)
+            serve(name, call)
         except ProcessLookupError:  # it died while we were at it
             self._listener.refuse(call, errno.ESRCH)
         except MmError as refused:
@@ -146,7 +152,7 @@ class Supervisor:
         finally:
             os.close(fd)
 
-    def _serve_rseq(self, call: Notification) -> None:
+    def _serve_rseq(self, _name: str, call: Notification) -> None:
         """A thread begins; if it is the first one of a program, that is told the machine's CPUs by its vDSO, too."""
         if vdso.needs_change(self._abi) and status_of(call.tid).tgid == call.tid:
             try:
@@ -155,13 +161,13 @@ class Supervisor:
                 self.unchanged_vdsos += 1
         self._listener.refuse(call, errno.ENOSYS)
 
-    def _serve_mremap(self, call: Notification) -> None:
+    def _serve_mremap(self, _name: str, call: Notification) -> None:
         """The host moves the memory; where to is found when it is looked at next."""
         with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
             self.family.note_mremap(call.tid, call.args[0], call.args[1], call.args[2])
         self._listener.let_through(call)
 
-    def _serve_exit(self, call: Notification) -> None:
+    def _serve_exit(self, _name: str, call: Notification) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
             if self._exits or self.family.is_met(call.tid):
                 thread = self.family.thread(call.tid)

@@ -7,33 +7,51 @@ it executes another program.
 import ctypes
 import errno
 import os
+import struct
+from collections.abc import Sequence
 from typing import Final
 
 from numaemu_run.procfs import PAGE_SIZE
 
 _PATH_MAX: Final = 4096
 _ADDRESS_END: Final = 1 << 64
+#: Addresses that one write goes to, and how much is short.
+_PARTS_MAX: Final = 8
+_SHORT_BYTES: Final = 256
 
 
-class _Vector(ctypes.Structure):
-    """struct iovec."""
-
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
+#: struct iovec.
+_VECTOR: Final = struct.Struct("@PN")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _entry(name: str) -> "ctypes._NamedFuncPointer":
+    """Arguments: pid, address and number of the local vectors, of the remote ones, flags."""
     call = getattr(_libc, name)
     call.restype = ctypes.c_ssize_t
-    vectors = ctypes.POINTER(_Vector)
-    call.argtypes = [ctypes.c_int, vectors, ctypes.c_ulong, vectors, ctypes.c_ulong, ctypes.c_ulong]
+    call.argtypes = [ctypes.c_int, *[ctypes.c_void_p, ctypes.c_ulong] * 2, ctypes.c_ulong]
     return call
 
 
 _readv = _entry("process_vm_readv")
 _writev = _entry("process_vm_writev")
+
+
+class _Scratch:
+    """Memory that ctypes and Python both see: what is short is written from here, by one thread at a time.
+
+    To make new buffers for each call takes longer than the call.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self.bytes = bytearray(size_bytes)
+        self.address = ctypes.addressof((ctypes.c_char * size_bytes).from_buffer(self.bytes))
+
+
+_LOCAL: Final = _Scratch(_VECTOR.size)
+_REMOTE: Final = _Scratch(_VECTOR.size * _PARTS_MAX)
+_DATA: Final = _Scratch(_SHORT_BYTES)
 
 
 def read_some(tid: int, address: int, length: int) -> bytes:
@@ -45,8 +63,9 @@ def read_some(tid: int, address: int, length: int) -> bytes:
     if not length > 0 or address + length > _ADDRESS_END:
         return b""
     buffer = ctypes.create_string_buffer(length)
-    local, remote = _Vector(ctypes.addressof(buffer), length), _Vector(address, length)
-    done: int = _readv(tid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    _VECTOR.pack_into(_LOCAL.bytes, 0, ctypes.addressof(buffer), length)
+    _VECTOR.pack_into(_REMOTE.bytes, 0, address, length)
+    done: int = _readv(tid, _LOCAL.address, 1, _REMOTE.address, 1, 0)
     if done >= 0:
         return buffer.raw[:done]
     code = ctypes.get_errno()
@@ -65,17 +84,29 @@ def read(tid: int, address: int, length: int) -> bytes:
 
 def write(tid: int, address: int, data: bytes) -> None:
     """Write bytes. OSError: EFAULT: they cannot all be written; ESRCH, EPERM as `read_some`."""
-    if not data:
-        return
-    buffer = ctypes.create_string_buffer(data, len(data))
-    local = _Vector(ctypes.addressof(buffer), len(data))
-    remote = _Vector(address, len(data))
-    done: int = _writev(tid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    if data:
+        write_parts(tid, [(address, data)])
+
+
+def write_parts(tid: int, parts: Sequence[tuple[int, bytes]]) -> None:
+    """Write bytes at up to 8 addresses, in their order. OSError: as `write`; what comes before is written then."""
+    together = b"".join([data for _, data in parts])
+    length = len(together)
+    if length <= _SHORT_BYTES:
+        _DATA.bytes[:length] = together
+        local = _DATA.address
+    else:
+        buffer = ctypes.create_string_buffer(together, length)
+        local = ctypes.addressof(buffer)
+    _VECTOR.pack_into(_LOCAL.bytes, 0, local, length)
+    for at, (address, data) in enumerate(parts):
+        _VECTOR.pack_into(_REMOTE.bytes, at * _VECTOR.size, address, len(data))
+    done: int = _writev(tid, _LOCAL.address, 1, _REMOTE.address, len(parts), 0)
     code = ctypes.get_errno()
     if done < 0 and code != errno.EFAULT:
         raise OSError(code, os.strerror(code))
-    if done < len(data):
-        raise OSError(errno.EFAULT, f"{len(data)} bytes at {address:#x} cannot be written")
+    if done < length:
+        raise OSError(errno.EFAULT, f"{length} bytes at {parts[0][0]:#x} cannot be written")
 
 
 def read_path(tid: int, address: int) -> bytes:

@@ -27,6 +27,7 @@ from numaemu_core.memory import release_quarantine
 from numaemu_core.page_flags import ALLOCATED, PAGE_MAPPING_FILE, PG_SWAPCACHE
 from numaemu_core.page_table import PTE_PRESENT, PTE_READABLE, PTE_WRITABLE
 from numaemu_core.performer import JOURNAL_BYTES, Performer, copy_part, open_windows
+from numaemu_core.reclaim import try_to_free_pages
 from numaemu_core.recovery import recover, resume
 from numaemu_core.swapfile import SWAP_LOCK, get_swap_pages, swap_free
 from numaemu_core.task_locks import spin_lock
@@ -358,12 +359,12 @@ class Daemon:
 class FaultWorld:
     """Everything that outlives a daemon, the daemon of the moment, and what is going to happen to them."""
 
-    def __init__(self, seed: int, profile: str, *, fenced: bool = True) -> None:
+    def __init__(self, seed: int, profile: str, *, fenced: bool = True, faults: Sequence[str] = ()) -> None:
         self.seed = seed
         self.fenced = fenced
         #: What was met.
         self.seen: Counter[str] = Counter()
-        topology = tiny(profile, seed)
+        topology = tiny(profile, seed, faults)
         self.layout = layout_of(topology)
         self.c = columns_in_memory(self.layout)
         self.book = np.zeros(JOURNAL_BYTES, np.uint8)
@@ -561,6 +562,9 @@ class FaultWorld:
         k = self.daemon.k
         while k.quarantine.entries:
             self.daemon.p.call(release_quarantine(k))
+        if self.topology.faults:  # what was being written when its last user left stays cached until reclaim meets it
+            self.daemon.p.call(try_to_free_pages(k, sorted(k.zones), None, self.layout.frame_count))
+            self.rest()
         assert fsck(k) == []
         assert not k.tasks
         assert not k.mms
@@ -570,6 +574,7 @@ class FaultWorld:
         assert (self.c.pg_flags[used] & PG_SWAPCACHE != 0).all()
         assert np.array_equal(self.c.swap_count > 0, (self.c.slot_mapping > 0) | (k.slot_frame >= 0))
         self.seen["copies cut"] += self.daemon.p.copies_cut
+        self.seen.update(k.strikes.counts())
 
     def close(self) -> None:
         """Let go of everything."""
@@ -747,16 +752,17 @@ def churn(base: int, steps: int) -> Body:
     return body
 
 
-def tiny(profile: str, seed: int) -> Topology:
-    """Two nodes; with some seeds hardly enough memory."""
+def tiny(profile: str, seed: int, faults: Sequence[str]) -> Topology:
+    """Two nodes; with some seeds hardly enough memory. `faults` are those on demand."""
     memory = "80K" if seed % 5 == 0 else "160K"
     nodes = [{"memory": memory, "cpus": [0]}, {"memory": memory, "cpus": [1]}]
-    return from_dict({"swap": "128K", "disk": "64K", "profile": profile, "min_free_kbytes": 0, "node": nodes})
+    told = {"faults": list(faults), "seed": seed}
+    return from_dict({"swap": "128K", "disk": "64K", "profile": profile, "min_free_kbytes": 0, "node": nodes, **told})
 
 
-def run_faults(seed: int) -> Counter[str]:
-    """One machine, one seed; gives what it met."""
-    world = FaultWorld(seed, PROFILES[seed % 3], fenced=seed % 7 != 0)
+def run_faults(seed: int, faults: Sequence[str] = ()) -> Counter[str]:
+    """One machine, one seed, and faults on demand beside all others; gives what it met."""
+    world = FaultWorld(seed, PROFILES[seed % 3], fenced=seed % 7 != 0, faults=faults)
     base = AREA // 2
     for number in range(2):
         bodies: list[Any] = [family(base), churn(base, 3), mover if number else filer("/t", 0), filer("/d", number)]

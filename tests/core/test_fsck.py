@@ -31,7 +31,7 @@ from numaemu_core.page_flags import (
 from numaemu_core.page_table import PTE_SWAPPED
 from numaemu_core.performer import Performer
 from numaemu_core.shared_policy import Mempolicy
-from numaemu_core.topology import uniform
+from numaemu_core.topology import from_dict, uniform
 from numaemu_core.uapi import MADV_PAGEOUT, MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, PROT_READ, PROT_WRITE
 
 PAGE = 4096
@@ -44,7 +44,9 @@ class Subject:
 
     def __init__(self) -> None:
         """Sound until somebody breaks it."""
-        self.p = Performer(uniform(2, "256K", "128K", "swap-v3", PAGE))
+        machine = uniform(2, "256K", "128K", "swap-v3", PAGE).as_dict()
+        faults = ["node1: full after 60 pages", "swap: full after 30 pages"]
+        self.p = Performer(from_dict({**machine, "faults": faults}))
         self.k: Kernel = self.p.k
         self.parent = fork.attach(self.k, 0, [], None)
         self.shared = self.mapped(self.parent, 4)
@@ -124,6 +126,29 @@ def zone_count(s: Subject) -> str:
     zone = s.k.zones[1]
     zone.nr_free += 1
     return f"node 1: {zone.nr_free - 1} frames are free, the zone says {zone.nr_free}"
+
+
+def given_though_set_apart(s: Subject) -> str:
+    zone = s.k.zones[1]
+    s.k.c.free_state[zone.end - 1] = FREE_CLEAN
+    zone.nr_free += 1
+    return f"frame {zone.end - 1}: set apart by a fault, but not reserved"
+
+
+def reserved_for_nobody(s: Subject) -> str:
+    pfn = s.free_frame()
+    s.k.c.free_state[pfn] = RESERVED
+    s.k.zones[int(s.k.nid_of_pfn[pfn])].nr_free -= 1
+    return f"frame {pfn}: reserved, but not set apart"
+
+
+def slot_though_set_apart(s: Subject) -> str:
+    slot, apart = s.swap_slot(), s.k.usable_slots
+    assert s.k.slot_frame[slot] < 0
+    s.k.c.pte[s.k.tables.pte_offset(s.other.mm.pgd, s.swapped // PAGE + 1)] += np.uint64((apart - slot) * PAGE)
+    s.k.c.swap_count[slot], s.k.c.swap_count[apart] = 0, 1
+    s.k.nr_swap_pages += 1
+    return f"slot {apart}: set apart by a fault, but in use"
 
 
 def isolated(s: Subject) -> str:
@@ -353,6 +378,9 @@ BREAKS: tuple[Callable[[Subject], str], ...] = (
     clean_not_zero,
     allocated_unreferenced,
     zone_count,
+    given_though_set_apart,
+    reserved_for_nobody,
+    slot_though_set_apart,
     isolated,
     on_no_list,
     mapped_not_allocated,

@@ -6,7 +6,7 @@ that die and swap areas that are full; the fourth a machine with messages and pr
 """
 
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from numaemu_core.performer import Performer, copy_part
 from numaemu_core.swap_state import release_unpinned
 from numaemu_core.swapfile import SWAP_LOCK, get_swap_pages, swap_free
 from numaemu_core.task_locks import spin_lock
-from numaemu_core.topology import uniform
+from numaemu_core.topology import from_dict, uniform
 from numaemu_core.uapi import (
     CAPABILITIES,
     MADV_DONTNEED,
@@ -51,6 +51,8 @@ PAGE = 4096
 PAGES = 6
 SEEDS = 2000
 SEEDS_A_TEST = 100
+#: Of those that are run with faults on demand as well.
+FAULTY_SEEDS = 400
 #: What the first worlds must have met.
 WORLDS_THAT_MEET_ALL = 40
 FAULTS = (
@@ -231,9 +233,10 @@ def hog(p: Performer) -> Steps:
         swap_free(p.k, slots)
 
 
-def run_families(seed: int) -> list[bytes]:
-    """One machine, one seed; gives a trace of what it ended with."""
-    p = Performer(uniform(2, "128K", "96K", PROFILES[seed % 3], PAGE), seed, faults=True)
+def run_families(seed: int, faults: Sequence[str] = ()) -> list[bytes]:
+    """One machine with these faults on demand, one seed; gives a trace of what it ended with."""
+    machine = uniform(2, "128K", "96K", PROFILES[seed % 3], PAGE).as_dict()
+    p = Performer(from_dict({**machine, "faults": list(faults), "seed": seed}), seed, faults=True)
     k = p.k
     for number in range(2):
         task = fork.attach(k, number, sorted(CAPABILITIES), None)
@@ -246,7 +249,7 @@ def run_families(seed: int) -> list[bytes]:
     p.run()
     k.c.window_mm[:] = 0
     assert fsck(k) == []
-    trace = [k.c.frames.tobytes(), k.c.pte.tobytes()[:65536], k.c.numastat.tobytes()]
+    trace = [k.c.frames.tobytes(), k.c.pte.tobytes()[:65536], k.c.numastat.tobytes(), k.c.fault_strikes.tobytes()]
     for task in list(k.tasks.values()):
         p.call(fork.sys_exit(k, task))
     assert fsck(k) == [], "after everybody's exit"
@@ -254,12 +257,12 @@ def run_families(seed: int) -> list[bytes]:
     return trace
 
 
-def run_seed(seed: int) -> object:
-    """Whatever this seed is a seed of; gives what came of it."""
+def run_seed(seed: int, faults: Sequence[str] = ()) -> object:
+    """Whatever this seed is a seed of, with these faults on demand; gives what came of it."""
     try:
-        return run_families(seed) if seed % 4 else run_faults(seed // 4)
+        return run_families(seed, faults) if seed % 4 else run_faults(seed // 4, faults)
     except BaseException as error:
-        error.add_note(f'replay with: make seeds ARGS="--seed {seed}"')
+        error.add_note(f'replay with: make seeds ARGS="--seed {seed}{" --on-demand" * bool(faults)}"')
         raise
 
 
@@ -273,6 +276,33 @@ def test_no_seed_loses_anything(first: int) -> None:
     """Two thousand seeds: reads give what was written, nothing is left in the end, and fsck finds nothing."""
     for seed in range(first, first + SEEDS_A_TEST):
         run_seed(seed)
+
+
+def faults_of_seed(seed: int) -> list[str]:
+    """Some faults on demand that a machine of two small nodes can have."""
+    today = PROFILES[(seed if seed % 4 else seed // 4) % 3] != "swap-v3"
+    told = [
+        f"node{seed & 1}: full after {seed % 9} pages" * (seed % 5 != 0),
+        f"node{1 - (seed & 1)}: full after {6 + seed % 13} pages" * (seed % 11 == 0),
+        f"swap: full after {seed % 12} pages" * (seed % 2),
+        f"isolation: refused for {10 + seed % 60}%" * (seed % 3 != 0),
+        "isolation: refused on node1" * (seed % 7 == 0),
+        f"migration: fails for {10 + seed % 80}%" * (today and seed % 5 < 3),
+    ]
+    return [text for text in told if text]
+
+
+@pytest.mark.parametrize("first", range(0, FAULTY_SEEDS, SEEDS_A_TEST))
+def test_no_seed_loses_anything_where_faults_were_asked_for(first: int) -> None:
+    """The same on machines with nodes and swap that are full for good, and pages that will not be taken or moved."""
+    for seed in range(first, first + SEEDS_A_TEST):
+        run_seed(seed, faults_of_seed(seed))
+
+
+@pytest.mark.parametrize("seed", [45, 48])
+def test_faults_on_demand_replay_exactly(seed: int) -> None:
+    """They strike the same pages in each run."""
+    assert run_seed(seed, faults_of_seed(seed)) == run_seed(seed, faults_of_seed(seed))
 
 
 @pytest.mark.parametrize("seed", [44, 45, 46, 47, 48])

@@ -39,7 +39,7 @@ BAD: dict[str, tuple[Mapping[str, object], str, str]] = {
     "unknown-key": (
         {"node": [NODE], "swop": 0},
         "topology: unknown key 'swop'",
-        "known: disk, distances, fault_around, min_free_kbytes, node, page_",
+        "known: disk, distances, fault_around, faults, min_free_kbytes, node, page_",
     ),
     "preallocate-text": ({"node": [NODE], "preallocate": "no"}, "preallocate: expected true or false", "'no'"),
     "unknown-node-key": (with_node(cpu=[1]), "node 0: unknown key 'cpu'", "known: cpus, id, memory"),

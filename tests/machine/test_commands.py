@@ -108,6 +108,7 @@ BAD_WORDS = [
     ("up", "--memory", "lots"),
     ("up", "--topology", "/nowhere.toml"),
     ("up", "--profile", "linux-0.1"),
+    ("up", "--fault", "node2: full of bees"),
     ("-m", "no/such", "status"),
     ("-m", "absent", "fsck"),
     ("stress", "--clients", "0"),

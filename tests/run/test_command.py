@@ -51,6 +51,21 @@ def test_what_cannot_be_executed_is_told_as_a_shell_tells_it(
     assert (done.returncode, done.stderr) == (code, f"numaemu run: {complaint}\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["run", "--nodes", "0", "--", "false"], "nodes: expected a whole number from 1"),
+        (["run", "--topology", "/nonexistent", "--", "false"], "/nonexistent: No such file or directory"),
+        (["-m", "nobody", "run", "--", "false"], "no machine named 'nobody' is running"),
+    ],
+)
+def test_a_machine_that_is_not_there_is_told_from_a_failing_program(words: list[str], complaint: str) -> None:
+    """125, as from env, and a line that says why; 1 would be the program's."""
+    done = numaemu(*words)
+    assert done.returncode == 125
+    assert complaint in done.stderr
+
+
 def test_a_run_inside_a_run_is_refused(run: Run) -> None:
     """A program has one supervisor: the second one says so, and what it was to run does not begin."""
     done = run(sys.executable, "-m", "numaemu", "run", "--memory", "4M", "--", "echo", "began")
@@ -64,6 +79,8 @@ def test_a_run_inside_a_run_is_refused(run: Run) -> None:
         ("run",),
         ("run", "--"),
         ("run", "-m", "x", "--nodes", "2", "--", "true"),
+        ("run", "-m", "x", "--fault", "swap: full", "--", "true"),
+        ("run", "-m", "x", "--seed", "7", "--", "true"),
         ("run", "--topology", "f", "--nodes", "2", "--", "true"),
         ("run", "--report-file", "f", "--", "true"),
     ],

@@ -1,6 +1,8 @@
-"""Other people's programs: hwloc, a stress test of NUMA calls, a database under numactl."""
+"""Other people's programs: hwloc, a stress test of NUMA calls, Go and Rust, a database under numactl."""
 
+import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,26 @@ def test_stress_ng_finds_nothing_wrong(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "system has 4 of" in done.stdout + done.stderr
     assert "fail" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(("fzf", "--filter", "nod7"), id="go", marks=needs("fzf", "fzf")),
+        pytest.param(("rg", "--threads", "2", "node [7]+$"), id="rust", marks=needs("rg", "ripgrep")),
+    ],
+)
+def test_programs_in_go_and_rust_run_where_they_are_bound(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    """Their runtimes with threads of their own find what they find elsewhere, and have their pages on node 2."""
+    words = "".join(f"node {i}\n" for i in range(20_000))
+    elsewhere = subprocess.run(command, input=words, capture_output=True, text=True, check=True)
+    report = tmp_path / "report"
+    options = ("--report", "json", "--report-file", str(report))
+    done = run("numactl", "--membind=2", *command, options=options, stdin=words)
+    assert (done.returncode, done.stdout) == (0, elsewhere.stdout), done.stderr
+    pages = json.loads(report.read_text())["pages_by_node"]
+    assert pages["1"] == pages["3"] == 0
+    assert pages["2"] > 100
 
 
 REDIS = """

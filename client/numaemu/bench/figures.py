@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from numaemu.bench import at_rest, faults, flood, growth, hits, many, moving, tasks
+from numaemu.bench import at_rest, faults, flood, growth, hits, many, moving, tasks, under_run
 from numaemu.bench.rounds import Figure
 
 FIGURES: Final[dict[str, Callable[[], Iterator[Figure]]]] = {
@@ -28,6 +28,10 @@ FIGURES: Final[dict[str, Callable[[], Iterator[Figure]]]] = {
     "boot": at_rest.boot,
     "idle": at_rest.idle,
     "bytes-per-frame": at_rest.bytes_per_frame,
+    "run-cpu": under_run.run_cpu,
+    "run-getcpu": under_run.run_getcpu,
+    "run-get_mempolicy": under_run.run_get_mempolicy,
+    "run-files": under_run.run_files,
 }
 
 #: Fitted exponents; these write a plot each, if there is a folder for it.

@@ -32,7 +32,7 @@ COMMANDS: Final = (
     "doctor",
 )
 
-_USAGE: Final = 2
+_FAILURE: Final = 1
 _INTERRUPTED: Final = 128 + signal.SIGINT
 _BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 
@@ -45,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"numaemu {numaemu.__version__}")
     add_machine(parser)
+    parser.set_defaults(failure=_FAILURE)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
         importlib.import_module(f"numaemu.cli.{name}").add_parser(subparsers)
@@ -52,9 +53,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 1 if it failed, 2 for a wrong command line, 130 after Ctrl-C."""
+    """Run one command; the exit code: 0, 1 if it failed (`run`: 125), 2 for a wrong command line, 130 after Ctrl-C."""
+    failure = _FAILURE
     try:
         args = make_parser().parse_args(argv)
+        failure = args.failure
         code: int = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -67,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
     except (OSError, ValueError, numaemu.NumaemuFailure) as error:
         sys.stderr.write(f"numaemu: {sentence(error)}\n")
-        return 1
+        return failure
     return code
 
 

@@ -24,6 +24,18 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_faults(parser: argparse.ArgumentParser) -> None:
+    """--fault, --seed: `args.fault` is None or a list of texts, `args.seed` None or a number."""
+    parser.add_argument(
+        "--fault",
+        action="append",
+        metavar="TEXT",
+        help="what goes wrong, beside what the topology says; as often as you like: 'nodeN: full after P pages', "
+        "'isolation: refused for X%% on nodeN', 'swap: full after P pages', 'migration: fails for X%% to nodeN'",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="decides about chance in faults (default: 0)")
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """--json: `args.json`."""
     parser.add_argument("--json", action="store_true", help="print JSON")

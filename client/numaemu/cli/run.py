@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from numaemu.cli.options import PROFILES, add_machine, examples
+from numaemu.cli.options import PROFILES, add_faults, add_machine, examples
 
 if TYPE_CHECKING:
     from numaemu_core.topology import Topology
@@ -18,6 +18,8 @@ _MEMORY: Final = "1G"
 _SWAP: Final = "1G"
 #: Programs of today expect a kernel of today.
 _PROFILE: Final = PROFILES[-1]
+#: Another one than a program gives for its own failures, as `env` has it; numaemu_run.child, which --help does without.
+_CANNOT_RUN: Final = 125
 
 
 def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not name its type
@@ -31,6 +33,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         "found. docs/run.md says what is emulated and what is not.",
         **examples(
             "numaemu run --nodes 4 -- numactl --hardware\nnumaemu run --topology box.toml --report json -- ./tests\n"
+            "numaemu run --nodes 4 --fault 'node2: full after 100 pages' -- ./tests\n"
             "numaemu -m box run -- numactl --interleave=all ./server"
         ),
     )
@@ -42,11 +45,12 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
     add("--topology", metavar="FILE", help="a TOML file with nodes, CPUs and distances, in place of --nodes, --memory")
     names = ", ".join(PROFILES[:-1]) + f" or {PROFILES[-1]}"
     add("--profile", metavar="NAME", help=f"which kernel: {names} (default: {_PROFILE}, or what the topology says)")
+    add_faults(parser)
     add("--report", choices=("json", "junit"), help="what was called, refused and placed, on stderr at the end")
     add("--report-file", metavar="FILE", help="there, and not on stderr (with --report)")
     add("--no-mount", action="store_true", help="answer calls about the tree of nodes, even if it could be mounted")
     add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …", help="the program and its arguments")
-    parser.set_defaults(run=run, usage_error=parser.error)
+    parser.set_defaults(run=run, usage_error=parser.error, failure=_CANNOT_RUN)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     if not command:
         args.usage_error("expected a command: numaemu run [options] -- COMMAND …")
     machine: str | None = getattr(args, "machine", None)
-    described = [name for name in ("nodes", "memory", "swap", "topology", "profile") if getattr(args, name) is not None]
+    words = ("nodes", "memory", "swap", "topology", "profile", "fault", "seed")
+    described = [name for name in words if getattr(args, name) is not None]
     if machine is not None and described:
         args.usage_error(f"-m names a machine that is running: leave out --{described[0]}")
     if args.topology is not None and (args.nodes is not None or args.memory is not None):
@@ -83,11 +88,13 @@ def run(args: argparse.Namespace) -> int:
 
 def topology_of(args: argparse.Namespace) -> Topology:
     """The machine that the options describe. TopologyError, OSError."""
-    from numaemu.description import topology_from  # noqa: PLC0415 - --help answers without it
+    from numaemu.description import topology_from, with_faults  # noqa: PLC0415 - --help answers without it
     from numaemu_core.topology import uniform  # noqa: PLC0415 - as above
     from numaemu_run.procfs import PAGE_SIZE  # noqa: PLC0415 - as above
 
     if args.topology is not None:
-        return topology_from(args.topology, swap=args.swap, profile=args.profile)
-    nodes = _NODES if args.nodes is None else args.nodes
-    return uniform(nodes, args.memory or _MEMORY, args.swap or _SWAP, args.profile or _PROFILE, PAGE_SIZE)
+        topology = topology_from(args.topology, swap=args.swap, profile=args.profile)
+    else:
+        nodes = _NODES if args.nodes is None else args.nodes
+        topology = uniform(nodes, args.memory or _MEMORY, args.swap or _SWAP, args.profile or _PROFILE, PAGE_SIZE)
+    return with_faults(topology, args.fault or (), args.seed)

@@ -48,6 +48,10 @@ def run_status(args: argparse.Namespace) -> int:
         print_json(found)
         return 0
     print(f"machine {found['machine']}, boot id {found['boot_id']}, generation {found['generation']}")
+    if "faults" in found:
+        from numaemu_core.faults_on_demand import one_line  # noqa: PLC0415 - --help answers without it
+
+        print(one_line(found["faults"], found["seed"]))
     rows: list[tuple[str, ...]] = [("ROLE", "NODE", "PID", "STATE", "RESTARTS", "MEMORY", "DONE")]
     rows += [_process_row(process) for process in found["processes"]]
     print(table(rows, left_columns={0, 3, 6}), end="")

@@ -7,7 +7,7 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from numaemu.cli.options import PROFILES, add_machine, examples, machine_name
+from numaemu.cli.options import PROFILES, add_faults, add_machine, examples, machine_name
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -43,6 +43,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
     add("--topology", metavar="FILE", help="a TOML file with nodes, CPUs and distances, in place of --nodes, --memory")
     names = ", ".join(PROFILES[:-1]) + f" or {PROFILES[-1]}"
     add("--profile", metavar="NAME", help=f"which kernel: {names} (default: {_PROFILE}, or what the topology says)")
+    add_faults(parser)
     add("--page-size", metavar="SIZE", help=f"4096 to 65536 (default: {_PAGE_SIZE}, or what the topology says)")
     add(
         "--allow-uid",
@@ -118,18 +119,20 @@ def _tell(started: Started, admission: Admission) -> None:
 
 def topology_of(args: argparse.Namespace) -> Topology:
     """The machine that the options describe. TopologyError, OSError."""
-    from numaemu.description import topology_from  # noqa: PLC0415 - --help answers without it
+    from numaemu.description import topology_from, with_faults  # noqa: PLC0415 - --help answers without it
     from numaemu_core.topology import uniform  # noqa: PLC0415 - --help answers without it
 
     if args.topology is not None:
-        return topology_from(args.topology, swap=args.swap, profile=args.profile, page_size=args.page_size)
-    return uniform(
-        _NODES if args.nodes is None else args.nodes,
-        args.memory or _MEMORY,
-        args.swap or _SWAP,
-        args.profile or _PROFILE,
-        args.page_size or _PAGE_SIZE,
-    )
+        topology = topology_from(args.topology, swap=args.swap, profile=args.profile, page_size=args.page_size)
+    else:
+        topology = uniform(
+            _NODES if args.nodes is None else args.nodes,
+            args.memory or _MEMORY,
+            args.swap or _SWAP,
+            args.profile or _PROFILE,
+            args.page_size or _PAGE_SIZE,
+        )
+    return with_faults(topology, args.fault or (), args.seed)
 
 
 def _stay(started: Started, admission: Admission) -> int:

@@ -1,0 +1,126 @@
+"""Unmodified programs under `numaemu run`: what they pay for it."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from numaemu.bench.echo import MESSAGE, dealer_to, echoing
+from numaemu.bench.machines import seconds
+from numaemu.bench.rounds import Figure, Reach, alone, compare, times
+
+_RUN: Final = (sys.executable, "-m", "numaemu", "run", "--nodes", "2", "--memory", "64M", "--swap", "64M")
+_EMPTY: Final = (sys.executable, "-m", "numaemu.bench.empty_supervisor")
+_CALLS: Final = 500
+_SUMS: Final = 3_000_000
+_ROUNDS: Final = 3
+
+#: Works for each line that it reads, and tells how many seconds that took. Arguments: how often, the number of a call
+#: and how many results it has, or none.
+_AT_EACH_LINE: Final = """
+import ctypes, sys, time
+calls, number, results = map(int, sys.argv[1:])
+libc = ctypes.CDLL(None)
+zero = ctypes.c_ulong(0)
+pointers = [ctypes.byref(ctypes.c_int()) for _ in range(results)] + [zero] * (5 - results)
+for _ in sys.stdin:
+    began = time.perf_counter()
+    if number:
+        for _ in range(calls):
+            libc.syscall(number, *pointers)
+    else:
+        total = 0
+        for i in range(calls):
+            total += i * i % 7
+    print(time.perf_counter() - began, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def _program(before: Sequence[str], *arguments: int) -> Iterator[Callable[[], float]]:
+    """The program with `arguments` under what stands `before` it; gives what measures a round of it, in seconds."""
+    command = [*before, sys.executable, "-c", _AT_EACH_LINE, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def took_s() -> float:
+            stdin.write("\n")
+            stdin.flush()
+            return float(stdout.readline())
+
+        yield took_s
+        stdin.close()
+
+
+def run_cpu() -> Iterator[Figure]:
+    """A program that only computes, beside the same one without `numaemu run`."""
+    work = (_SUMS, 0, 0)
+    with _program([*_RUN, "--"], *work) as ours, _program([], *work) as peer:
+        yield compare("run-cpu", "s", ours, peer, peer_is="the same program without it", reach=times(1.03))
+
+
+def _one_call(name: str, results: int, beside_us: Callable[[], float], peer_is: str, bound: float) -> Iterator[Figure]:
+    """A call of a program, beside the same one under a supervisor that does nothing, and `beside_us`."""
+    from numaemu_run.abi import abi_of_host  # noqa: PLC0415 - hosts that cannot run programs have other figures
+
+    work = (_CALLS, abi_of_host().numbers[name], results)
+    with _program([*_RUN, "--"], *work) as ours, _program(_EMPTY, *work) as empty:
+        yield compare(
+            f"run-{name}",
+            "us",
+            lambda: ours() / _CALLS * 1e6,
+            lambda: empty() / _CALLS * 1e6 + beside_us(),
+            peer_is=peer_is,
+            reach=times(bound),
+        )
+
+
+def run_getcpu() -> Iterator[Figure]:
+    """A call that the supervisor answers by itself."""
+    return _one_call("getcpu", 2, lambda: 0.0, "under a supervisor that does nothing", 1.5)
+
+
+def run_get_mempolicy() -> Iterator[Figure]:
+    """A call that the kernel daemon answers, beside one that nobody works for and an echo together."""
+    with echoing() as endpoint, dealer_to(endpoint) as dealer:
+
+        def echoes() -> None:
+            for _ in range(_CALLS):
+                dealer.send(MESSAGE)
+                dealer.recv()
+
+        yield from _one_call(
+            "get_mempolicy", 1, lambda: seconds(echoes) / _CALLS * 1e6, "the same, and a ZeroMQ echo", 1.3
+        )
+
+
+_OPENS: Final = """
+import os, sys
+for _ in range(int(sys.argv[1])):
+    os.close(os.open("/etc/passwd", os.O_RDONLY))
+for _ in range(int(sys.argv[2])):
+    os.stat("/sys/devices/system/node/node0")
+"""
+
+
+def run_files() -> Iterator[Figure]:
+    """Calls that are handed over for each open of a file, and for each look at a path."""
+    with tempfile.TemporaryDirectory(prefix="numaemu-bench-") as folder:
+        report = Path(folder) / "report"
+
+        def handed_over(opens: int, stats: int) -> int:
+            command = [*_RUN, "--report", "json", "--report-file", str(report), "--"]
+            subprocess.run([*command, sys.executable, "-c", _OPENS, str(opens), str(stats)], check=True)
+            return sum(json.loads(report.read_text(encoding="utf-8"))["calls"].values())
+
+        without = [handed_over(0, 0) for _ in range(_ROUNDS)]
+        opened = [(handed_over(_CALLS, 0) - before) / _CALLS for before in without]
+        yield alone("run-open", "calls", opened, Reach(at_most=True, bound=1, of=""))
+        looked_at = [(handed_over(0, _CALLS) - before) / _CALLS for before in without]
+        yield alone("run-stat", "calls", looked_at, Reach(at_most=True, bound=0, of=""))
