@@ -200,6 +200,7 @@ WRONG = {
     "topology='none.toml'": "*No such file*none.toml'",
     "topology={}, nodes=2": "topology says what nodes there are: leave out nodes",
     "topology=5": "topology: expected a path or a dict, got 5",
+    "nodes=2, faults='node7: full'": "*node7*",
     "fresh='yes'": "fresh: expected True or False, got 'yes'",
 }
 
@@ -336,6 +337,7 @@ SHAPES: dict[str, tuple[dict[str, Any], list[tuple[int, int]], str, int, bool]] 
     "nodes": ({"nodes": 3}, [(0, 256), (1, 256), (2, 256)], "linux-6.12", 128, False),
     "distances": ({"distances": [[10, 99], [98, 10]]}, [(0, 256), (1, 256)], "linux-6.12", 128, False),
     "a file": ({"topology": "box.toml", "swap": "2M"}, [(1, 8), (5, 0)], "linux-6.12", 2, False),
+    "faults": ({"faults": "swap: full", "swap": "4M"}, [(1, 8), (5, 0)], "linux-6.12", 4, True),
     "a dict": ({"topology": {"node": [{"id": 7, "memory": "4M", "cpus": [1]}]}}, [(7, 4)], "swap-v3", 0, False),
 }
 
