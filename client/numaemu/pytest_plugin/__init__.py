@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from numaemu.pytest_plugin.numa import Numa
 
 _MARKER: Final = (
-    "numa(nodes=2, memory='256M', swap='128M', profile='linux-6.12', distances=None, topology=None, fresh=False): the "
-    "machine that the fixture numa gives. nodes with memory bytes each and a CPU each; distances: a row a node; or "
-    "topology, a TOML file (seen from the test's folder) or a dict of the same shape; fresh: a machine of its own."
+    "numa(nodes=2, memory='256M', swap='128M', profile='linux-6.12', distances=None, topology=None, faults=(), seed=0, "
+    "fresh=False): the machine that the fixture numa gives. nodes with memory bytes each and a CPU each; distances: a "
+    "row a node; or topology, a TOML file (seen from the test's folder) or a dict of the same shape; faults: what goes "
+    "wrong, as for numaemu run --fault; fresh: a machine of its own."
 )
 
 

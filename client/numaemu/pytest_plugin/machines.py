@@ -31,14 +31,6 @@ class _Kept(NamedTuple):
     machine: Machine
     place: str
 
-    def serves(self) -> bool:
-        """Does it still run?"""
-        try:
-            self.machine.status()
-        except (MachineGone, OSError):
-            return False
-        return True
-
 
 class Machines:
     """Machines by their topology. A test gets a handle of its own, and with it tasks of its own."""
@@ -71,9 +63,6 @@ class Machines:
 
     def _take(self, topology: Topology) -> _Kept:
         kept = self._kept.pop(topology, None)
-        if kept is not None and not kept.serves():
-            kept.machine.close()
-            kept = None
         if kept is None:
             while len(self._kept) >= _KEPT_MAX:
                 self._drop(next(iter(self._kept)))

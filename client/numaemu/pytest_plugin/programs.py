@@ -1,4 +1,7 @@
-"""Programs under `numaemu run`, on the machine of a test."""
+"""Programs under `numaemu run`, on the machine of a test.
+
+By the command, in a process of its own: a run takes signals over, and waits for every child that there is.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +138,9 @@ def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
         return process.communicate(timeout=_GRACE_S)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    return process.communicate()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # somebody has left the group, and holds the pipes
+        return process.communicate(timeout=_GRACE_S)
+    return "", ""
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from numaemu.description import topology_from
+from numaemu.description import topology_from, with_faults
 from numaemu_core.topology import from_dict, uniform
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _SWAP: Final = "128M"
 _PROFILE: Final = "linux-6.12"
 #: Arguments that describe nodes, and so take the place of a file.
 _OF_NODES: Final = ("nodes", "memory", "distances")
-_KNOWN: Final = (*_OF_NODES, "swap", "profile", "topology", "fresh")
+_KNOWN: Final = (*_OF_NODES, "swap", "profile", "topology", "faults", "seed", "fresh")
 
 
 def shape_of(marker: pytest.Mark | None, told: Path | None, folder: Path) -> tuple[Topology, bool]:
@@ -41,8 +41,11 @@ def shape_of(marker: pytest.Mark | None, told: Path | None, folder: Path) -> tup
     fresh = arguments.pop("fresh", False)
     if not isinstance(fresh, bool):
         raise TypeError(f"fresh: expected True or False, got {fresh!r}")
+    faults, seed = arguments.pop("faults", ()), arguments.pop("seed", None)
+    topology = with_faults(_topology(arguments, told, folder), [faults] if isinstance(faults, str) else faults, seed)
+    # Faults count what has been on the machine: after another test they would strike at other places.
     # The host's memory is taken when it is touched: most tests touch little.
-    return replace(_topology(arguments, told, folder), preallocate=False), fresh
+    return replace(topology, preallocate=False), fresh or bool(topology.faults)
 
 
 def _checked(marker: pytest.Mark) -> dict[str, Any]:
