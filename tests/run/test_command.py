@@ -65,6 +65,8 @@ def test_a_run_inside_a_run_is_refused(run: Run) -> None:
         ("run", "--"),
         ("run", "-m", "x", "--nodes", "2", "--", "true"),
         ("run", "--topology", "f", "--nodes", "2", "--", "true"),
+        ("run", "--preset", "two-socket", "--nodes", "2", "--", "true"),
+        ("run", "-m", "x", "--preset", "two-socket", "--", "true"),
         ("run", "--report-file", "f", "--", "true"),
     ],
 )
