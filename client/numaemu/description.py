@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from numaemu.hwloc_xml import is_xml, parse_hwloc_xml
+from numaemu.numactl_text import is_numactl_text, parse_numactl_text
 from numaemu.presets import preset_named
 from numaemu_core.errors import TopologyError
 from numaemu_core.sizes import parse_size
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
 
     from numaemu_core.topology import Topology
 
-#: A description with 64 nodes and all distances is far below it.
+#: A description with 64 nodes and all distances is far below it. XML tells of each core, cache and device.
 _FILE_BYTES_MAX: Final = 1 << 20
+_XML_BYTES_MAX: Final = 16 << 20
 _PAGE_SIZE: Final = 4096
 
 
@@ -58,6 +61,8 @@ class Usual:
 def describe(wanted: Wanted, usual: Usual) -> Topology:
     """The topology that is wanted; files of our own form and dicts say everything, or have `from_dict`'s defaults.
 
+    Files that lstopo or numactl wrote speak of nodes, CPUs, memory and distances only; memory is cut to whole pages.
+
     Raises:
         TopologyError: that is no machine, or more than one of nodes, topology and preset is said. OSError: the file
             cannot be read.
@@ -73,7 +78,10 @@ def describe(wanted: Wanted, usual: Usual) -> Topology:
     if wanted.topology is not None:
         path = Path(wanted.topology)
         try:
-            return from_dict(_changed(_read(path), wanted, wanted.memory))
+            described, foreign = _read(path)
+            if foreign:
+                described = usual.as_dict() | described
+            return from_dict(_changed(described, wanted, wanted.memory, rounded=foreign))
         except TopologyError as error:
             raise TopologyError(f"{path}: {error}") from None
     return uniform(
@@ -85,23 +93,44 @@ def describe(wanted: Wanted, usual: Usual) -> Topology:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What a file says. TopologyError, which does not name it; OSError."""
+def _read(path: Path) -> tuple[dict[str, Any], bool]:
+    """What a file says, and whether others wrote it. TopologyError, which does not name it; OSError."""
     with path.open("rb") as file:
-        text = file.read(_FILE_BYTES_MAX + 1)
-    if len(text) > _FILE_BYTES_MAX:
-        raise TopologyError(f"a topology file has at most {_FILE_BYTES_MAX} bytes")
+        data = file.read(_XML_BYTES_MAX + 1)
+    _check_length(data, _XML_BYTES_MAX)
     try:
-        return tomllib.loads(text.decode())
+        text = data.decode()
+        if is_xml(text):
+            return parse_hwloc_xml(text), True
+        _check_length(data, _FILE_BYTES_MAX)
+        if is_numactl_text(text):
+            return parse_numactl_text(text), True
+        return tomllib.loads(text), False
     except (ValueError, RecursionError) as error:  # tomllib goes as deep as the text
-        raise TopologyError(f"no TOML: {error}") from None
+        raise TopologyError(f"no TOML, nor XML of lstopo, nor what numactl --hardware prints: {error}") from None
 
 
-def _changed(described: Mapping[str, object], wanted: Wanted, memory: str | int | None) -> dict[str, object]:
-    """With what is wanted otherwise; `memory` is that of the largest node, None: as described."""
+def _check_length(data: bytes, most_bytes: int) -> None:
+    if len(data) > most_bytes:
+        raise TopologyError(f"a topology file of this form has at most {most_bytes} bytes")
+
+
+def _changed(
+    described: Mapping[str, object], wanted: Wanted, memory: str | int | None, *, rounded: bool = False
+) -> dict[str, object]:
+    """With what is wanted otherwise; `memory` is that of the largest node, None: as described, or whole pages of it."""
     said = {name: value for name in ("swap", "profile", "page_size") if (value := getattr(wanted, name)) is not None}
     changed = {**described, **said}
-    return changed if memory is None else _resized(changed, memory)
+    if memory is not None:
+        return _resized(changed, memory)
+    return _rounded(changed) if rounded else changed
+
+
+def _rounded(described: dict[str, Any]) -> dict[str, object]:
+    """Machines do not give all of their memory to their kernels, and these may have smaller pages."""
+    page_bytes = max(parse_size(_size(described["page_size"]), "page_size"), 1)
+    nodes = [{**node, "memory": node["memory"] // page_bytes * page_bytes} for node in described["node"]]
+    return {**described, "node": nodes}
 
 
 def _resized(described: dict[str, object], memory: str | int) -> dict[str, object]:

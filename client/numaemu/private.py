@@ -39,11 +39,11 @@ def boot(  # noqa: PLR0913 - each has a default, and a call says two or three of
 
     `nodes` (2) equal nodes with `memory` bytes each (a number, or a size such as 64M, the default) and one CPU each,
     CPU i on node i, at distances 10 and 20; `swap` bytes in all (128M), the kernel `profile` (swap-v3). Or a
-    `topology`: the path of a TOML file, or a dict of the same shape, which says all of it; or the name of a `preset`,
-    as `numaemu topologies` lists them. What is given beside these two takes precedence, and `memory` is then that of
-    the largest node, with the others' in proportion. Users of the host in `allow_uids` may connect, too, by the path
-    of the directory that has the machine's with +visitors behind it; `grants` are capabilities that they may name,
-    each text as `numaemu up --grant` takes it.
+    `topology`: the path of a TOML file, or a dict of the same shape, which says all of it; the path of what lstopo
+    wrote as XML, or numactl --hardware printed; or the name of a `preset`, as `numaemu topologies` lists them. What is
+    given beside these two takes precedence, and `memory` is then that of the largest node, with the others' in
+    proportion. Users of the host in `allow_uids` may connect, too, by the path of the directory that has the machine's
+    with +visitors behind it; `grants` are capabilities that they may name, each text as `numaemu up --grant` takes it.
 
     Raises:
         TopologyError: that is no machine. PeerError: it did not come up. OSError: the host refuses.

@@ -43,7 +43,7 @@ def test_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"[[node", "no TOML"),
+        (b"[[node", "no TOML, nor XML of lstopo, nor what numactl --hardware prints: "),
         (b"\xff\xfe", "no TOML"),
         (b"nodes = 2", "unknown key 'nodes'"),
         (b"x" * (1 << 20) + b"y", "at most 1048576 bytes"),

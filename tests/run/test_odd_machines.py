@@ -1,14 +1,19 @@
 """Odd machines as programs see them: presets, and machines that were written down by other programs."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from tests.run.conftest import numaemu
+
+from numaemu.description import Usual, Wanted, describe
 
 pytestmark = [
     pytest.mark.usefixtures("runtime"),
     pytest.mark.skipif(shutil.which("numactl") is None, reason="numactl is not installed: apt-get install numactl"),
 ]
+
+USUAL = Usual(nodes=2, memory="64M", swap="64M", profile="linux-6.12")
 
 #: Preset, and lines of numactl --hardware on it.
 SHOWN: dict[str, list[str]] = {
@@ -23,9 +28,22 @@ SHOWN: dict[str, list[str]] = {
 }
 
 
+LSTOPO = "lstopo-no-graphics --disallowed --no-io --of xml"
+
+
 @pytest.mark.parametrize("name", SHOWN)
-def test_numactl_shows_the_preset(name: str) -> None:
-    """Ids, CPUs, memory as it was scaled, distances."""
-    done = numaemu("run", "--preset", name, "--memory", "8M", "--", "numactl", "--hardware")
+def test_a_preset_comes_back_from_what_programs_say_of_it(name: str, tmp_path: Path) -> None:
+    """Numactl shows what it is; numactl's text, and lstopo's XML in both formats, describe the same machine."""
+    files = {"text": "numactl --hardware"}
+    if shutil.which("lstopo-no-graphics") is not None:
+        files |= {"xml of 2": LSTOPO, "xml of 1": f"{LSTOPO} --export-xml-flags v1"}
+    script = "; ".join(f"{command} > '{tmp_path}/{file}'" for file, command in files.items())
+    done = numaemu("run", "--preset", name, "--memory", "8M", "--", "sh", "-c", script)
     assert done.returncode == 0, done.stderr
-    assert set(SHOWN[name]) <= {line.rstrip() for line in done.stdout.splitlines()}
+    assert set(SHOWN[name]) <= {line.rstrip() for line in (tmp_path / "text").read_text().splitlines()}
+    preset = describe(Wanted(preset=name, memory="8M"), USUAL)
+    for file in files:
+        found = describe(Wanted(topology=tmp_path / file), USUAL)
+        assert found.nodes == preset.nodes, file
+        # hwloc tells a 1.x file no distances where a node has no CPUs
+        assert file == "xml of 1" or found.distances == preset.distances, file

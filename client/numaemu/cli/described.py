@@ -27,7 +27,11 @@ def add_described(parser: argparse.ArgumentParser, nodes: int, memory: str, swap
         f"(default: {memory}, or what the topology says)",
     )
     add("--swap", metavar="SIZE", help=f"swap area of the machine (default: {swap}, or what the topology says)")
-    add("--topology", metavar="FILE", help="a TOML file with nodes, CPUs and distances, in place of --nodes")
+    add(
+        "--topology",
+        metavar="FILE",
+        help="nodes, CPUs and distances, in place of --nodes: TOML, XML of lstopo, or what numactl --hardware printed",
+    )
     add("--preset", metavar="NAME", help="nodes, CPUs and distances by name, in place of --nodes: `numaemu topologies`")
     names = ", ".join(PROFILES[:-1]) + f" or {PROFILES[-1]}"
     add("--profile", metavar="NAME", help=f"which kernel: {names} (default: {profile}, or what the topology says)")
