@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numaemu_core.topology import Topology
 
-#: A description with 64 nodes and all distances is far below it. XML tells of each core, cache and device.
+#: A description with 128 nodes and all distances is far below it. XML tells of each core, cache and device.
 _FILE_BYTES_MAX: Final = 1 << 20
 _XML_BYTES_MAX: Final = 16 << 20
 _PAGE_SIZE: Final = 4096

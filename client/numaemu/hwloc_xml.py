@@ -51,8 +51,8 @@ def parse_hwloc_xml(text: str) -> dict[str, object]:
     if not found:  # hwloc 1.x on a machine of one node
         node = {"id": 0, "memory": _memory(machine, "Machine"), "cpus": list(nodes_of(_cpuset(machine, "Machine")))}
         return {"node": [node]}
-    if len(found) > limits.MAX_NUMNODES:
-        raise TopologyError(f"expected at most {limits.MAX_NUMNODES} objects of the type NUMANode, got {len(found)}")
+    if len(found) > limits.MAX_NODES:
+        raise TopologyError(f"expected at most {limits.MAX_NODES} objects of the type NUMANode, got {len(found)}")
     ids = [_number(element, "os_index", "NUMANode") for element in found]
     names = [f"NUMANode with os_index {nid}" for nid in ids]
     sets = [_cpuset(element, name) for element, name in zip(found, names, strict=True)]

@@ -1,10 +1,11 @@
 """Odd machines as programs see them: presets, and machines that were written down by other programs."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from tests.run.conftest import numaemu
+from tests.run.conftest import PROGRAMS, numaemu
 
 from numaemu.description import Usual, Wanted, describe
 
@@ -47,3 +48,20 @@ def test_a_preset_comes_back_from_what_programs_say_of_it(name: str, tmp_path: P
         assert found.nodes == preset.nodes, file
         # hwloc tells a 1.x file no distances where a node has no CPUs
         assert file == "xml of 1" or found.distances == preset.distances, file
+
+
+def test_seventy_two_nodes(tmp_path: Path) -> None:
+    """More than a word has bits, and one far off: numactl shows them, mbind and move_pages reach them."""
+    ids = [*range(71), 1000]
+    tables = [f'[[node]]\nid = {nid}\nmemory = "1M"\ncpus = [{cpu}]' for cpu, nid in enumerate(ids)]
+    box, text = tmp_path / "box.toml", tmp_path / "text"
+    box.write_text("\n".join(tables))
+    script = f"numactl --hardware > '{text}'; '{sys.executable}' '{PROGRAMS / 'far.py'}'"
+    done = numaemu("run", "--topology", box, "--profile", "linux-6.12", "--swap", "1M", "--", "sh", "-c", script)
+    assert done.returncode == 0, done.stderr
+    assert text.read_text().startswith("available: 72 nodes (0-70,1000)\n")
+    assert (
+        describe(Wanted(topology=text), USUAL).nodes
+        == describe(Wanted(topology=box, profile="linux-6.12"), USUAL).nodes
+    )
+    assert done.stdout.splitlines() == ["0 [70]", "0 [1000, 1000, 1000] [70, 1000]", "-22"]
