@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numaemu_core.admission import Admission
     from numaemu_core.topology import Topology
 
-#: A machine of 64 nodes on a busy host takes some seconds.
+#: A machine of 128 nodes on a busy host takes some seconds.
 READY_S: Final = 120.0
 _LOG_LINES: Final = 5
 _LOG_TAIL_BYTES: Final = 16384

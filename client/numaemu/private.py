@@ -6,49 +6,53 @@ import os
 import secrets
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from numaemu import control
 from numaemu.attachment import attach_process
-from numaemu.description import topology_from, with_faults
+from numaemu.description import Usual, Wanted, describe
 from numaemu.launch import start
 from numaemu.machine import Machine
 from numaemu_core.admission import make_admission
-from numaemu_core.topology import uniform
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from numaemu.launch import Started
 
+_USUAL: Final = Usual(nodes=2, memory="64M", swap="128M", profile="swap-v3")
 
-def boot(  # noqa: PLR0913 - what a machine has
-    nodes: int = 2,
-    memory: str | int = "64M",
-    swap: str | int = "128M",
-    profile: str = "swap-v3",
-    page_size: str | int = 4096,
+
+def boot(  # noqa: PLR0913 - each has a default, and a call says two or three of them by name
+    nodes: int | None = None,
+    memory: str | int | None = None,
+    swap: str | int | None = None,
+    profile: str | None = None,
+    page_size: str | int | None = None,
     topology: str | os.PathLike[str] | Mapping[str, object] | None = None,
     allow_uids: Iterable[int] = (),
     grants: Iterable[str] = (),
     *,
+    preset: str | None = None,
     faults: Iterable[str] = (),
     seed: int | None = None,
 ) -> Machine:
     """Start a private machine, which ends when the handle is closed or this process ends, however it ends.
 
-    `nodes` equal nodes with `memory` bytes each (a number, or a size such as 64M) and one CPU each, CPU i on node i, at
-    distances 10 and 20; `swap` bytes in all. Or a `topology`: the path of a TOML file, or a dict of the same shape; the
-    other arguments are not looked at then. Users of the host in `allow_uids` may connect, too, by the path of the
-    directory that has the machine's with +visitors behind it; `grants` are capabilities that they may name, each text
-    as `numaemu up --grant` takes it. `faults` go wrong on demand, beside those of the topology, each text as `numaemu
-    up --fault` takes it (docs/run.md); `seed` decides about chance in them.
+    `nodes` (2) equal nodes with `memory` bytes each (a number, or a size such as 64M, the default) and one CPU each,
+    CPU i on node i, at distances 10 and 20; `swap` bytes in all (128M), the kernel `profile` (swap-v3). Or a
+    `topology`: the path of a TOML file, or a dict of the same shape, which says all of it; the path of what lstopo
+    wrote as XML, or numactl --hardware printed; or the name of a `preset`, as `numaemu topologies` lists them. What is
+    given beside these two takes precedence, and `memory` is then that of the largest node, with the others' in
+    proportion. Users of the host in `allow_uids` may connect, too, by the path of the directory that has the machine's
+    with +visitors behind it; `grants` are capabilities that they may name, each text as `numaemu up --grant` takes it.
+    `faults` go wrong on demand, beside those of the topology, each text as `numaemu up --fault` takes it (docs/run.md);
+    `seed` decides about chance in them.
 
     Raises:
         TopologyError: that is no machine. PeerError: it did not come up. OSError: the host refuses.
     """
-    described = uniform(nodes, memory, swap, profile, page_size) if topology is None else topology_from(topology)
-    described = with_faults(described, faults, seed)
+    described = describe(Wanted(nodes, memory, swap, profile, page_size, topology, preset, tuple(faults), seed), _USUAL)
     name = f"boot-{os.getpid()}-{secrets.token_hex(4)}"
     owner = os.getpid()
     admission = make_admission(allow_uids, grants)

@@ -18,8 +18,8 @@ from numaemu_daemon.logs import Event, Log
 from numaemu_daemon.process_table import Managed
 from numaemu_host import fdsock
 
-#: More than all children of the largest machine and a few who ask for the status.
-CONNECTIONS_MAX = 256
+#: More than all children of the largest machine, each with a second one that watches, and a few who ask for the status.
+CONNECTIONS_MAX = 512
 #: Connections of one process that is no child, and how long it may be silent.
 CONNECTIONS_PER_PROCESS = 64
 SILENT_S = 10.0

@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from numaemu_host import fdsock
 
-#: Descriptors in one message: few enough that 64 nodes' segments are sent while others are still read.
+#: Descriptors in one message: few enough that 128 nodes' segments are sent while others are still read.
 PORTION_FDS: Final = 64
 #: Counters that one child may report.
 COUNTERS_MAX: Final = 64

@@ -34,8 +34,8 @@ MAINS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
-#: The descriptors of 64 nodes may be under way to each of 66 children at one time.
-_DESCRIPTORS: Final = 16384
+#: The descriptors of 128 nodes may be under way to each of 130 children at one time.
+_DESCRIPTORS: Final = 32768
 _MIB: Final = 1 << 20
 
 

@@ -22,12 +22,9 @@ MMAP_SEM: Final = "mmap_sem"
 _HOST_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 #: The journal's two halves stand behind a prefix.
 _JOURNAL_PREFIX_BYTES: Final = 64
-#: Sizes of the segments that are not in the layout.
-_EXTRA_BYTES: Final = {
-    JOURNAL: -(-(limits.JOURNAL_HALF_BYTES * 2 + _JOURNAL_PREFIX_BYTES) // SEGMENT_GRANULE_BYTES)
-    * SEGMENT_GRANULE_BYTES,
-    MMAP_SEM: -(-limits.MAX_MMS // _HOST_PAGE_BYTES) * _HOST_PAGE_BYTES,
-}
+_WORD_BITS: Final = 64
+#: The segments that are not in the layout.
+_EXTRA: Final = (JOURNAL, MMAP_SEM)
 
 
 def owner_name(role: str, nid: int | None) -> str:
@@ -38,17 +35,23 @@ def owner_name(role: str, nid: int | None) -> str:
 def owned_names(layout: Layout, owner: str) -> list[str]:
     """Names of the segments that a process creates."""
     names = [name for name, segment in layout.segments.items() if segment.owner == owner]
-    return [*names, *_EXTRA_BYTES] if owner == KERNEL else names
+    return [*names, *_EXTRA] if owner == KERNEL else names
 
 
 def all_names(layout: Layout) -> list[str]:
     """Names of all segments of the machine."""
-    return [*layout.segments, *_EXTRA_BYTES]
+    return [*layout.segments, *_EXTRA]
 
 
 def segment_bytes(layout: Layout, name: str) -> int:
-    """Bytes of a segment."""
-    return _EXTRA_BYTES[name] if name in _EXTRA_BYTES else layout.segments[name].size
+    """Bytes of a segment. The journal is longer where masks of nodes are."""
+    if name == MMAP_SEM:
+        return -(-limits.MAX_MMS // _HOST_PAGE_BYTES) * _HOST_PAGE_BYTES
+    if name != JOURNAL:
+        return layout.segments[name].size
+    wide = layout.topology.nr_node_ids > _WORD_BITS
+    half_bytes = limits.JOURNAL_HALF_BYTES * (limits.JOURNAL_WIDE_FACTOR if wide else 1)
+    return -(-(half_bytes * 2 + _JOURNAL_PREFIX_BYTES) // SEGMENT_GRANULE_BYTES) * SEGMENT_GRANULE_BYTES
 
 
 def allocated_bytes(layout: Layout) -> int:
@@ -61,7 +64,7 @@ def create_owned(layout: Layout, owner: str) -> dict[str, int]:
     fds: dict[str, int] = {}
     try:
         for name in owned_names(layout, owner):
-            sparse = name in _EXTRA_BYTES or layout.segments[name].sparse
+            sparse = name in _EXTRA or layout.segments[name].sparse
             fds[name] = memfd.create(f"numaemu.{name}", segment_bytes(layout, name), preallocate=not sparse)
         if owner == KERNEL:
             _initialise_mutexes(layout, fds["locks"])

@@ -48,6 +48,9 @@ _PREFIX: Final = 64
 _OF_CALLS: Final = frozenset({"intent", "note", "done", "hung_up", "client", "client_gone", "connection"})
 _OF_THE_MACHINE: Final = frozenset({"file", "file_gone", "policy", "weights", "marks"})
 
+#: msgpack's type of a number that does not fit one word: a set of nodes with ids from 64 on.
+_WIDE: Final = 1
+
 Row = list[Any]
 
 
@@ -237,7 +240,7 @@ class Journal:
         if self._held is not None:
             self._held.append(record)
             return
-        body = msgpack.packb(record)
+        body = packed_record(record)
         for one in record[1] if record[0] == "together" else [record]:
             if one[0] in _OF_CALLS:
                 self._calls.apply(one)
@@ -258,7 +261,7 @@ class Journal:
         # What the half held two turns ago must not be taken for what comes now.
         self._bytes[self._at : self._at + _HEADER] = 0
         for record in truth.records():
-            self._write(msgpack.packb(record))
+            self._write(packed_record(record))
         self._bytes[:_WORD].view(np.uint64)[0] = self._half
 
     def _write(self, body: bytes) -> None:
@@ -301,7 +304,7 @@ class Journal:
                     self._half, self._at, self._sequence = half, at, expected or 1
                 return truth
             body = self._bytes[at + _HEADER : at + _HEADER + length].tobytes()
-            truth.apply(msgpack.unpackb(body, strict_map_key=False))
+            truth.apply(msgpack.unpackb(body, strict_map_key=False, ext_hook=_wide_number))
             at += _HEADER + -(-length // _WORD) * _WORD
             expected = sequence + 1
 
@@ -345,6 +348,25 @@ def vma_row(vma: VmArea) -> Row:
 def file_row(mapping: AddressSpace) -> Row:
     """An object as plain data: [kind, name, i_ino, i_size, disk_start, uid]; its pages are told by their frames."""
     return [mapping.kind.value, mapping.name, mapping.i_ino, mapping.i_size, mapping.disk_start, mapping.uid]
+
+
+def packed_record(record: Row) -> bytes:
+    """A record as bytes; sets of nodes may be wider than a word."""
+    body: bytes = msgpack.packb(record, default=_as_wide)
+    return body
+
+
+def _as_wide(value: object) -> msgpack.ExtType:
+    """What msgpack does not know: numbers of more than one word."""
+    if not isinstance(value, int):
+        raise TypeError(f"{type(value).__name__} in a record of the journal")
+    return msgpack.ExtType(_WIDE, value.to_bytes((value.bit_length() + 7) // 8, "little"))
+
+
+def _wide_number(kind: int, data: bytes) -> int:
+    """And back."""
+    assert kind == _WIDE
+    return int.from_bytes(data, "little")
 
 
 def policy_row(policy: Mempolicy | None) -> Row | None:

@@ -105,17 +105,17 @@ class Layout:
     @property
     def zone_mutex(self) -> int:
         """Index of node 0's zone lock in the mutex table; node n's is n further."""
-        return limits.MAX_NUMNODES
+        return self.topology.nr_node_ids
 
     @property
     def swap_mutex(self) -> int:
         """Index of the swap_lock in the mutex table."""
-        return 2 * limits.MAX_NUMNODES
+        return 2 * self.topology.nr_node_ids
 
     @property
     def pte_mutex(self) -> int:
         """Index of table 0's pte lock in the mutex table; table t's is t further."""
-        return 2 * limits.MAX_NUMNODES + 1
+        return 2 * self.topology.nr_node_ids + 1
 
     @property
     def mutex_count(self) -> int:
@@ -197,9 +197,10 @@ def _frames(layout: Layout) -> SegmentLayout:
     segment.add("index", "u8", count)
     segment.add("private", "u4", count)
     segment.add("moving_to", "u4", count)  # frame + 1 that is just becoming the page (direct migration), 0: none
-    segment.add("numastat", "i8", limits.MAX_NUMNODES, len(NUMA_COUNTERS))  # zone lock
-    segment.add("watermarks", "i8", limits.MAX_NUMNODES, 3)  # daemon only: pages_min, pages_low, pages_high
-    segment.add("cleaned", "i8", limits.MAX_NUMNODES)  # zone lock: frames that the node process cleaned
+    ids = layout.topology.nr_node_ids
+    segment.add("numastat", "i8", ids, len(NUMA_COUNTERS))  # zone lock
+    segment.add("watermarks", "i8", ids, 3)  # daemon only: pages_min, pages_low, pages_high
+    segment.add("cleaned", "i8", ids)  # zone lock: frames that the node process cleaned
     segment.add("vm_events", "i8", len(VM_EVENTS))  # daemon only
     segment.add("fault_strikes", "i8", limits.FAULTS_MAX, 2)  # daemon only: pages that a fault was asked about, and hit
     return segment

@@ -2,8 +2,10 @@
 
 from typing import Final
 
-#: Node ids run from 0 to MAX_NUMNODES - 1 (x86_64 of 2.6.15: NODES_SHIFT 6).
-MAX_NUMNODES: Final = 64
+#: Node ids run from 0 to MAX_NUMNODES - 1 at the most (x86_64 of today: NODES_SHIFT 10); a profile may have fewer.
+MAX_NUMNODES: Final = 1024
+#: Nodes of one machine: each is a process, and every process maps the memory of all.
+MAX_NODES: Final = 128
 #: CPU numbers run from 0 to MAX_CPUS - 1.
 MAX_CPUS: Final = 1024
 #: Entries of one page-table page, at each of the four levels.
@@ -110,6 +112,10 @@ JOURNAL_HALF_BYTES: Final = 64 << 20
 JOURNALLED_WRITES_BYTES: Final = 8 << 20
 #: What a VMA, a task or an mm takes in a journal at the most.
 JOURNAL_ROW_BYTES_MAX: Final = 128
+#: The same where node ids do not fit one word, so that a policy has three masks of up to MAX_NUMNODES bits; the journal
+#: is then so many times as long.
+JOURNAL_WIDE_ROW_BYTES_MAX: Final = 512
+JOURNAL_WIDE_FACTOR: Final = 4
 
 #: One message on the wire, either way.
 MESSAGE_BYTES_MAX: Final = 1 << 20
@@ -151,6 +157,8 @@ CLIENTS_PER_PROCESS: Final = 64
 #: 100 MiB, fsck takes about 1,100 bytes a page for a moment; the rest is for requests.
 DAEMON_BYTES: Final = 2 << 30
 DAEMON_BYTES_PER_PAGE: Final = 2048
+#: Capabilities that one request names.
+CAPABILITY_NAMES_MAX: Final = 64
 #: Words of a node mask on the wire: one page of bits.
 MASK_WORDS_MAX: Final = (1 << PAGE_SHIFT_MAX) // 8
 #: Names of machines: they become part of a socket path of at most 107 bytes.
@@ -160,11 +168,13 @@ MACHINE_NAME_MAX: Final = 32
 ROBUST_LIST_MAX: Final = 2048
 
 assert 1 << TABLE_SHIFT == PTRS_PER_TABLE
-assert PTE_LOCK_BATCH + 3 * MAX_NUMNODES + 1 <= ROBUST_LIST_MAX // 2
+assert PTE_LOCK_BATCH + 3 * MAX_NODES + 1 <= ROBUST_LIST_MAX // 2
 assert SHARED_BATCH_PAGES < BATCH_PAGES <= FAULT_REQUEST_PAGES
 assert SWAPOUT_TRYLOCK_PASSES < SWAPOUT_PASSES
 assert TASK_SIZE_BYTES <= 1 << (PAGE_SHIFT_MIN + TABLE_LEVELS * TABLE_SHIFT)
 assert (MAX_VMAS + MAX_SHARED_POLICIES + MAX_TASKS + MAX_MMS) * JOURNAL_ROW_BYTES_MAX <= JOURNAL_HALF_BYTES * 3 // 4
+assert JOURNAL_WIDE_ROW_BYTES_MAX <= JOURNAL_ROW_BYTES_MAX * JOURNAL_WIDE_FACTOR
+assert JOURNAL_WIDE_ROW_BYTES_MAX >= JOURNAL_ROW_BYTES_MAX + 3 * MAX_NUMNODES // 8
 assert SILENCE_S < PROCESS_STOPPED_BOUND_S < WINDOW_BOUND_RUNNING_S
 assert REMOTE_BYTES_MAX <= MESSAGE_BYTES_MAX // 2
 assert JOURNALLED_WRITES_BYTES <= JOURNAL_HALF_BYTES // 8

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from numaemu_core import limits
 from numaemu_core.check_range import MOVE_FLAGS, PageList, check_range
 from numaemu_core.columns import I8, NO_INDEXES, Bool
 from numaemu_core.effects import KernelTask
@@ -40,7 +39,7 @@ def sys_mbind(
     asked = mbind_arguments(k, task, start, length, mode, words, maxnode, flags)
     if asked is None:
         return 0
-    allowed = np.zeros(limits.MAX_NUMNODES, np.bool_)
+    allowed = np.zeros(k.topology.nr_node_ids, np.bool_)
     allowed[list(nodes_of(asked.mask & k.online))] = True
     if k.profile.direct_migration:
         return (yield from _do_mbind_today(k, task, asked, allowed))

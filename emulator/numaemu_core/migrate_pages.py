@@ -71,7 +71,7 @@ def _evict_from_nodes(k: Kernel, mm: Mm, wrong: int) -> KernelTask[int]:
     pagelist = PageList()
     with (yield from down_read(mm)):
         with contextlib.suppress(MmError):  # V3 does not look at what check_range says
-            yield from _queue(k, mm, _all_but(wrong), MPOL_MF_MOVE, pagelist)
+            yield from _queue(k, mm, _all_but(k, wrong), MPOL_MF_MOVE, pagelist)
         left = yield from swapout_pages(k, pagelist.pages(lifo=k.profile.pagelist_lifo))
         return (yield from putback_lru_pages(k, left))
 
@@ -118,7 +118,7 @@ def _migrate_to_node(k: Kernel, task: Task | None, mm: Mm, source: int, dest: in
     with (yield from down_read(mm)):
         if not len(mm.vmas):
             return 0
-        yield from _queue(k, mm, _all_but(1 << source), flags, pagelist)
+        yield from _queue(k, mm, _all_but(k, 1 << source), flags, pagelist)
         pfns = pagelist.pages(lifo=k.profile.pagelist_lifo)
         moved = yield from migrate_pages(k, pfns, new_pages_on_node(k, task, dest))
         yield from putback_lru_pages(k, moved.left)
@@ -132,8 +132,8 @@ def _queue(k: Kernel, mm: Mm, stay: Bool, flags: int, pagelist: PageList) -> Ker
     yield from check_range(k, mm, _FIRST_ADDRESS, limits.TASK_SIZE_BYTES, stay, flags | MPOL_MF_DISCONTIG_OK, pagelist)
 
 
-def _all_but(nodes: int) -> Bool:
-    """A bool a node: all but these."""
-    stay = np.ones(limits.MAX_NUMNODES, np.bool_)
-    stay[list(nodes_of(nodes & (1 << limits.MAX_NUMNODES) - 1))] = False
+def _all_but(k: Kernel, nodes: int) -> Bool:
+    """A bool a node id: all but these."""
+    stay = np.ones(k.topology.nr_node_ids, np.bool_)
+    stay[list(nodes_of(nodes & k.online))] = False
     return stay

@@ -63,6 +63,11 @@ class Topology:
     seed: int = 0
 
     @property
+    def nr_node_ids(self) -> int:
+        """One more than the highest node id: how long an array by node id is."""
+        return self.nodes[-1].id + 1
+
+    @property
     def online(self) -> int:
         """node_online_map as a mask."""
         return mask_of(node.id for node in self.nodes)
@@ -89,7 +94,8 @@ class Topology:
 
 def uniform(nodes: int, memory: str | int, swap: str | int, profile: str, page_size: str | int) -> Topology:
     """`nodes` equal nodes with one CPU each (CPU i on node i), distances 10 and 20."""
-    _check_range("nodes", nodes, 1, limits.MAX_NUMNODES)
+    numnodes = PROFILES[profile].max_numnodes if profile in PROFILES else limits.MAX_NUMNODES
+    _check_range("nodes", nodes, 1, min(numnodes, limits.MAX_NODES), f" for {profile}")
     table = [{"id": i, "memory": memory, "cpus": [i]} for i in range(nodes)]
     return from_dict({"node": table, "swap": swap, "profile": profile, "page_size": page_size})
 
@@ -122,7 +128,7 @@ def from_dict(description: Mapping[str, object]) -> Topology:
     profile = description.get("profile", SWAP_V3.name)
     if not isinstance(profile, str) or profile not in PROFILES:
         _refuse(f"profile: {profile!r} is not known; known: {', '.join(sorted(PROFILES))}")
-    nodes = _nodes(description.get("node"), page_size)
+    nodes = _nodes(description.get("node"), page_size, profile)
     swap_bytes = parse_size(_scalar(description.get("swap", 0)), "swap")
     if swap_bytes % page_size:
         _refuse(f"swap: expected a multiple of the page size {page_size}, got {swap_bytes}")
@@ -164,10 +170,12 @@ def _optional_number(description: Mapping[str, object], name: str, lowest: int, 
     return value
 
 
-def _nodes(tables: object, page_size: int) -> tuple[Node, ...]:
+def _nodes(tables: object, page_size: int, profile: str) -> tuple[Node, ...]:
     if not isinstance(tables, Sequence) or isinstance(tables, str) or not tables:
         _refuse(f"node: expected at least one [[node]] table, got {tables!r}")
-    nodes = sorted((_node(i, table, page_size) for i, table in enumerate(tables)), key=lambda node: node.id)
+    if len(tables) > limits.MAX_NODES:
+        _refuse(f"node: expected at most {limits.MAX_NODES} [[node]] tables, got {len(tables)}")
+    nodes = sorted((_node(i, table, page_size, profile) for i, table in enumerate(tables)), key=lambda node: node.id)
     ids = [node.id for node in nodes]
     if len(set(ids)) != len(ids):
         _refuse(f"node: each id may stand once, got {ids}")
@@ -181,13 +189,13 @@ def _nodes(tables: object, page_size: int) -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-def _node(position: int, table: object, page_size: int) -> Node:
+def _node(position: int, table: object, page_size: int, profile: str) -> Node:
     where = f"node {position}"
     if not isinstance(table, Mapping):
         _refuse(f"{where}: expected a table, got {table!r}")
     _refuse_unknown(where, table, {"id", "memory", "cpus"})
     node_id = table.get("id", position)
-    _check_range(f"{where}: id", node_id, 0, limits.MAX_NUMNODES - 1)
+    _check_range(f"{where}: id", node_id, 0, PROFILES[profile].max_numnodes - 1, f" for {profile}")
     memory_bytes = parse_size(_scalar(table.get("memory", 0)), f"{where}: memory")
     if memory_bytes % page_size:
         _refuse(f"{where}: memory: expected a multiple of the page size {page_size}, got {memory_bytes}")
@@ -219,9 +227,9 @@ def _scalar(value: object) -> str | int:
     return value if isinstance(value, (str, int)) else repr(value)
 
 
-def _check_range(what: str, value: object, lowest: int, highest: int) -> None:
+def _check_range(what: str, value: object, lowest: int, highest: int, why: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
-        _refuse(f"{what}: expected a whole number from {lowest} to {highest}, got {value!r}")
+        _refuse(f"{what}: expected a whole number from {lowest} to {highest}{why}, got {value!r}")
 
 
 def _refuse_unknown(where: str, table: Mapping[str, object], known: set[str]) -> None:

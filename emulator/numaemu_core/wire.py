@@ -94,7 +94,8 @@ def mask_words(value: object) -> list[int]:
 
 def names(value: object) -> list[str]:
     """A list of capability names."""
-    if not isinstance(value, list) or len(value) > limits.MAX_NUMNODES or not all(isinstance(v, str) for v in value):
+    most = limits.CAPABILITY_NAMES_MAX
+    if not isinstance(value, list) or len(value) > most or not all(isinstance(v, str) for v in value):
         raise MmError(errno.EINVAL, f"expected a list of names, got {_short(value)}")
     return list(value)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from numaemu.machine import Machine
+from numaemu.masks import MAXNODE
 from numaemu.task import Task
 from numaemu_core.profiles import profile_named
 from numaemu_core.uapi import MPOL_F_MEMS_ALLOWED
@@ -35,16 +36,12 @@ class Kernel:
         topology = self.machine.topology
         if not profile_named(topology.profile).mems_allowed_flag:
             return topology.online
-        _, mask = self.call(task, "get_mempolicy", _MAXNODE, 0, MPOL_F_MEMS_ALLOWED)
+        _, mask = self.call(task, "get_mempolicy", MAXNODE, 0, MPOL_F_MEMS_ALLOWED)
         return int.from_bytes(mask, "little")
 
     def copy_policy(self, source: Task, target: Task) -> None:
         """Give one task the policy of another. OSError: refused."""
-        mode, mask = self.call(source, "get_mempolicy", _MAXNODE, 0, 0)
+        mode, mask = self.call(source, "get_mempolicy", MAXNODE, 0, 0)
         words = [int.from_bytes(mask[at : at + 8], "little") for at in range(0, max(len(mask), 1), 8)]
         if mode or any(words):
             self.call(target, "set_mempolicy", mode, words or None, len(words) * 64 + 1)
-
-
-#: Room for every node of any machine.
-_MAXNODE = 1025

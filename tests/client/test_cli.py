@@ -100,6 +100,9 @@ def test_version() -> None:
         (["stress", "--seconds", "inf"], "--seconds: expected more than 0 and at most 604800, got inf"),
         (["stress", "--profile", "vms"], "profile 'vms' is not known; known: "),
         (["up", "--profile", "vms"], "profile: 'vms' is not known"),
+        (["up", "--preset", "moon"], "preset: 'moon' is not known; known: two-socket, "),
+        (["topologies", "--preset", "moon"], "preset: 'moon' is not known; known: two-socket, "),
+        (["topologies", "--memory", "5"], "memory: expected a multiple of the page size"),
         (["up", "--topology", "/nonexistent.toml"], "/nonexistent.toml: No such file or directory"),
     ],
 )
@@ -125,7 +128,9 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list
         ["migratepages", "three", "0", "1"],
         ["up", "--nodes", "two"],
         ["up", "--topology", "t.toml", "--nodes", "2"],
-        ["up", "--topology", "t.toml", "--memory", "2M"],
+        ["up", "--topology", "t.toml", "--preset", "two-socket"],
+        ["up", "--preset", "two-socket", "--nodes", "2"],
+        ["topologies", "--preset", "two-socket", "--nodes", "2"],
     ],
 )
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:

@@ -126,7 +126,7 @@ def test_arguments(machine: Machine, calls: ScriptedCalls) -> None:
         ("mmap", 1, 0, 100, 3, 0x22, None, 0, "r+"),
         ("mbind", 1, START, PAGE, 2, [1, 2], 129, 2),
         ("set_mempolicy", 1, 0, [0], 65),
-        ("get_mempolicy", 1, 65, 0, 0),
+        ("get_mempolicy", 1, 1025, 0, 0),
         ("get_mempolicy", 1, None, START, 3),
         ("mbind", 1, START, 1, 2, None, 0, 0),
         ("brk", 1, 0),

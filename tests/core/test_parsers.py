@@ -137,12 +137,17 @@ def test_a_size_of_ten_thousand_digits_is_refused() -> None:
             sizes.parse_size(value)
 
 
+def _describe(source: Any, **other: Any) -> topology.Topology:  # noqa: ANN401 - whatever somebody passes
+    usual = description.Usual(nodes=2, memory="1M", swap="1M", profile="swap-v3")
+    return description.describe(description.Wanted(topology=source, **other), usual)
+
+
 @SETTINGS
 @given(st.one_of(VALUES.filter(lambda value: isinstance(value, dict)), TOPOLOGIES))
 def test_descriptions_of_machines(value: dict[str, Any]) -> None:
     """A dict that describes no machine is a TopologyError."""
     refused(lambda: topology.from_dict(value), TopologyError)
-    refused(lambda: description.topology_from(value, swap="1M"), TopologyError)
+    refused(lambda: _describe(value, swap="1M", memory="1M"), TopologyError)
 
 
 @SETTINGS
@@ -150,7 +155,7 @@ def test_descriptions_of_machines(value: dict[str, Any]) -> None:
 def test_topology_files(path: Path, text: bytes) -> None:
     """A file that is no topology is a TopologyError, however it is damaged."""
     path.write_bytes(text)
-    refused(lambda: description.topology_from(path), TopologyError)
+    refused(lambda: _describe(path), TopologyError)
 
 
 def _as_toml(described: dict[str, Any]) -> str:
@@ -166,7 +171,7 @@ def test_a_deep_toml_file_is_refused(path: Path, text: str) -> None:
     """Nesting without end is no reason for another error, in either kind of file."""
     path.write_text(text)
     with pytest.raises(TopologyError):
-        description.topology_from(path)
+        _describe(path)
     with pytest.raises(ValueError, match="input"):
         excuses.read_excuses(str(path))
     path.write_text("[" * 100_000)

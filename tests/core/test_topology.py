@@ -13,6 +13,7 @@ from numaemu_core import limits
 from numaemu_core.columns import columns_in_memory
 from numaemu_core.errors import TopologyError
 from numaemu_core.layout import CACHE_LINE_BYTES, SEGMENT_GRANULE_BYTES, Layout, layout_of
+from numaemu_core.profiles import PROFILES
 from numaemu_core.topology import Node, Topology, from_dict, uniform
 
 PAGE = 4096
@@ -143,13 +144,15 @@ def test_uniform_refuses_a_bad_count(nodes: Any) -> None:  # noqa: ANN401 - the 
 def topologies(draw: st.DrawFn) -> Topology:
     """Machines that can be built."""
     page_size = 1 << draw(st.integers(12, 16))
-    ids = sorted(draw(st.sets(st.integers(0, 63), min_size=1, max_size=6)))
+    profile = draw(st.sampled_from(sorted(PROFILES)))
+    ids = sorted(draw(st.sets(st.integers(0, PROFILES[profile].max_numnodes - 1), min_size=1, max_size=6)))
     cpus = draw(st.lists(st.integers(0, 1023), min_size=1, max_size=12, unique=True))
     homes = [draw(st.sampled_from(ids)) for _ in cpus]
     pages = [draw(st.integers(0, 40)) for _ in ids]
     pages[draw(st.integers(0, len(ids) - 1))] += 1
     return from_dict(
         {
+            "profile": profile,
             "page_size": page_size,
             "swap": draw(st.integers(0, 40)) * page_size,
             "preallocate": draw(st.booleans()),
@@ -211,8 +214,8 @@ def test_every_lock_has_its_own_mutex(topology: Topology) -> None:
     """The mutexes of nodes, of the swap map and of page tables do not share a place in the table."""
     layout = layout_of(topology)
     places = [
-        *(layout.lru_mutex + nid for nid in range(limits.MAX_NUMNODES)),
-        *(layout.zone_mutex + nid for nid in range(limits.MAX_NUMNODES)),
+        *(layout.lru_mutex + nid for nid in range(topology.nr_node_ids)),
+        *(layout.zone_mutex + nid for nid in range(topology.nr_node_ids)),
         layout.swap_mutex,
         *(layout.pte_mutex + table for table in range(layout.table_count)),
     ]

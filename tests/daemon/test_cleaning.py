@@ -9,7 +9,6 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numaemu_core import limits
 from numaemu_core.columns import Columns, columns_in_memory
 from numaemu_core.layout import MUTEX_BYTES, layout_of
 from numaemu_core.page_flags import ALLOCATED, FREE_CLEAN, FREE_UNCLEAN, RESERVED
@@ -70,7 +69,7 @@ def test_exactly_the_unclean_frames_of_the_node_are_cleaned(mutexes: MutexTable,
     assert (columns.free_state == np.where(mine, FREE_CLEAN, before)).all()
     assert not columns.frames[mine].any()
     assert (columns.frames[~mine & (before != FREE_CLEAN)] == 0xEE).all()
-    assert columns.cleaned.tolist() == [0, int(mine.sum())] + [0] * (limits.MAX_NUMNODES - 2)
+    assert columns.cleaned.tolist() == [0, int(mine.sum())] + [0] * (LAYOUT.topology.nr_node_ids - 2)
     assert cleaner.pages == int(mine.sum())
 
 

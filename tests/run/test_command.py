@@ -82,6 +82,8 @@ def test_a_run_inside_a_run_is_refused(run: Run) -> None:
         ("run", "-m", "x", "--fault", "swap: full", "--", "true"),
         ("run", "-m", "x", "--seed", "7", "--", "true"),
         ("run", "--topology", "f", "--nodes", "2", "--", "true"),
+        ("run", "--preset", "two-socket", "--nodes", "2", "--", "true"),
+        ("run", "-m", "x", "--preset", "two-socket", "--", "true"),
         ("run", "--report-file", "f", "--", "true"),
     ],
 )

@@ -29,6 +29,7 @@ COMMANDS: Final = (
     "bench",
     "replay",
     "run",
+    "topologies",
     "doctor",
 )
 

@@ -8,16 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from numaemu.cli.options import PROFILES, add_faults, add_machine, examples
+from numaemu.cli.described import add_described, check_described, said, wanted_of
+from numaemu.cli.options import PROFILES, add_machine, examples
 
 if TYPE_CHECKING:
     from numaemu_core.topology import Topology
 
-_NODES: Final = 2
-_MEMORY: Final = "1G"
-_SWAP: Final = "1G"
-#: Programs of today expect a kernel of today.
-_PROFILE: Final = PROFILES[-1]
+#: What a machine has of which nothing is said: numaemu.description.Usual. Programs of today expect a kernel of today.
+USUAL: Final[dict[str, Any]] = {"nodes": 2, "memory": "1G", "swap": "1G", "profile": PROFILES[-1]}
 #: Another one than a program gives for its own failures, as `env` has it; numaemu_run.child, which --help does without.
 _CANNOT_RUN: Final = 125
 
@@ -33,19 +31,14 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         "found. docs/run.md says what is emulated and what is not.",
         **examples(
             "numaemu run --nodes 4 -- numactl --hardware\nnumaemu run --topology box.toml --report json -- ./tests\n"
+            "numaemu run --preset dram-cxl -- ./tests\n"
             "numaemu run --nodes 4 --fault 'node2: full after 100 pages' -- ./tests\n"
             "numaemu -m box run -- numactl --interleave=all ./server"
         ),
     )
     add_machine(parser)
+    add_described(parser, **USUAL)
     add = parser.add_argument
-    add("--nodes", type=int, metavar="N", help=f"nodes (default: {_NODES})")
-    add("--memory", metavar="SIZE", help=f"memory of each node (default: {_MEMORY}); the host's is not taken")
-    add("--swap", metavar="SIZE", help=f"swap area of the machine (default: {_SWAP}, or what the topology says)")
-    add("--topology", metavar="FILE", help="a TOML file with nodes, CPUs and distances, in place of --nodes, --memory")
-    names = ", ".join(PROFILES[:-1]) + f" or {PROFILES[-1]}"
-    add("--profile", metavar="NAME", help=f"which kernel: {names} (default: {_PROFILE}, or what the topology says)")
-    add_faults(parser)
     add("--report", choices=("json", "junit"), help="what was called, refused and placed, on stderr at the end")
     add("--report-file", metavar="FILE", help="there, and not on stderr (with --report)")
     add("--no-mount", action="store_true", help="answer calls about the tree of nodes, even if it could be mounted")
@@ -59,12 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if not command:
         args.usage_error("expected a command: numaemu run [options] -- COMMAND …")
     machine: str | None = getattr(args, "machine", None)
-    words = ("nodes", "memory", "swap", "topology", "profile", "fault", "seed")
-    described = [name for name in words if getattr(args, name) is not None]
-    if machine is not None and described:
-        args.usage_error(f"-m names a machine that is running: leave out --{described[0]}")
-    if args.topology is not None and (args.nodes is not None or args.memory is not None):
-        args.usage_error("--topology says nodes and memory: leave out --nodes and --memory")
+    if machine is not None and said(args):
+        args.usage_error(f"-m names a machine that is running: leave out --{said(args)[0]}")
+    check_described(args)
     if args.report_file is not None and args.report is None:
         args.usage_error("--report-file: say --report json or --report junit")
     from numaemu_run.child import StartError  # noqa: PLC0415 - --help answers without it
@@ -88,13 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 def topology_of(args: argparse.Namespace) -> Topology:
     """The machine that the options describe. TopologyError, OSError."""
-    from numaemu.description import topology_from, with_faults  # noqa: PLC0415 - --help answers without it
-    from numaemu_core.topology import uniform  # noqa: PLC0415 - as above
+    from numaemu.description import Usual, describe  # noqa: PLC0415 - --help answers without it
     from numaemu_run.procfs import PAGE_SIZE  # noqa: PLC0415 - as above
 
-    if args.topology is not None:
-        topology = topology_from(args.topology, swap=args.swap, profile=args.profile)
-    else:
-        nodes = _NODES if args.nodes is None else args.nodes
-        topology = uniform(nodes, args.memory or _MEMORY, args.swap or _SWAP, args.profile or _PROFILE, PAGE_SIZE)
-    return with_faults(topology, args.fault or (), args.seed)
+    return describe(wanted_of(args), Usual(**USUAL, page_size=PAGE_SIZE))

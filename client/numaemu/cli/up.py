@@ -7,7 +7,8 @@ import os
 import signal
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from numaemu.cli.options import PROFILES, add_faults, add_machine, examples, machine_name
+from numaemu.cli.described import add_described, check_described, wanted_of
+from numaemu.cli.options import PROFILES, add_machine, examples, machine_name
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -16,10 +17,8 @@ if TYPE_CHECKING:
     from numaemu_core.admission import Admission
     from numaemu_core.topology import Topology
 
-_NODES: Final = 2
-_MEMORY: Final = "64M"
-_SWAP: Final = "128M"
-_PROFILE: Final = PROFILES[0]
+#: What a machine has of which nothing is said: numaemu.description.Usual, which --help does without.
+USUAL: Final[dict[str, Any]] = {"nodes": 2, "memory": "64M", "swap": "128M", "profile": PROFILES[0]}
 _PAGE_SIZE: Final = "4096"
 
 
@@ -32,18 +31,12 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
         "bytes. Without a topology: one CPU a node, CPU i on node i, distances 10 and 20.",
         **examples(
             "numaemu up --nodes 4 --memory 256M --swap 1G\nnumaemu -m box up --topology box.toml\n"
-            "numaemu up --profile linux-6.12 --foreground"
+            "numaemu up --preset dram-cxl --profile linux-6.12 --foreground"
         ),
     )
     add_machine(parser)
+    add_described(parser, **USUAL)
     add = parser.add_argument
-    add("--nodes", type=int, metavar="N", help=f"nodes (default: {_NODES})")
-    add("--memory", metavar="SIZE", help=f"memory of each node (default: {_MEMORY})")
-    add("--swap", metavar="SIZE", help=f"swap area of the machine (default: {_SWAP}, or what the topology says)")
-    add("--topology", metavar="FILE", help="a TOML file with nodes, CPUs and distances, in place of --nodes, --memory")
-    names = ", ".join(PROFILES[:-1]) + f" or {PROFILES[-1]}"
-    add("--profile", metavar="NAME", help=f"which kernel: {names} (default: {_PROFILE}, or what the topology says)")
-    add_faults(parser)
     add("--page-size", metavar="SIZE", help=f"4096 to 65536 (default: {_PAGE_SIZE}, or what the topology says)")
     add(
         "--allow-uid",
@@ -80,8 +73,7 @@ def add_parser(subparsers: Any) -> None:  # noqa: ANN401 - argparse does not nam
 
 def run(args: argparse.Namespace) -> int:
     """Start it; with --foreground, stay until it ends."""
-    if args.topology is not None and (args.nodes is not None or args.memory is not None):
-        args.usage_error("--topology says nodes and memory: leave out --nodes and --memory")
+    check_described(args)
     from numaemu.launch import start  # noqa: PLC0415 - --help answers without it
 
     topology, admission = topology_of(args), admission_of(args)
@@ -119,20 +111,9 @@ def _tell(started: Started, admission: Admission) -> None:
 
 def topology_of(args: argparse.Namespace) -> Topology:
     """The machine that the options describe. TopologyError, OSError."""
-    from numaemu.description import topology_from, with_faults  # noqa: PLC0415 - --help answers without it
-    from numaemu_core.topology import uniform  # noqa: PLC0415 - --help answers without it
+    from numaemu.description import Usual, describe  # noqa: PLC0415 - --help answers without it
 
-    if args.topology is not None:
-        topology = topology_from(args.topology, swap=args.swap, profile=args.profile, page_size=args.page_size)
-    else:
-        topology = uniform(
-            _NODES if args.nodes is None else args.nodes,
-            args.memory or _MEMORY,
-            args.swap or _SWAP,
-            args.profile or _PROFILE,
-            args.page_size or _PAGE_SIZE,
-        )
-    return with_faults(topology, args.fault or (), args.seed)
+    return describe(wanted_of(args), Usual(**USUAL, page_size=_PAGE_SIZE))
 
 
 def _stay(started: Started, admission: Admission) -> int:

@@ -10,23 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from numaemu.description import topology_from, with_faults
-from numaemu_core.topology import from_dict, uniform
+from numaemu.description import Usual, Wanted, describe
+from numaemu_core.topology import from_dict
 
 if TYPE_CHECKING:
     import pytest
 
     from numaemu_core.topology import Topology
 
-_NODES: Final = 2
-#: Programs of a test find room; of the host's memory only what is touched is taken.
-_MEMORY: Final = "256M"
-_SWAP: Final = "128M"
-#: Programs of today expect a kernel of today.
-_PROFILE: Final = "linux-6.12"
+#: What a machine has of which nothing is said. Programs of a test find room, and of the host's memory only what is
+#: touched is taken; programs of today expect a kernel of today.
+_USUAL: Final = Usual(nodes=2, memory="256M", swap="128M", profile="linux-6.12", page_size=mmap.PAGESIZE)
 #: Arguments that describe nodes, and so take the place of a file.
-_OF_NODES: Final = ("nodes", "memory", "distances")
-_KNOWN: Final = (*_OF_NODES, "swap", "profile", "topology", "faults", "seed", "fresh")
+_OF_NODES: Final = ("nodes", "distances", "preset")
+_KNOWN: Final = (*_OF_NODES, "memory", "swap", "profile", "topology", "faults", "seed", "fresh")
 
 
 def shape_of(marker: pytest.Mark | None, told: Path | None, folder: Path) -> tuple[Topology, bool]:
@@ -41,8 +38,7 @@ def shape_of(marker: pytest.Mark | None, told: Path | None, folder: Path) -> tup
     fresh = arguments.pop("fresh", False)
     if not isinstance(fresh, bool):
         raise TypeError(f"fresh: expected True or False, got {fresh!r}")
-    faults, seed = arguments.pop("faults", ()), arguments.pop("seed", None)
-    topology = with_faults(_topology(arguments, told, folder), [faults] if isinstance(faults, str) else faults, seed)
+    topology = _topology(arguments, told, folder)
     # Faults count what has been on the machine: after another test they would strike at other places.
     # The host's memory is taken when it is touched: most tests touch little.
     return replace(topology, preallocate=False), fresh or bool(topology.faults)
@@ -60,26 +56,22 @@ def _checked(marker: pytest.Mark) -> dict[str, Any]:
     return {name: value for name, value in marker.kwargs.items() if value is not None}
 
 
-def _topology(arguments: Mapping[str, Any], told: Path | None, folder: Path) -> Topology:
+def _topology(arguments: dict[str, Any], told: Path | None, folder: Path) -> Topology:
     of_nodes = [name for name in _OF_NODES if name in arguments]
     source = arguments.get("topology")
     if source is not None and of_nodes:
         raise TypeError(f"topology says what nodes there are: leave out {of_nodes[0]}")
-    others = {"swap": arguments.get("swap"), "profile": arguments.get("profile")}
-    if source is not None:
-        return topology_from(source if isinstance(source, Mapping) else _path(source, folder), **others)
-    if told is not None and not of_nodes:
-        return topology_from(told, **others)
-    distances = arguments.get("distances")
-    rows = len(distances) if isinstance(distances, Sequence) and not isinstance(distances, str) else _NODES
-    plain = uniform(
-        arguments.get("nodes", rows),
-        arguments.get("memory", _MEMORY),
-        arguments.get("swap", _SWAP),
-        arguments.get("profile", _PROFILE),
-        mmap.PAGESIZE,
-    )
-    return plain if distances is None else from_dict({**plain.as_dict(), "distances": distances})
+    if source is not None and not isinstance(source, Mapping):
+        arguments["topology"] = _path(source, folder)
+    elif source is None and told is not None and not of_nodes:
+        arguments["topology"] = told
+    distances = arguments.pop("distances", None)
+    if isinstance(distances, Sequence) and not isinstance(distances, str):
+        arguments.setdefault("nodes", len(distances))
+    if isinstance(arguments.get("faults"), str):
+        arguments["faults"] = [arguments["faults"]]
+    topology = describe(Wanted(**arguments), _USUAL)
+    return topology if distances is None else from_dict({**topology.as_dict(), "distances": distances})
 
 
 def _path(source: object, folder: Path) -> Path:

@@ -47,7 +47,7 @@ class Story:
         #: Frames and pages noted by name.
         self.noted: dict[str, list[int]] = {}
         #: Counters when `count` was said.
-        self.counted = np.zeros((limits.MAX_NUMNODES, 6), np.int64)
+        self.counted: Any = np.zeros(6, np.int64)
         self.events: Counter[str] = Counter()
         #: Numbers of the passes that the last call has made.
         self.passes: list[int] = []

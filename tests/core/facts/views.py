@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from numaemu_core import node_views, numa_maps, proc, views
-from numaemu_core.limits import MAX_NUMNODES
 from numaemu_core.mm_types import VM_LOCKED, Task
 from numaemu_core.mmzone import build_zonelists
 from numaemu_core.page_flags import (
@@ -131,7 +130,7 @@ def _counters(s: Story, _task: Task, words: Words) -> list[int]:
 
 def _sums(s: Story, _task: Task, _words: Words) -> list[int]:
     """`sums = 9 1 1 4 5 5`: the counters of all nodes together, since `count`."""
-    total: list[int] = (s.k.c.numastat[:MAX_NUMNODES] - s.counted).sum(axis=0).tolist()
+    total: list[int] = (s.k.c.numastat - s.counted).sum(axis=0).tolist()
     return total
 
 
