@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import inspect
 import re
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -524,3 +525,25 @@ def test_many_violations_of_a_kind_are_counted() -> None:
     k = fresh()
     k.c.needs_recovery[: LISTED_MAX + 4] = 1
     assert fsck(k) == [*(f"mutex {i}: needs recovery" for i in range(LISTED_MAX)), "mutex …: needs recovery: 4 more"]
+
+
+def test_bytes_are_looked_at_a_part_at_a_time() -> None:
+    """A machine of many frames costs no copy of them, and the last one is looked at, too."""
+    k = Performer(uniform(1, "32M", 0, "swap-v3", PAGE)).k
+    last = k.layout.frame_count - 1
+    tracemalloc.start()
+    try:
+        assert fsck(k) == []
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < (32 << 20) // 2
+    k.c.frames[last, -1] = 1
+    assert fsck(k) == [f"frame {last}: clean, but not zero"]
+
+
+def test_memory_that_nobody_has_touched_is_not_taken_by_looking() -> None:
+    """On a machine that takes the host's memory page by page, clean frames are not looked at."""
+    k = Performer(from_dict({**uniform(1, "1M", 0, "swap-v3", PAGE).as_dict(), "preallocate": False})).k
+    k.c.frames[-1, 0] = 1
+    assert fsck(k) == []
