@@ -191,11 +191,11 @@ def test_what_is_wrong_is_told(pytester: pytest.Pytester) -> None:
 
 #: Arguments of the marker, and what is said of them.
 WRONG = {
-    "nods=4": "unknown argument 'nods'; known: nodes, memory, *; did you mean 'nodes'?",
+    "nods=4": "unknown argument 'nods'; known: nodes, distances, *; did you mean 'nodes'?",
     "4": "arguments have names, as in numa(nodes=4), got 4 without one",
     "nodes=0": "nodes: expected a whole number from 1 to *, got 0",
     "nodes=2, distances=[[10]]": "distances: expected 2 rows of 2 numbers, got *",
-    "memory='lots'": "*memory*'lots'*",
+    "nodes=2, memory='lots'": "*memory*'lots'*",
     "nodes=2, profile='linux-7'": "profile: 'linux-7' is not known; *",
     "topology='none.toml'": "*No such file*none.toml'",
     "topology={}, nodes=2": "topology says what nodes there are: leave out nodes",

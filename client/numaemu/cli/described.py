@@ -55,4 +55,5 @@ def wanted_of(args: argparse.Namespace) -> Wanted:
     from numaemu.description import Wanted  # noqa: PLC0415 - --help answers without it
 
     given = {name: getattr(args, name) for name in said(args)}
-    return Wanted(**given, faults=given.pop("fault", ()))
+    faults = given.pop("fault", ())
+    return Wanted(**given, faults=faults)
