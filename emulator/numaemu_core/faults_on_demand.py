@@ -39,11 +39,11 @@ _FORMS: Final = {
 _FULL: Final = rf"full(?: after (?P<pages>[0-9]{{1,{_DIGITS}}}) pages?)?"
 _PATTERNS: Final = {
     NODE: re.compile(_FULL),
-    ISOLATION: re.compile(r"refused(?: for (?P<percent>[0-9]{1,3})%)?(?: on node(?P<node>[0-9]{1,3}))?"),
+    ISOLATION: re.compile(r"refused(?: for (?P<percent>[0-9]{1,3})%)?(?: on node(?P<node>[0-9]{1,4}))?"),
     SWAP: re.compile(_FULL),
-    MIGRATION: re.compile(r"fails(?: for (?P<percent>[0-9]{1,3})%)?(?: to node(?P<node>[0-9]{1,3}))?"),
+    MIGRATION: re.compile(r"fails(?: for (?P<percent>[0-9]{1,3})%)?(?: to node(?P<node>[0-9]{1,4}))?"),
 }
-_NODE_NAME: Final = re.compile(r"node([0-9]{1,3})")
+_NODE_NAME: Final = re.compile(r"node([0-9]{1,4})")
 #: Every form, for messages.
 KNOWN: Final = " | ".join(f"{'nodeN' if kind == NODE else kind}: {form}" for kind, form in _FORMS.items())
 
