@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,7 +23,7 @@ from numaemu_run import child, seccomp
 from numaemu_run.abi import Abi, abi_of_host
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
-from numaemu_run.procfs import PAGE_SIZE, descendants_of, status_of
+from numaemu_run.procfs import PAGE_SIZE, children_of, descendants_of, status_of
 from numaemu_run.supervisor import Supervisor
 
 #: Signals that are for the program: whoever sends one to us means it.
@@ -85,6 +86,7 @@ class Session:
             StartError: it could not be executed, or the host refuses the filter.
         """
         began = time.monotonic()
+        strangers = frozenset(children_of(os.getpid()))
         seccomp.become_subreaper()
         started = child.start(
             command,
@@ -105,7 +107,7 @@ class Session:
             before, struck_before = _pages_by_node(self.machine), _faults_struck(self.machine)
             try:
                 code = _serve(supervisor, started.pid, woken)
-                _end_the_rest(supervisor, woken)
+                _end_the_rest(supervisor, woken, strangers)
             finally:
                 started.listener.close()
         started.check_executed()
@@ -183,11 +185,11 @@ def _reaped(pid: int) -> int | None:
             return os.waitstatus_to_exitcode(status)
 
 
-def _end_the_rest(supervisor: Supervisor, woken: int) -> None:
+def _end_the_rest(supervisor: Supervisor, woken: int, strangers: AbstractSet[int]) -> None:
     """What the program has left behind ends with it: without us its calls would fail."""
     deadline = time.monotonic() + _GRACE_S
     asked: set[int] = set()
-    while left := _left():
+    while left := _left(strangers):
         number = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
         for pid in left:
             if number == signal.SIGKILL or pid not in asked:
@@ -201,12 +203,15 @@ def _end_the_rest(supervisor: Supervisor, woken: int) -> None:
                 pass
 
 
-def _left() -> list[int]:
+def _left(strangers: AbstractSet[int]) -> list[int]:
+    """What there is of the program. `strangers`: children that were there before it: the machine."""
     found = []
-    for pid in descendants_of(os.getpid()):
-        with contextlib.suppress(ProcessLookupError):
-            if status_of(pid).filtered:
-                found.append(pid)
+    for first in children_of(os.getpid()):
+        if first not in strangers:
+            for pid in (first, *descendants_of(first)):
+                with contextlib.suppress(ProcessLookupError):
+                    if status_of(pid).filtered:
+                        found.append(pid)
     return found
 
 

@@ -110,6 +110,26 @@ def test_a_private_machine_is_gone_with_the_run(runtime: Path, tmp_path: Path) -
     assert not (runtime / name).exists()
 
 
+def test_a_container_is_no_part_of_the_program(runtime: Path) -> None:
+    """Where everybody is under a filter, the machine too, only the program is looked at, and only it ends."""
+    machines = set(runtime.iterdir())
+    contained = (sys.executable, PROGRAMS / "contained.py", "", sys.executable, "-m", "numaemu")
+    options = ("run", "--memory", "8M", "--swap", "0", "--report", "json", "--")
+    done = subprocess.run(
+        [*contained, *options, "sh", "-c", "(sleep 60 & numactl --membind=1 cat /proc/self/numa_maps)"],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bind:1" in done.stdout
+    report = json.loads(done.stderr)
+    assert report["pages_by_node"]["1"] > 0
+    assert report["processes"] <= 4, report
+    assert set(runtime.iterdir()) == machines
+
+
 def test_the_report_counts_calls_and_pages(run: Run, tmp_path: Path) -> None:
     """JSON with the calls by name, those that were refused, and the pages that each node gave."""
     script = "numactl --membind=2 cat /proc/self/numa_maps; exit 3"
