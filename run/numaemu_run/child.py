@@ -6,11 +6,12 @@ import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from numaemu_run import namespace, seccomp
+from numaemu_run import namespace, seccomp, signals
 from numaemu_run.abi import Abi
 from numaemu_run.bpf import make_filter
 from numaemu_run.node_tree import COVERED, CPU_DIR, NODE_DIR
@@ -63,10 +64,12 @@ def start(
     tree: Path,
     *,
     mount: bool = True,
+    mask: AbstractSet[int] = frozenset(),
 ) -> Started:
     """Fork, and let the child execute `command` under the filter.
 
-    `mount`: with the tree of nodes at `tree` over the host's, if that is allowed.
+    `mount`: with the tree of nodes at `tree` over the host's, if that is allowed; `mask`: its signals that are
+    blocked: ours are `signals.held`.
 
     Raises:
         StartError: the host refuses the filter; why is said.
@@ -75,7 +78,7 @@ def start(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     pid = os.fork()
     if not pid:
-        _become(command, environment, abi, tree if mounts else None, theirs)
+        _become(command, environment, abi, tree if mounts else None, theirs, mask)
     theirs.close()
     try:
         how, fds, _, _ = socket.recv_fds(ours, 1, 1)
@@ -97,6 +100,7 @@ def _become(
     abi: Abi,
     tree: Path | None,
     sock: socket.socket,
+    mask: AbstractSet[int],
 ) -> NoReturn:
     """In the child: never return. `tree`: what to mount, if that is allowed."""
     try:
@@ -110,6 +114,7 @@ def _become(
         fd = seccomp.install_filter(abi, program)
         socket.send_fds(sock, [_LOOKED_AT if tree is None else _MOUNTED], [fd])
         os.close(fd)
+        signals.release(mask)
         _execute(command, environment, sock)
     except BaseException as error:  # noqa: BLE001 - the child must not go on as its parent
         with contextlib.suppress(OSError):

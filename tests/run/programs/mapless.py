@@ -16,5 +16,5 @@ def refused(path: Path, text: str, **options: str) -> int:
     return write_text(path, text, **options)
 
 
-Path.write_text = refused  # type: ignore[method-assign, assignment]
+Path.write_text = refused  # type: ignore[method-assign, assignment]  # in this process only
 sys.exit(main())
