@@ -6,14 +6,15 @@ import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
-from numaemu_run import namespace, seccomp
+from numaemu_run import namespace, seccomp, signals
 from numaemu_run.abi import Abi
 from numaemu_run.bpf import make_filter
-from numaemu_run.node_tree import CPU_BUS_DIR, CPU_DIR, NODE_BUS_DIR, NODE_DIR
+from numaemu_run.node_tree import COVERED, CPU_DIR, NODE_DIR
 
 #: Exit codes of `env` and of a shell: it went wrong before the program; that cannot be executed; it is not there.
 CANNOT_RUN: Final = 125
@@ -63,18 +64,21 @@ def start(
     tree: Path,
     *,
     mount: bool = True,
+    mask: AbstractSet[int] = frozenset(),
 ) -> Started:
     """Fork, and let the child execute `command` under the filter.
 
-    `mount`: with the tree of nodes at `tree` over the host's, if that is allowed.
+    `mount`: with the tree of nodes at `tree` over the host's, if that is allowed; `mask`: its signals that are
+    blocked: ours are `signals.held`.
 
     Raises:
         StartError: the host refuses the filter; why is said.
     """
+    mounts = mount and not namespace.refusal(tree, COVERED, (NODE_DIR, CPU_DIR))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     pid = os.fork()
     if not pid:
-        _become(command, environment, abi, tree if mount else None, theirs)
+        _become(command, environment, abi, tree if mounts else None, theirs, mask)
     theirs.close()
     try:
         how, fds, _, _ = socket.recv_fds(ours, 1, 1)
@@ -96,17 +100,21 @@ def _become(
     abi: Abi,
     tree: Path | None,
     sock: socket.socket,
+    mask: AbstractSet[int],
 ) -> NoReturn:
-    """In the child: never return."""
+    """In the child: never return. `tree`: what to mount, if that is allowed."""
     try:
         for number in _IGNORED_BY_PYTHON:
             signal.signal(number, signal.SIG_DFL)
-        mounted = tree is not None and _mount(tree)
-        program = make_filter(abi, paths=not mounted)
+        if tree is not None:
+            namespace.enter()
+            namespace.cover(tree, COVERED)
+        program = make_filter(abi, paths=tree is None)
         seccomp.set_no_new_privs()
         fd = seccomp.install_filter(abi, program)
-        socket.send_fds(sock, [_MOUNTED if mounted else _LOOKED_AT], [fd])
+        socket.send_fds(sock, [_LOOKED_AT if tree is None else _MOUNTED], [fd])
         os.close(fd)
+        signals.release(mask)
         _execute(command, environment, sock)
     except BaseException as error:  # noqa: BLE001 - the child must not go on as its parent
         with contextlib.suppress(OSError):
@@ -119,16 +127,6 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.EBUSY:
         return "the program would be under two supervisors: `numaemu run` cannot run inside of itself"
     return f"{error}; `numaemu doctor` tells what this host allows"
-
-
-def _mount(tree: Path) -> bool:
-    """A namespace with the tree in it, if that is allowed."""
-    try:
-        namespace.enter()
-        covered = namespace.cover(tree, (NODE_DIR, CPU_DIR, NODE_BUS_DIR, CPU_BUS_DIR))
-    except OSError:
-        return False
-    return NODE_DIR in covered and CPU_DIR in covered
 
 
 def _execute(command: Sequence[str], environment: Mapping[str, str], sock: socket.socket) -> None:

@@ -7,7 +7,6 @@ import os
 import select
 import socket
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -136,18 +135,11 @@ def _try_mounts() -> Finding:
     with tempfile.TemporaryDirectory(prefix="numaemu-doctor-") as folder:
         for name in (NODE_DIR, CPU_DIR):
             (Path(folder) / name[1:]).mkdir(parents=True)
-        refusal = _in_child(lambda: _cover(Path(folder)))
+        refusal = namespace.refusal(Path(folder), (NODE_DIR, CPU_DIR), (NODE_DIR, CPU_DIR))
     if refusal:
         advice = "allow unprivileged user namespaces, or run as root: looking at paths is then as fast as without"
         return Finding(what, "less", f"{refusal}; calls that look at paths are answered one by one", advice)
     return Finding(what, "ok", "the tree of nodes is mounted over the host's")
-
-
-def _cover(root: Path) -> None:
-    namespace.enter()
-    covered = namespace.cover(root, (NODE_DIR, CPU_DIR))
-    if NODE_DIR not in covered:
-        raise OSError(errno.ENOENT, f"the host has no {NODE_DIR}")
 
 
 def _try_pagemap() -> Finding:
@@ -195,21 +187,3 @@ def _try_vdso(abi: Abi) -> Finding:
         os.close(writer)
         os.waitpid(pid, 0)
     return Finding(what, "ok", "the vDSO can be changed: sched_getcpu tells the machine's CPU")
-
-
-def _in_child(body: Callable[[], None]) -> str:
-    """Why something fails in a process of its own; empty: it works."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if not pid:
-        try:
-            body()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is told, and the child must end here
-            os.write(writer, str(error).encode()[:_BYTES])
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        text = pipe.read().decode(errors="replace")
-    os.waitpid(pid, 0)
-    return text

@@ -15,7 +15,7 @@ from numaemu_core.views import meminfo as node_meminfo
 from numaemu_run import target, views
 from numaemu_run.family import Family
 from numaemu_run.kernel import Kernel
-from numaemu_run.node_tree import CPU_BUS_DIR, CPU_DIR, NODE_BUS_DIR, NODE_DIR, NodeTree
+from numaemu_run.node_tree import COVERED, NODE_DIR, NodeTree
 from numaemu_run.procfs import status_of
 from numaemu_run.seccomp import Notification
 
@@ -43,7 +43,6 @@ _OF_NODE: Final = re.compile(re.escape(NODE_DIR) + r"/node(\d+)/(meminfo|numasta
 _OF_CPUSET: Final = re.compile(r"/sys/fs/cgroup/.*/?cpuset\.(?:effective_)?(cpus|mems)(?:\.effective)?")
 #: How nodeN/vmstat calls the counters of numastat, in their order.
 _IN_VMSTAT: Final = ("numa_hit", "numa_miss", "numa_foreign", "numa_interleave", "numa_local", "numa_other")
-COVERED: Final = (NODE_DIR, CPU_DIR, NODE_BUS_DIR, CPU_BUS_DIR)
 
 
 class Files:

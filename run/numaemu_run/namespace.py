@@ -8,7 +8,7 @@ Source: user_namespaces(7), mount(2).
 import ctypes
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,8 @@ _CLONE_NEWUSER: Final = 0x10000000
 _MS_BIND: Final = 0x1000
 _MS_REC: Final = 0x4000
 _MS_SLAVE: Final = 1 << 19
+#: Of the reason for a failure, so much is told.
+_TOLD_BYTES: Final = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -25,6 +27,41 @@ def _checked(result: int, what: str) -> None:
     if result:
         code = ctypes.get_errno()
         raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def refusal(root: Path, directories: Sequence[str], needed: Sequence[str]) -> str:
+    """Why `enter` and `cover` would fail, or leave out what is needed; empty: they work.
+
+    Tried in a process of its own: nobody comes back from a user namespace in which he is nobody, and a host may allow
+    that and then refuse the rest (Ubuntu 24.04, by AppArmor).
+    """
+
+    def try_it() -> None:
+        enter()
+        covered = cover(root, directories)
+        for name in needed:
+            if name not in covered:
+                raise OSError(errno.ENOENT, f"the host has no {name}")
+
+    return trial(try_it)
+
+
+def trial(body: Callable[[], None]) -> str:
+    """Why something fails in a process of its own; empty: it works."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if not pid:
+        try:
+            body()
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is told, and the child must end here
+            os.write(writer, (str(error) or repr(error)).encode()[:_TOLD_BYTES])
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        text = pipe.read().decode(errors="replace")
+    os.waitpid(pid, 0)
+    return text
 
 
 def enter() -> None:

@@ -16,6 +16,8 @@ CPU_DIR: Final = "/sys/devices/system/cpu"
 #: Where the kernel lists the same devices by their bus.
 NODE_BUS_DIR: Final = "/sys/bus/node/devices"
 CPU_BUS_DIR: Final = "/sys/bus/cpu/devices"
+#: What the tree lies over. A host that has no buses under /sys can do without those.
+COVERED: Final = (NODE_DIR, CPU_DIR, NODE_BUS_DIR, CPU_BUS_DIR)
 
 _WORD_BITS: Final = 32
 #: A file that is not here: a link to another path.

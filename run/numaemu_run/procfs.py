@@ -1,5 +1,6 @@
 """What /proc tells of processes: whose thread, which mappings, which children. Anything may be gone when it is read."""
 
+import functools
 import os
 import resource
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ class Status:
     parent: int
     uid: int
     capabilities: frozenset[str]
-    #: Is it under a seccomp filter?
+    #: Is it under a seccomp filter that this process is not under, as in a container everybody is under one?
     filtered: bool
 
 
@@ -52,16 +53,32 @@ def status_of(tid: int) -> Status:
     Raises:
         ProcessLookupError: it is gone.
     """
-    text = _read(f"/proc/{tid}/status").decode(errors="replace")
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    fields = _status_fields(tid)
     bits = int(fields["CapEff"], 16)
     return Status(
         tgid=int(fields["Tgid"]),
         parent=int(fields["PPid"]),
         uid=int(fields["Uid"].split()[1]),
-        filtered=fields.get("Seccomp", "").strip() == "2",
+        filtered=_filters(fields) > _own_filters(),
         capabilities=frozenset(name for bit, name in _CAPABILITY_BITS.items() if bits >> bit & 1),
     )
+
+
+def _status_fields(who: int | str) -> dict[str, str]:
+    text = _read(f"/proc/{who}/status").decode(errors="replace")
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+
+
+def _filters(fields: dict[str, str]) -> int:
+    """How many seccomp filters it is under (a kernel without that line: 1, if any)."""
+    return int(fields.get("Seccomp_filters", fields.get("Seccomp", "").strip() == "2"))
+
+
+@functools.cache
+def _own_filters() -> int:
+    """Ours, which do not change; where they are not counted, those of the program are no more than ours: 0."""
+    fields = _status_fields("self")
+    return _filters(fields) if "Seccomp_filters" in fields else 0
 
 
 def image_of(pid: int) -> tuple[int, int]:

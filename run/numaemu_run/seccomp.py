@@ -9,12 +9,14 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from numaemu_run.abi import Abi
 
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
 _SET_MODE_FILTER: Final = 1
 _GET_NOTIF_SIZES: Final = 3
 _FLAG_NEW_LISTENER: Final = 1 << 3
@@ -63,10 +65,18 @@ def set_no_new_privs() -> None:
         _raise_errno("no_new_privs")
 
 
-def become_subreaper() -> None:
-    """Orphans among our descendants become our children. OSError."""
+@contextlib.contextmanager
+def subreaper() -> Iterator[None]:
+    """Orphans among our descendants become our children meanwhile. OSError."""
+    before = ctypes.c_int()
+    if _prctl(_PR_GET_CHILD_SUBREAPER, ctypes.addressof(before), 0, 0, 0):
+        _raise_errno("subreaper")
     if _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         _raise_errno("subreaper")
+    try:
+        yield
+    finally:
+        _prctl(_PR_SET_CHILD_SUBREAPER, before.value, 0, 0, 0)
 
 
 def install_filter(abi: Abi, program: bytes) -> int:

@@ -9,28 +9,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Final, Self
 
 from numaemu.errors import MachineGone
 from numaemu.machine import Machine, connect
 from numaemu.private import boot
 from numaemu_core.topology import Topology
-from numaemu_run import child, seccomp
+from numaemu_run import child, seccomp, signals
 from numaemu_run.abi import Abi, abi_of_host
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
-from numaemu_run.procfs import PAGE_SIZE, descendants_of, status_of
+from numaemu_run.procfs import PAGE_SIZE, children_of, descendants_of, status_of
 from numaemu_run.supervisor import Supervisor
+from numaemu_run.telling import tell
 
-#: Signals that are for the program: whoever sends one to us means it.
-_PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGWINCH)
-#: Signals that the terminal sends to the program as well.
-_LEFT_TO_PROGRAM: Final = (signal.SIGINT, signal.SIGQUIT)
 #: What is left of the program has so long to end by itself.
 _GRACE_S: Final = 2.0
+#: What does not end so long after it was killed never will: it hangs in the host's kernel.
+_KILLED_S: Final = 5.0
+#: How often it is looked for meanwhile, while its calls are answered, and when they are no more.
+_STEP_S: Final = 0.2
+_PAUSE_S: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,40 +87,57 @@ class Session:
             StartError: it could not be executed, or the host refuses the filter.
         """
         began = time.monotonic()
-        seccomp.become_subreaper()
-        started = child.start(
-            command,
-            {**environment, "NUMAEMU_MACHINE": self.machine.name},
-            self._abi,
-            self._root,
-            mount=self._mount,
-        )
-        self.mounted = started.mounted
-        self.pid = started.pid
-        with _many_descriptors(), _signals_passed_to(started.pid), _woken_by_signals() as woken:
-            kernel = Kernel(self.machine)
-            supervisor = Supervisor(
-                kernel, self.tree, self._abi, started.listener, self._root, mounted=started.mounted, exits=self._exits
+        strangers = frozenset(children_of(os.getpid()))
+        with seccomp.subreaper(), signals.held() as mask:
+            started = child.start(
+                command,
+                {**environment, "NUMAEMU_MACHINE": self.machine.name},
+                self._abi,
+                self._root,
+                mount=self._mount,
+                mask=mask,
             )
-            self.supervisor = supervisor
-            supervisor.watch(woken)
-            before, struck_before = _pages_by_node(self.machine), _faults_struck(self.machine)
+            self.mounted = started.mounted
+            self.pid = started.pid
             try:
-                code = _serve(supervisor, started.pid, woken)
-                _end_the_rest(supervisor, woken)
-            finally:
-                started.listener.close()
-        started.check_executed()
-        started.socket.close()
+                with _many_descriptors(), signals.passed_to(started.pid) as passing:
+                    before, struck_before = _pages_by_node(self.machine), _faults_struck(self.machine)
+                    code = self._supervise(started, passing, strangers)
+            except BaseException:
+                started.listener.close()  # there may be no descriptor left to look for it
+                started.socket.close()
+                _kill_the_rest(strangers)
+                raise
+            started.listener.close()
+        with started.socket:
+            started.check_executed()
         try:
             after, struck = _pages_by_node(self.machine), _faults_struck(self.machine)
         except MachineGone as gone:
-            sys.stderr.write(f"numaemu run: {gone}: what the program asked after that was not answered\n")
+            tell(f"numaemu run: {gone}: what the program asked after that was not answered\n")
         else:
             self.pages_by_node = {node: count - before.get(node, 0) for node, count in after.items()}
             self.faults_struck = {fault: count - struck_before[fault] for fault, count in struck.items()}
         self.seconds = time.monotonic() - began
         return Outcome(code)
+
+    def _supervise(self, started: child.Started, passing: signals.Passing, strangers: AbstractSet[int]) -> int:
+        """Until the program has ended, and what it has left; gives how."""
+        supervisor = Supervisor(
+            Kernel(self.machine),
+            self.tree,
+            self._abi,
+            started.listener,
+            self._root,
+            mounted=started.mounted,
+            exits=self._exits,
+        )
+        self.supervisor = supervisor
+        for fd in passing.fds:
+            supervisor.watch(fd)
+        code = _serve(supervisor, started.pid, passing)
+        _end_the_rest(supervisor, passing, strangers)
+        return code
 
     def close(self) -> None:
         """End the machine, if it is of this run alone."""
@@ -161,59 +180,68 @@ _NUMA_HIT: Final = 0
 _NUMA_MISS: Final = 1
 
 
-def _serve(supervisor: Supervisor, pid: int, woken: int) -> int:
+def _serve(supervisor: Supervisor, pid: int, passing: signals.Passing) -> int:
     """Until the program has ended; gives how. Its orphans, which are our children, are reaped on the way."""
     while (code := _reaped(pid)) is None:
-        while woken not in supervisor.step():
+        while not passing.take(supervisor.step()):
             pass
-        _drain(woken)
     return code
 
 
-def _reaped(pid: int) -> int | None:
+def _reaped(pid: int | None = None) -> int | None:
     """Wait for all children that have ended; gives how `pid` has, None: it has not."""
-    while True:
-        try:
-            ended, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
-        except ChildProcessError:
-            return None
-        if not ended:
-            return None
-        if ended == pid and not os.WIFSTOPPED(status):
-            return os.waitstatus_to_exitcode(status)
+    code = None
+    with contextlib.suppress(ChildProcessError):
+        while (found := os.waitpid(-1, os.WNOHANG))[0]:
+            if found[0] == pid:
+                code = os.waitstatus_to_exitcode(found[1])
+    return code
 
 
-def _end_the_rest(supervisor: Supervisor, woken: int) -> None:
+def _end_the_rest(supervisor: Supervisor, passing: signals.Passing, strangers: AbstractSet[int]) -> None:
     """What the program has left behind ends with it: without us its calls would fail."""
-    deadline = time.monotonic() + _GRACE_S
+    killing_at = time.monotonic() + _GRACE_S
     asked: set[int] = set()
-    while left := _left():
-        number = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
+    while left := _left(strangers):
+        now = time.monotonic()
+        if now > killing_at + _KILLED_S:
+            tell(f"numaemu run: left behind, as they do not even end when killed: {', '.join(map(str, left))}\n")
+            return
         for pid in left:
-            if number == signal.SIGKILL or pid not in asked:
+            if now >= killing_at:
+                _send(pid, signal.SIGKILL)
+            elif pid not in asked:
                 asked.add(pid)
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, number)
-        if woken in supervisor.step():
-            _drain(woken)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+                _send(pid, signal.SIGTERM)
+        passing.take(supervisor.step(_STEP_S if now >= killing_at else min(_STEP_S, killing_at - now)))
+        _reaped()
 
 
-def _left() -> list[int]:
+def _kill_the_rest(strangers: AbstractSet[int]) -> None:
+    """The same, when nobody is left who could answer its calls."""
+    deadline = time.monotonic() + _KILLED_S
+    while (left := _left(strangers)) and time.monotonic() < deadline:
+        for pid in left:
+            _send(pid, signal.SIGKILL)
+        time.sleep(_PAUSE_S)
+        _reaped()
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _left(strangers: AbstractSet[int]) -> list[int]:
+    """What there is of the program. `strangers`: children that were there before it: the machine."""
     found = []
-    for pid in descendants_of(os.getpid()):
-        with contextlib.suppress(ProcessLookupError):
-            if status_of(pid).filtered:
-                found.append(pid)
+    for first in children_of(os.getpid()):
+        if first not in strangers:
+            for pid in (first, *descendants_of(first)):
+                with contextlib.suppress(ProcessLookupError):
+                    if status_of(pid).filtered:
+                        found.append(pid)
     return found
-
-
-def _drain(fd: int) -> None:
-    with contextlib.suppress(BlockingIOError):
-        while os.read(fd, 512):
-            pass
 
 
 @contextlib.contextmanager
@@ -225,39 +253,6 @@ def _many_descriptors() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@contextlib.contextmanager
-def _woken_by_signals() -> Iterator[int]:
-    """A descriptor that becomes readable with each signal."""
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield reader
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(reader)
-        os.close(writer)
-
-
-@contextlib.contextmanager
-def _signals_passed_to(pid: int) -> Iterator[None]:
-    """Signals go to the program."""
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-    def ignore(_number: int, _frame: FrameType | None) -> None:
-        pass
-
-    before = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
-    before |= {number: signal.signal(number, ignore) for number in (*_LEFT_TO_PROGRAM, signal.SIGCHLD)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def end_as(outcome: Outcome) -> int:

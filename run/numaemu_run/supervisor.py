@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import errno
+import math
 import os
 import select
 import sys
@@ -88,13 +89,13 @@ class Supervisor:
         """Let `step` end when this becomes readable, too."""
         self._poll.register(fd, select.POLLIN)
 
-    def step(self) -> AbstractSet[int]:
+    def step(self, timeout_s: float = math.inf) -> AbstractSet[int]:
         """Serve what has come, or wait for something; gives the watched descriptors that are readable."""
-        events = self._poll.poll(max(self._next_look - time.monotonic(), 0) * _MS)
+        events = self._poll.poll(max(min(self._next_look - time.monotonic(), timeout_s), 0) * _MS)
         if events == self._calls_only:
             self._serve()
             return _NONE
-        if not events:
+        if not events and time.monotonic() >= self._next_look:
             self._look()
         return {fd for fd, event in events if self._is_watched(fd, event)}
 

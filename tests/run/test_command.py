@@ -1,18 +1,21 @@
 """`numaemu run` as a command: exit codes, signals, input, reports, refusals; and `numaemu doctor`."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import pytest
 from tests.run.conftest import PROGRAMS, SECONDS, Run, numaemu
 
 import numaemu as nm
+from numaemu_run.session import Session
+from numaemu_run.supervisor import Supervisor
 
 pytestmark = pytest.mark.shares_machines
 
@@ -112,6 +115,41 @@ def test_a_private_machine_is_gone_with_the_run(runtime: Path, tmp_path: Path) -
     assert not (runtime / name).exists()
 
 
+def test_a_container_is_no_part_of_the_program(runtime: Path) -> None:
+    """Where everybody is under a filter, the machine too, only the program is looked at, and only it ends."""
+    machines = set(runtime.iterdir())
+    contained = (sys.executable, PROGRAMS / "contained.py", "", sys.executable, "-m", "numaemu")
+    options = ("run", "--memory", "8M", "--swap", "0", "--report", "json", "--")
+    done = subprocess.run(
+        [*contained, *options, "sh", "-c", "(sleep 60 & numactl --membind=1 cat /proc/self/numa_maps)"],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bind:1" in done.stdout
+    report = json.loads(done.stderr)
+    assert report["pages_by_node"]["1"] > 0
+    assert report["processes"] <= 4, report
+    assert set(runtime.iterdir()) == machines
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_exit_code_needs_no_stderr(machine: nm.Machine, code: int) -> None:
+    """Where stderr is closed, or a pipe that nobody reads, the exit code is still that of the program."""
+    words = [sys.executable, "-m", "numaemu", "run", "-m", machine.name]
+    closed = ["sh", "-c", 'exec "$@" 2>&-', "sh", *words]
+    assert subprocess.run([*closed, "--", "sh", "-c", f"exit {code}"], timeout=SECONDS, check=False).returncode == code
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [*words, "--report", "json", "--", "sh", "-c", f"exit {code}"]
+        assert subprocess.run(command, stderr=writer, timeout=SECONDS, check=False).returncode == code
+    finally:
+        os.close(writer)
+
+
 def test_the_report_counts_calls_and_pages(run: Run, tmp_path: Path) -> None:
     """JSON with the calls by name, those that were refused, and the pages that each node gave."""
     script = "numactl --membind=2 cat /proc/self/numa_maps; exit 3"
@@ -159,8 +197,6 @@ def test_the_report_is_a_junit_file(run: Run, tmp_path: Path, code: int, failure
 
 # -- signals to the command, and what it leaves ------------------------------------------------------------------------
 
-Eventually = Callable[[Callable[[], bool], str], None]
-
 
 def begun(machine: nm.Machine, script: str) -> "subprocess.Popen[str]":
     """A run whose program has said that it is there."""
@@ -171,7 +207,7 @@ def begun(machine: nm.Machine, script: str) -> "subprocess.Popen[str]":
     return process
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT", "SIGQUIT"])
 def test_signals_to_the_command_reach_the_program(machine: nm.Machine, name: str) -> None:
     """The program handles what was sent to the command, and ends as it likes."""
     script = f"trap 'echo got; exit 5' {name[3:]}; echo ready; while :; do sleep 0.1; done"
@@ -181,8 +217,21 @@ def test_signals_to_the_command_reach_the_program(machine: nm.Machine, name: str
     assert (out, process.returncode) == ("got\n", 5)
 
 
+def test_a_signal_before_the_program_leaves_nothing(runtime: Path, tmp_path: Path) -> None:
+    """The command that is told to end before its program is there, or just then, ends, and takes away what it made."""
+    machines = set(runtime.iterdir())
+    command = [sys.executable, "-m", "numaemu", "run", "--memory", "4M", "--swap", "0", "--", "sleep", "60"]
+    with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}) as process:
+        while not list(tmp_path.iterdir()):
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(SECONDS) in {-signal.SIGTERM, 128 + signal.SIGTERM}
+    assert list(tmp_path.iterdir()) == []
+    assert set(runtime.iterdir()) == machines
+
+
 def test_what_a_program_leaves_behind_ends_with_it(machine: nm.Machine) -> None:
-    """A child in the background is asked to end, and made to if it will not; the command does not wait for long."""
+    """A child in the background is asked to end, and made to if it will not."""
     script = "trap '' TERM; (while :; do sleep 1; done) & echo ready; echo $!; read x"
     with begun(machine, script) as process:
         assert process.stdout is not None
@@ -191,6 +240,32 @@ def test_what_a_program_leaves_behind_ends_with_it(machine: nm.Machine) -> None:
     assert process.returncode == 0
     with pytest.raises(ProcessLookupError):
         os.kill(left, 0)
+
+
+@pytest.mark.timeout(30)
+def test_what_is_left_is_killed_though_nothing_happens(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time is over when it is over, and not when its memory is looked at next, or a call comes."""
+    monkeypatch.setattr("numaemu_run.supervisor._LOOK_EVERY_S", 24 * 3600.0)
+    monkeypatch.setattr("numaemu_run.session._GRACE_S", 0.1)
+    assert session.run(["sh", "-c", "trap '' TERM; sleep 7200 & exit 4"], os.environ).code == 4
+
+
+def test_a_supervisor_that_fails_takes_its_program_along(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong, no program runs on with nobody there to answer its calls; the error is told."""
+    step = Supervisor.step
+    steps = iter(range(20))
+
+    def broken(supervisor: Supervisor, timeout_s: float = math.inf) -> AbstractSet[int]:
+        if next(steps, None) is None:
+            raise RuntimeError("broken")
+        return step(supervisor, timeout_s)
+
+    monkeypatch.setattr(Supervisor, "step", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        session.run(["sh", "-c", "while :; do cat /proc/self/status; sleep 0.01; done"], os.environ)
+    assert session.pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(session.pid, 0)
 
 
 def test_a_killed_supervisor_leaves_no_program_that_waits(machine: nm.Machine, tmp_path: Path) -> None:

@@ -51,9 +51,12 @@ def terminal() -> Iterator[Terminal]:
 
 
 def test_a_run_is_stopped_continued_and_interrupted_from_its_terminal(terminal: Terminal) -> None:
-    """Ctrl-Z stops it, fg goes on with it and with its input, Ctrl-C is the program's to handle."""
-    program = r"trap 'echo interrupted; exit 9' INT; echo be''gun; read x; echo got $x; while :; do sleep 1; done"
-    terminal.type(f'{sys.executable} -m numaemu run --memory 4M --swap 4M -- sh -c "{program}"\n'.replace("$x", r"\$x"))
+    """Ctrl-Z stops it, fg goes on with it and with its input, Ctrl-C is the program's to handle, once each."""
+    program = (
+        r"trap 'n=$((n+1)); echo interrupted $n' INT; trap 'echo total $n; exit 9' QUIT; "
+        r"echo be''gun; read x; echo got $x; while :; do sleep 1; done"
+    )
+    terminal.type(f'{sys.executable} -m numaemu run --memory 4M --swap 4M -- sh -c "{program}"\n'.replace("$", r"\$"))
     terminal.until("begun\r\n")
     terminal.type("\x1a")
     terminal.until("Stopped")
@@ -66,7 +69,11 @@ def test_a_run_is_stopped_continued_and_interrupted_from_its_terminal(terminal: 
     terminal.type("hello\n")
     terminal.until("got hello\r\n")
     terminal.type("\x03")
-    terminal.until("interrupted\r\n")
+    terminal.until("interrupted 1\r\n")
+    terminal.type("\x03")
+    terminal.until("interrupted 2\r\n")
+    terminal.type("\x1c")
+    terminal.until("total 2\r\n")
     terminal.until("PROMPT> ")
     terminal.type("echo code $?\n")
     terminal.until("code 9\r\n")

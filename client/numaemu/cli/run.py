@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +12,8 @@ from numaemu.cli.described import add_described, check_described, said, wanted_o
 from numaemu.cli.options import PROFILES, add_machine, examples
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from numaemu_core.topology import Topology
 
 #: What a machine has of which nothing is said: numaemu.description.Usual. Programs of today expect a kernel of today.
@@ -60,20 +62,28 @@ def run(args: argparse.Namespace) -> int:
     from numaemu_run.child import StartError  # noqa: PLC0415 - --help answers without it
     from numaemu_run.report import make_report  # noqa: PLC0415 - as above
     from numaemu_run.session import Session, end_as  # noqa: PLC0415 - as above
+    from numaemu_run.telling import tell  # noqa: PLC0415 - as above
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # before and after the program they end us, with our files
+            signal.signal(number, _end)
     topology = None if machine is not None else topology_of(args)
     try:
         with Session(topology, machine, mount=not args.no_mount, exits=args.report is not None) as session:
             outcome = session.run(command, os.environ)
             text = "" if args.report is None else make_report(args.report, session, command, outcome)
     except StartError as error:
-        sys.stderr.write(f"numaemu run: {error}\n")
+        tell(f"numaemu run: {error}\n")
         return error.code
     if args.report_file is not None:
         Path(args.report_file).write_text(text, encoding="utf-8")
     else:
-        sys.stderr.write(text)
+        tell(text)
     return end_as(outcome)
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def topology_of(args: argparse.Namespace) -> Topology:

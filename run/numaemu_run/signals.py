@@ -1,0 +1,117 @@
+"""Signals to the command while a program runs: they are for the program.
+
+What the terminal sends (Ctrl-C and its kin), the program gets by itself; what somebody sends to the command is passed
+on. Which is which is known from si_code, which Python's handlers do not tell: those two are read from a signalfd.
+Source: signalfd(2), sigaction(2): si_code is 0 or less if a process has sent it.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import struct
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from types import FrameType
+from typing import Final
+
+#: Whoever sends one of these to us means the program.
+PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGWINCH)
+#: The terminal sends these to the program as well.
+FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
+
+#: Number, errno, si_code, and the rest of struct signalfd_siginfo.
+_INFO: Final = struct.Struct("=Iii116x")
+_SFD_FLAGS: Final = os.O_NONBLOCK | os.O_CLOEXEC
+#: Bytes of sigset_t in every libc.
+_SET_BYTES: Final = 128
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[set[int]]:
+    """They wait until there is somebody to pass them on to; gives the mask of before, which a program is to have."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*PASSED_ON, *FROM_TERMINAL))
+    try:
+        yield set(before)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release(mask: AbstractSet[int]) -> None:
+    """In the process that is to execute the program: nothing of ours is left, and what came meanwhile is its own."""
+    for number in (*PASSED_ON, *FROM_TERMINAL):
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class Passing:
+    """Passes signals on to a process, until that was waited for."""
+
+    def __init__(self, pidfd: int, woken: int, sent: int) -> None:
+        """`woken` is readable after any signal, `sent` after one that the terminal may have sent."""
+        self._pidfd = pidfd
+        self._woken = woken
+        self._sent = sent
+        self.fds: Final = (woken, sent)
+
+    def take(self, ready: AbstractSet[int]) -> bool:
+        """What has come on those of `fds` that are ready; was there something?"""
+        if self._sent in ready:
+            with contextlib.suppress(BlockingIOError):
+                while info := os.read(self._sent, _INFO.size):
+                    number, _, code = _INFO.unpack(info)
+                    if code <= 0:
+                        self.pass_on(number)
+        if self._woken in ready:
+            with contextlib.suppress(BlockingIOError):
+                while os.read(self._woken, 512):
+                    pass
+        return not ready.isdisjoint(self.fds)
+
+    def pass_on(self, number: int, _frame: FrameType | None = None) -> None:
+        """Send it to the process, if it is still there."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+
+@contextlib.contextmanager
+def passed_to(pid: int) -> Iterator[Passing]:
+    """Within `held`: signals go to that child of ours."""
+    with contextlib.ExitStack() as stack:
+
+        def closing(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        woken, writer = map(closing, os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
+        stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer, warn_on_full_buffer=False))
+        passing = Passing(closing(os.pidfd_open(pid)), woken, closing(_signalfd(FROM_TERMINAL)))
+        before = {number: signal.signal(number, passing.pass_on) for number in PASSED_ON}
+        # A thread of somebody's own may be given those that this one holds.
+        before |= {number: signal.signal(number, _ignore) for number in (*FROM_TERMINAL, signal.SIGCHLD)}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+        try:
+            yield passing
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Only to be woken."""
+
+
+def _signalfd(numbers: tuple[signal.Signals, ...]) -> int:
+    chosen = ctypes.create_string_buffer(_SET_BYTES)
+    _libc.sigemptyset(chosen)
+    for number in numbers:
+        _libc.sigaddset(chosen, int(number))
+    fd: int = _libc.signalfd(-1, chosen, _SFD_FLAGS)
+    if fd < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"signalfd: {os.strerror(code)}")
+    return fd
