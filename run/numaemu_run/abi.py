@@ -30,6 +30,8 @@ RSEQ_CALL: Final = "rseq"
 MREMAP_CALL: Final = "mremap"
 #: The end of a process, which is looked at once more then.
 EXIT_CALL: Final = "exit_group"
+#: Whoever executes a program takes the place of the first thread of its process.
+EXEC_CALLS: Final = ("execve", "execveat")
 #: Calls that look at a path: answered only where the tree of nodes cannot be mounted.
 PATH_CALLS: Final = (
     "access",
@@ -74,6 +76,8 @@ X86_64: Final = Abi(
     numbers=MappingProxyType(
         {
             "access": 21,
+            "execve": 59,
+            "execveat": 322,
             "exit_group": 231,
             "faccessat": 269,
             "faccessat2": 439,
@@ -115,6 +119,8 @@ AARCH64: Final = Abi(
     audit_arch=0xC00000B7,
     numbers=MappingProxyType(
         {
+            "execve": 221,
+            "execveat": 281,
             "exit_group": 94,
             "faccessat": 48,
             "faccessat2": 439,
