@@ -60,8 +60,9 @@ class Abi:
     audit_arch: int
     #: Number of each call, without those that the architecture lacks.
     numbers: Mapping[str, int]
-    #: The call seccomp itself.
+    #: The calls seccomp and kcmp themselves.
     seccomp: int
+    kcmp: int
     o_directory: int
     #: Numbers from here on belong to a second ABI (x32); 0: there is none.
     other_abi_from: int
@@ -108,6 +109,7 @@ X86_64: Final = Abi(
         }
     ),
     seccomp=317,
+    kcmp=312,
     o_directory=0o200000,
     other_abi_from=0x40000000,
     foreign_arch=0x40000003,
@@ -147,6 +149,7 @@ AARCH64: Final = Abi(
         }
     ),
     seccomp=277,
+    kcmp=272,
     o_directory=0o40000,
     other_abi_from=0,
     foreign_arch=0x40000028,

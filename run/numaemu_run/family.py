@@ -16,7 +16,7 @@ from numaemu.task import Task
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.nodemask import first_node
 from numaemu_core.views import pages_by_node
-from numaemu_run.image import image_of
+from numaemu_run.image import have_one_memory, image_of
 from numaemu_run.kernel import Kernel
 from numaemu_run.mirror import Mirror, count
 from numaemu_run.node_tree import NodeTree
@@ -159,8 +159,10 @@ class Family:
         parent = self._forker(status) or guess or next((one.leader for one in self), None)
         pidfd = os.pidfd_open(status.tgid)
         try:
-            task, mirror = self._task_of(status, parent)
-            process = Process(status.tgid, pidfd, mirror, binds=parent is not None and parent.process.binds)
+            borrows = parent is not None and have_one_memory(status.tid, parent.tid)
+            task, mirror = self._task_of(status, parent, borrows=borrows)
+            binds = parent is not None and parent.process.binds
+            process = Process(status.tgid, pidfd, mirror, binds=binds, borrows=borrows)
             thread = self._add(status, process, task, parent)
         except BaseException:
             os.close(pidfd)
@@ -180,8 +182,10 @@ class Family:
         tid = forker_of(parent.pid, status.tgid)
         return parent.threads.get(tid, parent.leader) if tid is not None else parent.leader
 
-    def _task_of(self, status: Status, parent: Thread | None) -> tuple[Task, Mirror]:
+    def _task_of(self, status: Status, parent: Thread | None, *, borrows: bool) -> tuple[Task, Mirror]:
         """A fork of its parent's task, or, if it has executed a program since, a new one with its policy."""
+        if parent is not None and borrows:
+            return self._attach(parent, status, share_mm=parent.task), parent.process.mirror
         if parent is not None:
             mirror = parent.process.mirror.twin(status.tid)
             if mirror is not None and _rights(status) == parent.rights:
@@ -196,11 +200,15 @@ class Family:
         cpu = min(self._tree.cpu_node) if elder is None else elder.cpu
         shared = None if share_mm is None else share_mm.pid
         task = self._kernel.machine.attach(cpu, status.capabilities, share_mm=shared, remote=True)
-        if status.uid:  # the machine asks who a task is when it is to move the pages of another one
-            self._kernel.call(task, "setuid", status.uid)
-            self._kernel.call(task, "set_dumpable", 1)
-        if elder is not None:
-            self._kernel.copy_policy(elder.task, task)
+        try:
+            if status.uid:  # the machine asks who a task is when it is to move the pages of another one
+                self._kernel.call(task, "setuid", status.uid)
+                self._kernel.call(task, "set_dumpable", 1)
+            if elder is not None:
+                self._kernel.copy_policy(elder.task, task)
+        except BaseException:
+            task.close()
+            raise
         return task
 
     def _renewed(self, task: Task, elder: Thread, status: Status) -> Task:
@@ -227,7 +235,13 @@ class Family:
             process.threads_expected = max(process.threads_expected, 2 * len(process.threads))
         cpus = self._tree.cpus if elder is None else elder.cpus
         cpu = first_node(cpus) if elder is None else elder.cpu
-        place = os.open(f"/proc/{process.pid}/task/{status.tid}", os.O_PATH | os.O_CLOEXEC)
+        try:
+            place = os.open(f"/proc/{process.pid}/task/{status.tid}", os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            task.close()
+            if isinstance(error, FileNotFoundError):
+                raise ProcessLookupError(f"thread {status.tid} is gone") from None
+            raise
         has_policy = elder is not None and elder.has_policy
         thread = Thread(status.tid, process, task, cpus, cpu, place, has_policy, rights=_rights(status))
         process.threads[status.tid] = self._threads[status.tid] = thread
@@ -262,7 +276,13 @@ class Family:
             first.cpus, first.cpu, first.has_policy = executor.cpus, executor.cpu, executor.has_policy
             first.rights = executor.rights
         self._forget_ended_threads(process)
-        self.renew(process.leader)
+        first = process.leader
+        if process.borrows:
+            status, lent = status_of(first.tid), first.task
+            process.mirror, process.borrows = Mirror(self._kernel, first.tid), False
+            first.task, first.rights = self._attach(first, status), _rights(status)
+            lent.close()
+        self.renew(first)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,8 @@ class Process:
     binds: bool = False
     #: It is killed, and may not know it yet.
     doomed: bool = False
+    #: Its address space is that of its parent until it executes a program (CLONE_VM, vfork).
+    borrows: bool = False
     #: The thread that is about to execute another program, if one is.
     executor: int | None = None
     #: With so many threads known it is time to see which have ended.

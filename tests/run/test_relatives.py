@@ -1,8 +1,11 @@
 """Threads and processes that come, change and go in unusual ways, and what goes wrong with single ones."""
 
 import errno
+import inspect
 import json
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +25,6 @@ PROGRAM = PROGRAMS / "relatives.py"
 @pytest.mark.parametrize(
     "name",
     [
-        "deep",
         "errors",
         "executed_again",
         "executed_by_a_thread",
@@ -37,6 +39,17 @@ def test_each_is_answered_as_its_story_says(run: Run, name: str) -> None:
     """Nothing is refused, guessed or left behind that the kernel would not; nobody reports trouble."""
     done = run(sys.executable, PROGRAM, name, options=("--report", "json"))
     assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
+    assert json.loads(done.stderr)["troubles"] == {}
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed: apt-get install gcc libc6-dev")
+def test_children_may_have_the_memory_of_their_parent(run: Run, tmp_path: Path) -> None:
+    """What such a child binds is bound for the parent; a program that one executes has memory of its own."""
+    program = tmp_path / "vforked"
+    command = ["gcc", "-O1", "-o", str(program), str(PROGRAMS / "vforked.c")]
+    subprocess.run(command, check=True)
+    done = run(program, options=("--report", "json"))
+    assert (done.stdout, done.returncode) == ("0 2 0 2 0\n", 0)
     assert json.loads(done.stderr)["troubles"] == {}
 
 
@@ -106,6 +119,18 @@ def test_an_error_of_ours_concerns_one_call_only(
     out, err = capfd.readouterr()
     assert out.startswith("-5 -5 ")
     assert err.count("so it is") == 1
+
+
+def test_a_line_of_ancestors_may_be_long(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
+    """However many there are, meeting them takes no deeper stack."""
+    before, deep = sys.getrecursionlimit(), len(inspect.stack())
+    sys.setrecursionlimit(deep + 120)
+    try:
+        assert session.run([sys.executable, str(PROGRAM), "deep", "50"], os.environ).code == 0
+    finally:
+        sys.setrecursionlimit(before)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("well\n", "")
 
 
 def test_only_ends_that_matter_are_looked_at(run: Run) -> None:

@@ -61,8 +61,8 @@ def huge() -> None:
 
 
 def deep() -> None:
-    """The 200th descendant asks, and none of its ancestors ever has."""
-    for _ in range(200):
+    """The last of a line of descendants asks, and none of its ancestors ever has."""
+    for _ in range(int(sys.argv[2])):
         pid = os.fork()
         if pid:
             os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
@@ -166,15 +166,16 @@ def executed_by_a_thread() -> None:
 
 def executed_again() -> None:
     """The same program at the same addresses is another one: what it maps has no policy of ranges."""
+    memory = Memory(1000)
     match sys.argv[2:]:
         case []:
             assert syscall("personality", NO_RANDOM_ADDRESSES) >= 0
             os.execv(sys.executable, [sys.executable, *sys.argv, "1"])
         case ["1"]:
-            memory = Memory(1000)
             assert mbind(memory.start, memory.length, 2) == 0
             memory.write()
             os.execv(sys.executable, [sys.executable, *sys.argv[:2], "2"])
+    memory.write()
     assert "bind:2" not in Path("/proc/self/numa_maps").read_text()
 
 
