@@ -51,8 +51,9 @@ def sys_mirror(
     """Unmap, map, drop pages, and give frames to the pages of `held` that have none; gives how many bytes these are.
 
     What is mapped already in an area stays, the rest is mapped without a policy; but in an area that grows, as heaps
-    and stacks do, a mapping grows with its policy. Mappings that touch are not merged. Areas with one name share the
-    pages and the policies of one object, which lives as long as something maps it. All of it may be done twice.
+    and stacks do, a mapping grows with its policy. So does private memory without a policy, which is one mapping to the
+    kernel, too; mappings of two areas are not merged. Areas with one name share the pages and the policies of one
+    object, which lives as long as something maps it. All of it may be done twice.
 
     Raises:
         MmError: EINVAL: a span that is not of whole pages of the address space; ENOMEM: too many mappings.
@@ -83,22 +84,28 @@ def sys_mirror(
 
 
 def _fill(k: Kernel, mm: Mm, area: Area) -> None:
-    """Map the holes of an area."""
+    """Map the holes of an area: what is mapped in it grows into them, or they become mappings of their own."""
     start, end, name, offset, grows = area
     inside = mm.vmas.overlapping(start, end)
     edges = [start, *(edge for vma in inside for edge in (vma.vm_start, vma.vm_end)), end]
     for at, (low, high) in enumerate(zip(edges[::2], edges[1::2], strict=True)):
         if low >= high:
             continue
-        if not grows or not inside:
-            _map(k, mm, (low, high), name, offset + low - start)
-        elif at:
-            inside[at - 1].vm_end = high
-            k.journal.vmas(mm, inside[at - 1].vm_start, high)
+        before, after = inside[at - 1 : at] if at else [], inside[at : at + 1]
+        if before and (grows or _is_plain(before[0])):
+            before[0].vm_end = high
+            k.journal.vmas(mm, before[0].vm_start, high)
+        elif after and ((grows and not at) or _is_plain(after[0])):
+            mm.vmas.move_start(after[0], low)
+            after[0].vm_pgoff -= (high - low) >> k.page_shift
+            k.journal.vmas(mm, low, after[0].vm_end)
         else:
-            mm.vmas.move_start(inside[0], low)
-            inside[0].vm_pgoff -= (high - low) >> k.page_shift
-            k.journal.vmas(mm, low, inside[0].vm_end)
+            _map(k, mm, (low, high), name, offset + low - start)
+
+
+def _is_plain(vma: VmArea) -> bool:
+    """Is it private memory without a policy?"""
+    return vma.vm_file is None and vma.vm_policy is None
 
 
 def _map(k: Kernel, mm: Mm, span: Span, name: str | None, offset: int) -> None:
@@ -115,15 +122,14 @@ def _map(k: Kernel, mm: Mm, span: Span, name: str | None, offset: int) -> None:
 
 
 def _shared_object(k: Kernel, name: str, size_bytes: int) -> AddressSpace:
-    """The object of that name, made or made longer if need be."""
+    """The object of that name, made or made longer if need be: up to the length that one may have."""
+    size_bytes = min(size_bytes, limits.FILE_PAGES_MAX << k.page_shift)
     objects = k.address_spaces.values()
     found = next((o for o in objects if o.kind is FileKind.ANON_SHARED and o.name == name and not o.dead), None)
     if found is None:
         found = shmem_zero_setup(k, size_bytes, name)
     missing = -(-size_bytes >> k.page_shift) - len(found.i_pages)
     if missing > 0:
-        if len(found.i_pages) + missing > limits.FILE_PAGES_MAX:
-            raise MmError(errno.EFBIG, f"a shared object has at most {limits.FILE_PAGES_MAX} pages")
         found.i_pages = np.concatenate((found.i_pages, np.zeros(missing, np.uint64)))
         found.i_size = size_bytes
         k.journal.file(found)

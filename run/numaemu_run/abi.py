@@ -30,6 +30,8 @@ RSEQ_CALL: Final = "rseq"
 MREMAP_CALL: Final = "mremap"
 #: The end of a process, which is looked at once more then.
 EXIT_CALL: Final = "exit_group"
+#: Whoever executes a program takes the place of the first thread of its process.
+EXEC_CALLS: Final = ("execve", "execveat")
 #: Calls that look at a path: answered only where the tree of nodes cannot be mounted.
 PATH_CALLS: Final = (
     "access",
@@ -58,8 +60,9 @@ class Abi:
     audit_arch: int
     #: Number of each call, without those that the architecture lacks.
     numbers: Mapping[str, int]
-    #: The call seccomp itself.
+    #: The calls seccomp and kcmp themselves.
     seccomp: int
+    kcmp: int
     o_directory: int
     #: Numbers from here on belong to a second ABI (x32); 0: there is none.
     other_abi_from: int
@@ -74,6 +77,8 @@ X86_64: Final = Abi(
     numbers=MappingProxyType(
         {
             "access": 21,
+            "execve": 59,
+            "execveat": 322,
             "exit_group": 231,
             "faccessat": 269,
             "faccessat2": 439,
@@ -104,6 +109,7 @@ X86_64: Final = Abi(
         }
     ),
     seccomp=317,
+    kcmp=312,
     o_directory=0o200000,
     other_abi_from=0x40000000,
     foreign_arch=0x40000003,
@@ -115,6 +121,8 @@ AARCH64: Final = Abi(
     audit_arch=0xC00000B7,
     numbers=MappingProxyType(
         {
+            "execve": 221,
+            "execveat": 281,
             "exit_group": 94,
             "faccessat": 48,
             "faccessat2": 439,
@@ -141,6 +149,7 @@ AARCH64: Final = Abi(
         }
     ),
     seccomp=277,
+    kcmp=272,
     o_directory=0o40000,
     other_abi_from=0,
     foreign_arch=0x40000028,

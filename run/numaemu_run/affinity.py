@@ -12,9 +12,10 @@ from typing import Final
 
 from numaemu_core.nodemask import first_node
 from numaemu_run import target
-from numaemu_run.family import Family, Thread
+from numaemu_run.family import Family
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
+from numaemu_run.processes import Thread
 from numaemu_run.seccomp import Notification
 
 _UNSIGNED: Final = struct.Struct("=I")
@@ -24,14 +25,14 @@ _MASK_BYTES_MAX: Final = 1024 // 8
 
 
 class AffinityCalls:
-    """Serves them for the threads of a family. Each gives what the call returns; OSError: it fails so."""
+    """Serves them for the threads of a family. Each gives what the call returns, None: what the host says."""
 
     def __init__(self, kernel: Kernel, family: Family, tree: NodeTree) -> None:
         """CPUs are those of the tree."""
         self._kernel = kernel
         self._family = family
         self._tree = tree
-        self.handlers: Final[Mapping[str, Callable[[Notification, Thread], int]]] = MappingProxyType(
+        self.handlers: Final[Mapping[str, Callable[[Notification, Thread], int | None]]] = MappingProxyType(
             {
                 "getcpu": self._getcpu,
                 "sched_getaffinity": self._sched_getaffinity,
@@ -45,21 +46,26 @@ class AffinityCalls:
         target.write_parts(call.tid, [(address, _UNSIGNED.pack(value)) for address, value in asked if address])
         return 0
 
-    def _sched_getaffinity(self, call: Notification, thread: Thread) -> int:
+    def _sched_getaffinity(self, call: Notification, thread: Thread) -> int | None:
+        """None: of a thread outside of the run the host tells."""
         pid, length, mask_at, *_ = call.args
         length &= (1 << 32) - 1
         if length * 8 < self._tree.cpu_bits or length % _WORD_BYTES:
             raise OSError(errno.EINVAL, f"a mask of {length} bytes")
-        found = self._named(thread, pid).cpus
+        whose = self._family.named(thread, pid)
+        if whose is None:
+            return None
         room = min(length, -(-self._tree.cpu_bits // 64) * _WORD_BYTES)
-        target.write(call.tid, mask_at, found.to_bytes(room, "little"))
+        target.write(call.tid, mask_at, whose.cpus.to_bytes(room, "little"))
         return room
 
     def _sched_setaffinity(self, call: Notification, thread: Thread) -> int:
         pid, length, mask_at, *_ = call.args
         body = target.read(call.tid, mask_at, min(length & (1 << 32) - 1, _MASK_BYTES_MAX))
         cpus = int.from_bytes(body, "little") & self._tree.cpus
-        whose = self._named(thread, pid)
+        whose = self._family.named(thread, pid)
+        if whose is None:
+            raise OSError(errno.ESRCH, f"thread {pid} does not run on this machine")
         if not cpus:
             raise OSError(errno.EINVAL, "no CPU of the mask is there")
         self._family.settle(whose)
@@ -68,15 +74,3 @@ class AffinityCalls:
             whose.cpu = first_node(cpus)
             self._kernel.call(whose.task, "set_cpu", whose.cpu)
         return 0
-
-    def _named(self, thread: Thread, pid: int) -> Thread:
-        """The thread that is meant, 0: the caller. OSError: ESRCH: it is none of this run."""
-        pid &= (1 << 32) - 1
-        if pid in {0, thread.tid}:
-            return thread
-        if not self._family.is_member(pid):
-            raise OSError(errno.ESRCH, f"thread {pid} does not run on this machine")
-        try:
-            return self._family.thread(pid)
-        except ProcessLookupError:
-            raise OSError(errno.ESRCH, f"no thread {pid}") from None

@@ -10,87 +10,35 @@ import os
 import select
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
-from numaemu.errors import MachineGone
 from numaemu.task import Task
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.nodemask import first_node
 from numaemu_core.views import pages_by_node
+from numaemu_run.image import have_one_memory, image_of
 from numaemu_run.kernel import Kernel
 from numaemu_run.mirror import Mirror, count
 from numaemu_run.node_tree import NodeTree
 from numaemu_run.pagemap import Runs
-from numaemu_run.procfs import PAGE_SIZE, Status, children_of, faults_of, name_of, status_of, threads_of
+from numaemu_run.processes import Counts, Exited, Process, Thread
+from numaemu_run.procfs import (
+    PAGE_SIZE,
+    Status,
+    children_of,
+    faults_of,
+    forker_of,
+    live_threads_of,
+    name_of,
+    speaker_of,
+    status_of,
+)
 from numaemu_run.shares import as_runs, shares
-
-
-@dataclass(slots=True, eq=False)
-class Thread:
-    """A real thread and the task that stands for it."""
-
-    tid: int
-    process: "Process"
-    task: Task
-    #: The CPUs that it may run on, as a mask, and the one that it counts as running on.
-    cpus: int
-    cpu: int
-    #: Its directory under /proc: of this thread, whoever gets its number later.
-    place: int
-    #: Has it set a policy, or taken one over?
-    has_policy: bool = False
-    #: Its page faults when they were last looked at.
-    faults: int = 0
-
-    def is_alive(self) -> bool:
-        """Is its number still its own?"""
-        return os.access("comm", os.F_OK, dir_fd=self.place)
-
-
-@dataclass(slots=True, eq=False)
-class Process:
-    """A real process: its threads and its address space."""
-
-    pid: int
-    pidfd: int
-    mirror: Mirror
-    threads: dict[int, Thread] = field(default_factory=dict)
-    #: It, or an ancestor, has given ranges of memory policies of their own.
-    binds: bool = False
-    #: It is killed, and may not know it yet.
-    doomed: bool = False
-
-    @property
-    def leader(self) -> Thread:
-        """Its first thread, or any one that is left."""
-        return self.threads.get(self.pid) or next(iter(self.threads.values()))
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """A process that has ended by itself: its name, and how many of its pages were on each node then."""
-
-    pid: int
-    name: str
-    pages_by_node: dict[int, int]
-
-
-@dataclass(slots=True)
-class Counts:
-    """What a report tells of placement."""
-
-    processes: int = 0
-    threads: int = 0
-    pages_placed: int = 0
-    #: Of these, placed while threads of the process had different policies: whose page it was is not known.
-    pages_ambiguous: int = 0
-    #: Processes that were killed as the machine had no memory for them.
-    killed: int = 0
-
+from numaemu_run.trouble import Troubles, notice
 
 #: Processes that are remembered when they have ended: the last ones.
 _EXITED_MAX: Final = 1000
+_PID_MASK: Final = (1 << 32) - 1
 
 
 class Family:
@@ -99,6 +47,8 @@ class Family:
     def __init__(self, kernel: Kernel, tree: NodeTree, poll: select.poll) -> None:
         """`poll` is told of a descriptor for each process, readable when that has ended."""
         self.counts: Final = Counts()
+        #: What went wrong with single processes.
+        self.troubles: Final = Troubles()
         #: The last processes that have ended by themselves, if `note_exit` was told of them.
         self.exited: Final[collections.deque[Exited]] = collections.deque(maxlen=_EXITED_MAX)
         self._kernel = kernel
@@ -123,11 +73,25 @@ class Family:
             ProcessLookupError: it is gone. OSError: the machine refuses (EAGAIN: it has too many tasks).
         """
         known = self._threads.get(tid)
-        if known is not None:
-            if known.is_alive():
-                return known
+        if known is None:
+            return self._meet(tid)
+        if not known.is_alive():
             self._forget_thread(known)
-        return self._meet(tid)
+            return self._meet(tid)
+        if known.process.executor is not None:
+            self._see_whether_executed(known.process, tid)
+            return self._threads.get(tid) or self._meet(tid)
+        return known
+
+    def named(self, caller: Thread, pid: int) -> Thread | None:
+        """The thread that a call of another one names by its number, 0: the caller. None: it is none of this run."""
+        pid &= _PID_MASK
+        if pid in {0, caller.tid}:
+            return caller
+        with contextlib.suppress(ProcessLookupError):
+            if self.is_member(pid):
+                return self.thread(pid)
+        return None
 
     def is_met(self, tid: int) -> bool:
         """Has this thread made a call, or has a relative that has?"""
@@ -143,74 +107,182 @@ class Family:
             return False
         return status.filtered
 
-    def _meet(self, tid: int) -> Thread:
-        status = status_of(tid)
-        process = self._processes.get(status.tgid)
-        if process is not None and self._has_ended(process):
-            self._forget(process)
-            process = None
-        if process is None:
-            process = self._meet_process(status)
-            if tid in process.threads:
-                return process.threads[tid]
-        leader = process.leader
-        task = self._kernel.machine.attach(leader.cpu, status.capabilities, share_mm=leader.task.pid, remote=True)
-        self._take_user(task, status)
-        self._kernel.copy_policy(leader.task, task)
-        return self._add(tid, process, task, leader)
+    def matters(self, tid: int) -> bool:
+        """Is it of the program's first process, one that is met, or one that may have another policy than the default?
 
-    def _meet_process(self, status: Status, parent: Process | None = None) -> Process:
-        """A process of which no thread was known, with its first one; `parent` unless the host knows another."""
-        pid = status.tgid
-        pidfd = os.pidfd_open(pid)
+        Raises:
+            ProcessLookupError: it is gone.
+        """
+        status = status_of(tid)
+        if status.parent == os.getpid() or status.tgid in self._processes:
+            return True
+        while status.tgid not in self._processes and status.parent not in {0, 1, os.getpid()}:
+            status = status_of(status.parent)
+        ancestor = self._processes.get(status.tgid)
+        return ancestor is not None and (
+            ancestor.binds or any(one.has_policy or one.cpus != self._tree.cpus for one in ancestor.threads.values())
+        )
+
+    def _meet(self, tid: int) -> Thread:
+        """A new thread, and before it those of its ancestors that are new: the eldest first."""
+        line = [status_of(tid)]
+        with contextlib.suppress(ProcessLookupError):  # one of them ends: the others are nobody's, as it seems
+            while not self._is_known(line[-1].tgid) and line[-1].parent not in {0, 1, os.getpid()}:
+                line.append(status_of(speaker_of(line[-1].parent)))
+        *elders, youngest = reversed(line)
+        for status in elders:
+            with contextlib.suppress(ProcessLookupError):
+                self._join(status)
+        return self._join(youngest)
+
+    def _is_known(self, pid: int) -> bool:
+        """Is it a process that was met, and not another one that has its number now?"""
+        process = self._processes.get(pid)
+        if process is not None and _has_ended(process):
+            self._forget(process)
+            return False
+        return process is not None
+
+    def _join(self, status: Status) -> Thread:
+        """A thread whose elders are known."""
+        process = self._processes.get(status.tgid)
+        if process is None:
+            return self._meet_process(status)
+        if status.tid in process.threads:
+            return process.threads[status.tid]
+        leader = process.leader
+        task = self._attach(leader, status, share_mm=leader.task)
+        return self._add(status, process, task, leader)
+
+    def _meet_process(self, status: Status, guess: Thread | None = None) -> Thread:
+        """A process of which no thread was known, with its first one; `guess`: its parent, if the host knows none."""
+        parent = self._forker(status) or guess or next((one.leader for one in self), None)
+        pidfd = os.pidfd_open(status.tgid)
         try:
-            parent = self._parent(status.parent) or parent or next(iter(self._processes.values()), None)
-            task, mirror = self._task_of(pid, status, parent)
-            process = Process(pid, pidfd, mirror, binds=parent is not None and parent.binds)
-            self._add(pid, process, task, None if parent is None else parent.leader)
+            borrows = parent is not None and have_one_memory(status.tid, parent.tid)
+            task, mirror = self._task_of(status, parent, borrows=borrows)
+            binds = parent is not None and parent.process.binds
+            process = Process(status.tgid, pidfd, mirror, binds=binds, borrows=borrows)
+            thread = self._add(status, process, task, parent)
         except BaseException:
             os.close(pidfd)
             raise
-        self._processes[pid] = self._by_pidfd[pidfd] = process
+        self._processes[process.pid] = self._by_pidfd[pidfd] = process
         self._poll.register(pidfd, select.POLLIN)
         self.counts.processes += 1
-        return process
+        return thread
 
-    def _parent(self, pid: int) -> Process | None:
-        """The process of that number; it is met, if it is one of the run."""
-        if pid <= 1 or pid == os.getpid():
+    def _forker(self, status: Status) -> Thread | None:
+        """The thread that has forked a process; None: its parent is not of the run."""
+        parent = self._processes.get(status.parent)
+        if parent is None:
             return None
-        with contextlib.suppress(ProcessLookupError):
-            return self.thread(pid).process
-        return None
+        if parent.is_under_one_policy():
+            return parent.leader
+        tid = forker_of(parent.pid, status.tgid)
+        return parent.threads.get(tid, parent.leader) if tid is not None else parent.leader
 
-    def _task_of(self, pid: int, status: Status, parent: Process | None) -> tuple[Task, Mirror]:
+    def _task_of(self, status: Status, parent: Thread | None, *, borrows: bool) -> tuple[Task, Mirror]:
         """A fork of its parent's task, or, if it has executed a program since, a new one with its policy."""
+        if parent is not None and borrows:
+            return self._attach(parent, status, share_mm=parent.task), parent.process.mirror
         if parent is not None:
-            mirror = parent.mirror.twin(pid)
-            if mirror is not None:
-                return parent.leader.task.fork(), mirror
-        cpu = min(self._tree.cpu_node) if parent is None else parent.leader.cpu
-        task = self._kernel.machine.attach(cpu, status.capabilities, remote=True)
-        self._take_user(task, status)
-        if parent is not None:
-            self._kernel.copy_policy(parent.leader.task, task)
-        return task, Mirror(self._kernel, pid)
+            mirror = parent.process.mirror.twin(status.tid)
+            if mirror is not None and _rights(status) == parent.rights:
+                return parent.task.fork(), mirror
+            if mirror is not None:  # a fork that has become another user
+                return self._renewed(parent.task.fork(), parent, status), mirror
+        mirror = Mirror(self._kernel, status.tid)
+        return self._attach(parent, status), mirror
 
-    def _take_user(self, task: Task, status: Status) -> None:
-        """The machine asks who a task is when it is to move the pages of another one."""
-        if status.uid:
-            self._kernel.call(task, "setuid", status.uid)
-            self._kernel.call(task, "set_dumpable", 1)
+    def _attach(self, elder: Thread | None, status: Status, share_mm: Task | None = None) -> Task:
+        """A new task with the CPU and the policy of an elder, and the rights of a thread."""
+        cpu = min(self._tree.cpu_node) if elder is None else elder.cpu
+        shared = None if share_mm is None else share_mm.pid
+        task = self._kernel.machine.attach(cpu, status.capabilities, share_mm=shared, remote=True)
+        try:
+            if status.uid:  # the machine asks who a task is when it is to move the pages of another one
+                self._kernel.call(task, "setuid", status.uid)
+                self._kernel.call(task, "set_dumpable", 1)
+            if elder is not None:
+                self._kernel.copy_policy(elder.task, task)
+        except BaseException:
+            task.close()
+            raise
+        return task
 
-    def _add(self, tid: int, process: Process, task: Task, elder: Thread | None) -> Thread:
+    def _renewed(self, task: Task, elder: Thread, status: Status) -> Task:
+        """A task with the rights that a thread has now, in place of one with those of an elder."""
+        try:
+            return self._attach(elder, status, share_mm=task)
+        finally:
+            task.close()
+
+    def renew(self, thread: Thread) -> None:
+        """Its task has the rights that the thread has now. To be called before the machine asks for them.
+
+        Raises:
+            ProcessLookupError: it is gone. OSError: the machine refuses.
+        """
+        status = status_of(thread.tid)
+        if thread.rights != _rights(status):
+            thread.task = self._renewed(thread.task, thread, status)
+            thread.rights = _rights(status)
+
+    def _add(self, status: Status, process: Process, task: Task, elder: Thread | None) -> Thread:
+        if len(process.threads) >= process.threads_expected:
+            self._forget_ended_threads(process)
+            process.threads_expected = max(process.threads_expected, 2 * len(process.threads))
         cpus = self._tree.cpus if elder is None else elder.cpus
         cpu = first_node(cpus) if elder is None else elder.cpu
-        place = os.open(f"/proc/{process.pid}/task/{tid}", os.O_PATH | os.O_CLOEXEC)
-        thread = Thread(tid, process, task, cpus, cpu, place, elder is not None and elder.has_policy)
-        process.threads[tid] = self._threads[tid] = thread
+        try:
+            place = os.open(f"/proc/{process.pid}/task/{status.tid}", os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            task.close()
+            if isinstance(error, FileNotFoundError):
+                raise ProcessLookupError(f"thread {status.tid} is gone") from None
+            raise
+        has_policy = elder is not None and elder.has_policy
+        thread = Thread(status.tid, process, task, cpus, cpu, place, has_policy, rights=_rights(status))
+        process.threads[status.tid] = self._threads[status.tid] = thread
         self.counts.threads += 1
         return thread
+
+    # -- executing -----------------------------------------------------------------------------------------------------
+
+    def note_exec(self, tid: int) -> None:
+        """A thread is about to execute a program: if that succeeds, it takes the place of the first one."""
+        thread = self._threads.get(tid)
+        if thread is not None:
+            thread.process.executor = tid
+
+    def _see_whether_executed(self, process: Process, asker: int) -> None:
+        """If the process executes another program by now, its first thread is the one that has executed it."""
+        try:
+            executed = not image_of(process.pid, process.mirror.image).is_still(process.mirror.image)
+        except ProcessLookupError:  # its first thread has ended: it would be there again
+            executed = False
+        if not executed:
+            if asker == process.executor:  # it was refused
+                process.executor = None
+            return
+        executor, process.executor = process.threads.get(process.executor or 0), None
+        first = process.threads.get(process.pid)
+        if executor is not None and executor is not first:
+            if first is None:
+                status = status_of(process.pid)
+                first = self._add(status, process, self._attach(executor, status, executor.task), executor)
+            first.task, executor.task = executor.task, first.task
+            first.cpus, first.cpu, first.has_policy = executor.cpus, executor.cpu, executor.has_policy
+            first.rights = executor.rights
+        self._forget_ended_threads(process)
+        first = process.leader
+        if process.borrows:
+            status, lent = status_of(first.tid), first.task
+            process.mirror, process.borrows = Mirror(self._kernel, first.tid), False
+            first.task, first.rights = self._attach(first, status), _rights(status)
+            lent.close()
+        self.renew(first)
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -218,19 +290,28 @@ class Family:
         """What its process has done so far is in the machine, as if this thread had done it; its relatives are known.
 
         Raises:
-            ProcessLookupError: it is gone. OutOfMemory: the machine has no frame for one of its pages.
+            ProcessLookupError: it is gone, or was killed as the machine has no frame for one of its pages.
         """
         self.look(thread)
-        process = thread.process
-        for tid in threads_of(process.pid):
+        met = [thread.process]
+        for process in met:  # it grows
+            for pid in children_of(process.pid, *self._meet_threads(process)):
+                if pid not in self._processes:
+                    with self.troubles.confined():
+                        child = self.thread(speaker_of(pid))
+                        met.append(child.process)
+                        self.look(child)
+        self._meet_orphans(thread.process)
+
+    def _meet_threads(self, process: Process) -> list[int]:
+        """All that have not ended are known then, and none that have; gives their numbers."""
+        live = live_threads_of(process.pid)
+        for tid in live:
             if tid not in process.threads:
-                with contextlib.suppress(ProcessLookupError):
+                with self.troubles.confined():
                     self._meet(tid)
-        for pid in children_of(process.pid):
-            if pid not in self._processes:
-                with contextlib.suppress(ProcessLookupError, OutOfMemory):
-                    self.settle(self.thread(pid))
-        self._meet_orphans(process)
+        self._forget_ended_threads(process, live)
+        return live
 
     def look(self, thread: Thread, address: int | None = None) -> None:
         """The pages of its process are in the machine; `address` is what this thread asks for. As `settle`.
@@ -240,33 +321,36 @@ class Family:
         process = thread.process
         if process.doomed:
             raise ProcessLookupError(f"process {process.pid} is killed")
-        members = process.threads.values()
-        if len(members) == 1 or not any(one.has_policy or one.cpu != thread.cpu for one in members):
-            placed = process.mirror.settle(thread.task)
+        if process.executor is not None:
+            self._see_whether_executed(process, thread.tid)
+        if len(process.threads) > 1:
+            self._forget_ended_threads(process)
+        if thread.tid not in process.threads:
+            thread = process.leader
+        try:
+            self._place(thread, address)
+        except OutOfMemory:
+            self.kill(process)
+            raise ProcessLookupError(f"process {process.pid} is killed") from None
+
+    def _place(self, thread: Thread, address: int | None) -> None:
+        process = thread.process
+        if process.is_under_one_policy():
+            placed = process.mirror.settle(thread.task, thread.tid)
             self.counts.pages_placed += placed
-            if placed and len(members) > 1:
-                self._new_faults(process)  # those count no more
+            if placed and len(process.threads) > 1:
+                _new_faults(process)  # those count no more
             return
 
         def share(added: Runs) -> Iterator[tuple[Task, Runs]]:
             asked = None if address is None else address // PAGE_SIZE
-            faults = self._new_faults(process)
+            faults = _new_faults(process)
             if sum(number > 0 for number in faults.values()) > 1:
                 self.counts.pages_ambiguous += count(added)
             for tid, runs in shares(added, faults, thread.tid, asked).items():
                 yield process.threads[tid].task, as_runs(runs)
 
-        self.counts.pages_placed += process.mirror.settle(thread.task, share)
-
-    @staticmethod
-    def _new_faults(process: Process) -> dict[int, int]:
-        """How often each thread has faulted since this was asked last."""
-        found = {}
-        for thread in process.threads.values():
-            with contextlib.suppress(ProcessLookupError):
-                now = faults_of(process.pid, thread.tid)
-                found[thread.tid], thread.faults = now - thread.faults, now
-        return found
+        self.counts.pages_placed += process.mirror.settle(thread.task, thread.tid, share)
 
     def note_mremap(self, tid: int, start: int, old_length: int, new_length: int) -> None:
         """A thread is about to move or resize memory, whose policies go along. As `look`."""
@@ -278,11 +362,12 @@ class Family:
     def look_at_all(self) -> None:
         """The same for every process that can be looked at."""
         for process in self:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            with self.troubles.confined():
                 self.look(process.leader)
 
     def kill(self, process: Process) -> None:
         """The machine has no memory for it: SIGKILL, as from the OOM killer."""
+        notice(f"out of memory: killed process {process.pid}")
         process.doomed = True
         self.counts.killed += 1
         with contextlib.suppress(ProcessLookupError):
@@ -291,12 +376,9 @@ class Family:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def note_exit(self, process: Process) -> None:
-        """It is about to end, and was just settled: remember where its pages are."""
-        if process.doomed:
-            return
-        with contextlib.suppress(OSError):  # somebody has killed it meanwhile
-            found = pages_by_node(self._kernel.machine.numa_maps(process.leader.task.pid))
-            self.exited.append(Exited(process.pid, name_of(process.pid), found))
+        """It is about to end, and was just settled: remember where its pages are. OSError: somebody has killed it."""
+        found = pages_by_node(self._kernel.machine.numa_maps(process.leader.task.pid))
+        self.exited.append(Exited(process.pid, name_of(process.pid), found))
 
     def has_news(self, fd: int) -> bool:
         """A descriptor became readable: was it that of a process, which has ended then?"""
@@ -306,17 +388,13 @@ class Family:
         self._forget(process)
         return True
 
-    def _has_ended(self, process: Process) -> bool:
-        poll = select.poll()
-        poll.register(process.pidfd, select.POLLIN)
-        return bool(poll.poll(0))
-
     def _forget(self, process: Process) -> None:
-        self._meet_orphans(process)
+        with self.troubles.confined():
+            self._meet_orphans(process)
+        del self._processes[process.pid], self._by_pidfd[process.pidfd]
         for thread in list(process.threads.values()):
             self._forget_thread(thread)
         self._poll.unregister(process.pidfd)
-        del self._processes[process.pid], self._by_pidfd[process.pidfd]
         os.close(process.pidfd)
 
     def _meet_orphans(self, process: Process) -> None:
@@ -329,10 +407,10 @@ class Family:
         for pid in children:
             if pid in self._processes or pid in self._strangers:
                 continue
-            with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
-                status = status_of(pid)
+            with self.troubles.confined():
+                status = status_of(speaker_of(pid))
                 if status.filtered:
-                    self._meet_process(status, self._likely_parent(pid, process))
+                    self._meet_process(status, self._likely_parent(pid, process).leader)
                 else:
                     self._strangers.add(pid)
 
@@ -345,9 +423,43 @@ class Family:
                         return process
         return otherwise
 
+    def _forget_ended_threads(self, process: Process, live: list[int] | None = None) -> None:
+        """Threads that have ended while their process has not."""
+        left = set(live_threads_of(process.pid) if live is None else live)
+        if left:
+            for thread in [thread for tid, thread in process.threads.items() if tid not in left]:
+                self._forget_thread(thread)
+
     def _forget_thread(self, thread: Thread) -> None:
-        """Its task ends; the memory of the process goes with the last one."""
-        with contextlib.suppress(MachineGone):
+        """Its task ends; the memory goes with the last one of the process: unless that has ended, another is met."""
+        process = thread.process
+        del process.threads[thread.tid]
+        if self._threads.get(thread.tid) is thread:
+            del self._threads[thread.tid]
+        with self.troubles.confined():
+            if not process.threads and self._processes.get(process.pid) is process:
+                status = status_of(speaker_of(process.pid))
+                self._add(status, process, self._attach(thread, status, thread.task), thread)
+        with self.troubles.confined():
             thread.task.close()
         os.close(thread.place)
-        del self._threads[thread.tid], thread.process.threads[thread.tid]
+
+
+def _has_ended(process: Process) -> bool:
+    poll = select.poll()
+    poll.register(process.pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _rights(status: Status) -> tuple[int, frozenset[str]]:
+    return status.uid, status.capabilities
+
+
+def _new_faults(process: Process) -> dict[int, int]:
+    """How often each thread has faulted since this was asked last."""
+    found = {}
+    for thread in process.threads.values():
+        with contextlib.suppress(ProcessLookupError):
+            now = faults_of(process.pid, thread.tid)
+            found[thread.tid], thread.faults = now - thread.faults, now
+    return found

@@ -11,7 +11,9 @@ from typing import Any, Final
 import numpy as np
 
 from numaemu.task import Task
+from numaemu_core import limits
 from numaemu_core.uapi import MREMAP_FIXED, MREMAP_MAYMOVE
+from numaemu_run.image import image_of
 from numaemu_run.kernel import Kernel
 from numaemu_run.pagemap import (
     NO_RUNS,
@@ -26,13 +28,14 @@ from numaemu_run.pagemap import (
     present_runs,
     union,
 )
-from numaemu_run.procfs import PAGE_SIZE, Area, areas_of, image_of, maps_of
+from numaemu_run.procfs import PAGE_SIZE, Area, areas_of, maps_of
 
 #: Ranges that one call tells.
 _RANGES_PER_CALL: Final = 4096
 #: Labels of areas that grow in place.
 _GROWING: Final = ("heap", "stack")
-_EVERYTHING: Final = np.array([[0, (1 << 47) // PAGE_SIZE]], np.int64)
+_NO_END: Final = (1 << 47) // PAGE_SIZE
+_EVERYTHING: Final = np.array([[0, _NO_END]], np.int64)
 
 #: What is the same memory as long as it stays mapped: the shared object, and what part of it lies at address 0.
 _Kind = tuple[str, int]
@@ -44,15 +47,15 @@ Share = Callable[[Runs], Iterable[tuple[Task, Runs]]]
 class Mirror:
     """What the machine has been told of one address space."""
 
-    def __init__(self, kernel: Kernel, pid: int) -> None:
-        """Of the process `pid`; nothing is told yet.
+    def __init__(self, kernel: Kernel, tid: int) -> None:
+        """Of the process of a thread; nothing is told yet.
 
         Raises:
             ProcessLookupError: it is gone.
         """
         self._kernel = kernel
-        self._pid = pid
-        self._image = image_of(pid)
+        #: The program that was executed when it was last settled.
+        self.image = image_of(tid)
         self._text = b""
         #: The mappings when it was last settled, ascending.
         self.areas: list[Area] = []
@@ -64,67 +67,76 @@ class Mirror:
         #: What an mremap was asked to do since it was settled: first page, end, length in pages.
         self._move: tuple[int, int, int] | None = None
 
-    def twin(self, pid: int) -> "Mirror | None":
-        """That of a process forked from this one; None: it has executed another program since."""
-        other = Mirror(self._kernel, pid)
-        if other._image != self._image:
+    def twin(self, tid: int) -> "Mirror | None":
+        """That of a process forked from this one, by a thread of it; None: it has executed another program since."""
+        other = Mirror(self._kernel, tid)
+        if not other.image.is_still(self.image):
             return None
         other._text, other.areas, other._told = self._text, self.areas, self._told
         other._mapped, other._held = self._mapped, self._held
         self._common = other._common = self._held
         return other
 
-    def settle(self, task: Task, share: Share | None = None) -> int:
+    def settle(self, task: Task, tid: int, share: Share | None = None) -> int:
         """Bring the machine up to date, with `task` as the thread that did it; gives how many pages were placed.
 
-        `share` says which of the new pages others have touched.
+        `tid`: a thread of it that has not ended: others have no memory to look at. `share` says which of the new pages
+        others have touched. What the machine has not taken is told again the next time.
 
         Raises:
             ProcessLookupError: the process is gone. PermissionError: we may not look into it.
             OutOfMemory: the machine has no frame for some page.
         """
-        image, text = image_of(self._pid), maps_of(self._pid)
-        lost = NO_RUNS
-        if image != self._image:  # another program: nothing of the old one is left
-            lost, self._image, self._text, self._told = _EVERYTHING, image, b"", {}
-            self._held = self._common = NO_RUNS
+        image, text = image_of(tid, self.image), maps_of(tid)
+        if not text:
+            raise ProcessLookupError(f"thread {tid} has ended")
+        if not image.is_still(self.image):
+            self._forget_program(task)
+            self.image = image
+        areas, mapped, now = self.areas, self._mapped, self._told
         new: list[Area] = []
-        fresh = NO_RUNS
+        lost = fresh = NO_RUNS
         if text != self._text:
-            self.areas = areas_of(text)
-            now = _by_kind(self.areas)
+            areas = areas_of(text)
+            now = _by_kind(areas)
             if self._move is not None:
                 self._follow_move(task, *self._move, now.get(_PRIVATE, NO_RUNS))
             for kind, runs in self._told.items():
                 lost = union(lost, difference(runs, now.get(kind, NO_RUNS)))
             for kind, runs in now.items():
                 fresh = union(fresh, difference(runs, self._told.get(kind, NO_RUNS)))
-            starts = set() if not len(fresh) else _touched(self.areas, fresh)
-            new = [area for area in self.areas if area.start in starts]
-            self._text, self._told = text, now
-            self._mapped = joined(_pages(self.areas))
-        present = present_runs(self._pid, self.areas)
-        if not inside(present, self._mapped):  # it has mapped something since we looked
-            present = intersection(present, self._mapped)
+            starts = set() if not len(fresh) else _touched(areas, fresh)
+            new = [area for area in areas if area.start in starts]
+            mapped = joined(_holdable(areas))
+        present = present_runs(tid, areas)
+        if not inside(present, mapped):  # it has mapped something since we looked
+            present = intersection(present, mapped)
         kept = difference(self._held, union(lost, fresh))
-        own = self._no_longer_common(intersection(kept, present)) if len(self._common) else NO_RUNS
-        if kept is self._held and not len(own) and np.array_equal(kept, present):
-            return 0
-        gone, added = difference(kept, present), difference(present, kept)
-        self._held = kept
+        own = self._no_longer_common(tid, intersection(kept, present)) if len(self._common) else NO_RUNS
+        gone = added = NO_RUNS
+        if not np.array_equal(kept, present):
+            gone, added = difference(kept, present), difference(present, kept)
         if share is None or not len(added):
             self._tell(task, lost, new, gone, union(added, own))
         else:
             self._tell(task, lost, new, gone, own)
             for toucher, runs in share(added):
                 self._tell(toucher, NO_RUNS, [], NO_RUNS, runs)
-        self._held, self._common = present, difference(self._common, own)
+        self._text, self.areas, self._told, self._mapped, self._held = text, areas, now, mapped, present
+        if len(own):
+            self._common = difference(self._common, own)
         return count(added)
 
-    def _no_longer_common(self, held: Runs) -> Runs:
+    def _forget_program(self, task: Task) -> None:
+        """Another program is executed: nothing of the old one is left."""
+        self._tell(task, _EVERYTHING, [], NO_RUNS, NO_RUNS)
+        self._text, self._told, self._move = b"", {}, None
+        self._mapped = self._held = self._common = NO_RUNS
+
+    def _no_longer_common(self, tid: int, held: Runs) -> Runs:
         """Pages that it had in common with a relative, and has for itself now: one of the two has written to them."""
         self._common = intersection(self._common, held)
-        return exclusive_runs(self._pid, self._common)
+        return exclusive_runs(tid, self._common)
 
     def expect_move(self, start: int, old_length: int, new_length: int) -> None:
         """The process is about to call mremap; it was settled just before."""
@@ -162,14 +174,18 @@ class Mirror:
         self._held = union(difference(self._held, old), pages)
         self._common = difference(self._common, old)
 
-    def knows(self, address: int) -> bool:
+    def knows(self, tid: int, address: int) -> bool:
         """Was the page at an address told, and is it there still? Then nothing has to be settled to ask for it.
+
+        `tid` as for `settle`.
 
         Raises:
             ProcessLookupError: the process is gone. PermissionError: we may not look into it.
         """
         number = address // PAGE_SIZE
-        return holds(self._held, number) and image_of(self._pid) == self._image and is_present(self._pid, number)
+        if not holds(self._held, number) or not image_of(tid, self.image).is_still(self.image):
+            return False
+        return is_present(tid, number)
 
     def _tell(self, task: Task, lost: Runs, new: list[Area], gone: Runs, added: Runs) -> None:
         """In the order in which it must come, so many ranges a call."""
@@ -198,6 +214,14 @@ def count(runs: Runs) -> int:
 
 def _pages(areas: list[Area]) -> Runs:
     return np.array([[area.start, area.end] for area in areas], np.int64).reshape(-1, 2) // PAGE_SIZE
+
+
+def _holdable(areas: list[Area]) -> Runs:
+    """Pages of areas that the machine can have: those of a shared object up to the length that one may have."""
+    pages = _pages(areas)
+    room = [limits.FILE_PAGES_MAX - area.offset // PAGE_SIZE if area.name else _NO_END for area in areas]
+    pages[:, 1] = np.minimum(pages[:, 1], pages[:, 0] + np.maximum(np.array(room, np.int64), 0))
+    return pages[pages[:, 0] < pages[:, 1]]
 
 
 def _touched(areas: list[Area], runs: Runs) -> set[int]:

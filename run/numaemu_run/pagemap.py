@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from numaemu_run.procfs import PAGE_SIZE, Area
+from numaemu_run.procfs import PAGE_SIZE, Area, filled_areas_of
 
 #: Pairs of page numbers, first and end, ascending and apart.
 Runs = npt.NDArray[np.int64]
@@ -38,6 +38,8 @@ _EXCLUSIVE_BIT: Final = np.uint64(1 << 56)
 _FILE_BIT: Final = np.uint64(1 << 61)
 _ENTRY_BYTES: Final = 8
 _READ_BYTES: Final = 1 << 20
+#: Areas from this length on are long: their entries take a millisecond to read.
+_LONG_BYTES: Final = 1 << 28
 
 #: How kernels refuse an ioctl that they do not know.
 _NO_SCAN: Final = frozenset({errno.ENOTTY, errno.EINVAL})
@@ -60,7 +62,7 @@ def present_runs(pid: int, areas: Sequence[Area]) -> Runs:
         except OSError as error:
             if error.errno not in _NO_SCAN:
                 raise
-            return _read(fd, areas)
+            return _read(fd, touched(pid, areas))
     finally:
         os.close(fd)
     private = regions["categories"] & np.uint64(_IS_FILE) == 0
@@ -154,6 +156,14 @@ def _scan(fd: int) -> Regions:
 
 def _spans(regions: Regions) -> Runs:
     return joined(np.stack([regions["start"], regions["end"]], 1).astype(np.int64) // PAGE_SIZE)
+
+
+def touched(pid: int, areas: Sequence[Area]) -> Sequence[Area]:
+    """The areas without the long ones that have no page at all: to read that none is there would take long."""
+    if all(area.end - area.start < _LONG_BYTES for area in areas):
+        return areas
+    filled = filled_areas_of(pid)
+    return [area for area in areas if area.end - area.start < _LONG_BYTES or area.start in filled]
 
 
 def _read(fd: int, areas: Sequence[Area]) -> Runs:

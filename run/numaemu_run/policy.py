@@ -9,17 +9,21 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from numaemu_core.uapi import MPOL_F_ADDR
+from numaemu_core.uapi import MPOL_F_ADDR, MPOL_MF_MOVE_ALL
 from numaemu_core.wire import STATUS_UNWRITTEN
 from numaemu_run import target
-from numaemu_run.family import Family, Thread
+from numaemu_run.family import Family
 from numaemu_run.kernel import Kernel
 from numaemu_run.masks import WORD_BYTES, read_words
+from numaemu_run.processes import Thread
 from numaemu_run.seccomp import Notification
 
 _INT: Final = struct.Struct("=i")
 _ULONG: Final = (1 << 64) - 1
+_UINT: Final = (1 << 32) - 1
 _WORD_BITS: Final = 64
+#: A number that no task has.
+_NOBODY: Final = -1
 #: Pages that one message about them carries.
 _PAGES_PER_CALL: Final = 32768
 _COUNT_MAX: Final = 1 << 47
@@ -45,7 +49,7 @@ class PolicyCalls:
 
     def _get_mempolicy(self, call: Notification, thread: Thread) -> int:
         mode_at, mask_at, maxnode, addr, flags, _ = call.args
-        if flags & MPOL_F_ADDR and not thread.process.mirror.knows(addr):
+        if flags & MPOL_F_ADDR and not thread.process.mirror.knows(thread.tid, addr):
             self._family.look(thread, addr)
         wanted = maxnode if mask_at else None
         value, mask = self._kernel.call(thread.task, "get_mempolicy", wanted, addr, flags & _ULONG)
@@ -68,6 +72,8 @@ class PolicyCalls:
         start, length, mode, mask_at, maxnode, flags = call.args
         words = read_words(call.tid, mask_at, maxnode)
         self._family.settle(thread)
+        if flags & MPOL_MF_MOVE_ALL:
+            self._family.renew(thread)
         thread.process.binds = True
         self._kernel.call(thread.task, "mbind", start, length, mode, words, maxnode, flags)
         return 0
@@ -81,12 +87,15 @@ class PolicyCalls:
     def _migrate_pages(self, call: Notification, thread: Thread) -> int:
         pid, maxnode, old_at, new_at, *_ = call.args
         old, new = read_words(call.tid, old_at, maxnode), read_words(call.tid, new_at, maxnode)
+        self._family.renew(thread)
         whose = self._other(thread, pid)
         found: int = self._kernel.call(thread.task, "migrate_pages", whose, maxnode, old, new)
         return found
 
     def _move_pages(self, call: Notification, thread: Thread) -> int:
         pid, count, pages_at, nodes_at, status_at, flags = call.args
+        flags &= _UINT  # an int
+        self._family.renew(thread)
         whose = self._other(thread, pid)
         failed = done = 0
         while True:
@@ -109,23 +118,23 @@ class PolicyCalls:
                 return failed
 
     def _other(self, thread: Thread, pid: int) -> int:
-        """The task of the process that is meant, settled; 0: the caller's own.
+        """The task of the process that is meant, settled; 0: the caller's own, _NOBODY: it is none of this run.
 
-        Raises:
-            OSError: ESRCH: it is no process of this run.
+        Which error that is, among others, the machine knows.
         """
-        pid &= (1 << 32) - 1
-        if pid in {0, thread.tid, thread.process.pid}:
-            self._family.settle(thread)
-            return 0
-        if not self._family.is_member(pid):
-            raise OSError(errno.ESRCH, f"process {pid} does not run on this machine")
+        whose = thread if pid & _UINT == thread.process.pid else self._family.named(thread, pid)
+        if whose is None:
+            return _NOBODY
         try:
-            other = self._family.thread(pid)
+            self._family.settle(whose)
         except ProcessLookupError:
-            raise OSError(errno.ESRCH, f"no process {pid}") from None
-        self._family.settle(other)
-        return other.task.pid
+            if whose is thread:
+                raise
+            return _NOBODY
+        if whose.process is thread.process:
+            return 0
+        self._family.renew(whose)
+        return whose.task.pid
 
 
 def _whole(body: bytes, width: int) -> bytes:

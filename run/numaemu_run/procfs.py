@@ -17,9 +17,10 @@ _CAPABILITY_BITS: Final = {
     24: "CAP_SYS_RESOURCE",
 }
 _CHUNK_BYTES: Final = 1 << 16
-#: Fields of /proc/PID/stat behind the name of the command: faults, where the code and the stack of its program begin.
+#: Fields of /proc/PID/stat behind the name of the command: faults, threads, beginning of its code, of its stack.
 _MINOR_FAULTS: Final = 7
 _MAJOR_FAULTS: Final = 9
+_THREADS: Final = 17
 _START_CODE: Final = 23
 _START_STACK: Final = 25
 #: Addresses from here on are not those of a program (x86_64).
@@ -36,6 +37,8 @@ class Status:
     capabilities: frozenset[str]
     #: Is it under a seccomp filter that this process is not under, as in a container everybody is under one?
     filtered: bool
+    #: The thread itself.
+    tid: int
 
 
 def name_of(pid: int) -> str:
@@ -59,6 +62,7 @@ def status_of(tid: int) -> Status:
         tgid=int(fields["Tgid"]),
         parent=int(fields["PPid"]),
         uid=int(fields["Uid"].split()[1]),
+        tid=int(fields["Pid"]),
         filtered=_filters(fields) > _own_filters(),
         capabilities=frozenset(name for bit, name in _CAPABILITY_BITS.items() if bits >> bit & 1),
     )
@@ -66,7 +70,7 @@ def status_of(tid: int) -> Status:
 
 def _status_fields(who: int | str) -> dict[str, str]:
     text = _read(f"/proc/{who}/status").decode(errors="replace")
-    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return dict(line.split(":", 1) for line in text.split("\n") if ":" in line)
 
 
 def _filters(fields: dict[str, str]) -> int:
@@ -81,14 +85,19 @@ def _own_filters() -> int:
     return _filters(fields) if "Seccomp_filters" in fields else 0
 
 
-def image_of(pid: int) -> tuple[int, int]:
-    """Where the code and the stack of its program begin: others, as soon as it executes another one.
+def places_of(tid: int) -> tuple[int, int]:
+    """Where the code and the stack of a thread's program begin; 0: it has ended, others of its process have not.
 
     Raises:
         ProcessLookupError: it is gone.
     """
-    fields = _stat_of(f"/proc/{pid}/stat")
+    fields = _stat_of(f"/proc/{tid}/stat")
     return int(fields[_START_CODE]), int(fields[_START_STACK])
+
+
+def auxv_of(tid: int) -> bytes:
+    """What the kernel told its program at the start. ProcessLookupError, PermissionError as `maps_of`."""
+    return _read(f"/proc/{tid}/auxv")
 
 
 def faults_of(pid: int, tid: int) -> int:
@@ -111,6 +120,39 @@ def threads_of(pid: int) -> list[int]:
         return []
 
 
+def live_threads_of(pid: int) -> list[int]:
+    """The same without a first thread that has ended before the others: that one keeps its number."""
+    found = threads_of(pid)
+    if len(found) > 1 and found[0] == pid and _has_ended(_stat_of(f"/proc/{pid}/task/{pid}/stat")):
+        del found[0]
+    return found
+
+
+def speaker_of(pid: int) -> int:
+    """A thread of a process that has not ended: the first one if it can be.
+
+    Raises:
+        ProcessLookupError: the process has ended, though its parent may not have asked how.
+    """
+    fields = _stat_of(f"/proc/{pid}/stat")
+    if not _has_ended(fields):
+        return pid
+    if int(fields[_THREADS]) > 1:
+        for tid in threads_of(pid):
+            if tid != pid:
+                return tid
+    raise ProcessLookupError(f"process {pid} has ended")
+
+
+def _has_ended(fields: list[bytes]) -> bool:
+    return fields[0] in {b"Z", b"X"}
+
+
+def forker_of(pid: int, child: int) -> int | None:
+    """Which thread of a process has forked a child, or has it now; None: none."""
+    return next((tid for tid in threads_of(pid) if child in children_of(pid, tid)), None)
+
+
 def children_of(pid: int, *tids: int) -> list[int]:
     """The processes that any thread of a process, or these, have forked and not lost."""
     found: list[int] = []
@@ -124,9 +166,11 @@ def children_of(pid: int, *tids: int) -> list[int]:
 
 def descendants_of(pid: int) -> Iterator[int]:
     """Every process below another one."""
-    for child in children_of(pid):
+    left = children_of(pid)
+    while left:
+        child = left.pop()
         yield child
-        yield from descendants_of(child)
+        left += children_of(child)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +191,23 @@ def maps_of(pid: int) -> bytes:
     return _read(f"/proc/{pid}/maps")
 
 
+def filled_areas_of(pid: int) -> set[int]:
+    """Where the mappings begin that have pages in memory or in swap.
+
+    Raises:
+        ProcessLookupError, PermissionError: as `maps_of`.
+    """
+    found: set[int] = set()
+    start = 0
+    for line in _read(f"/proc/{pid}/smaps").split(b"\n"):
+        name, *words = line.split(None, 2)[:2] or [b""]
+        if not name.endswith(b":"):
+            start = int(name.partition(b"-")[0] or b"0", 16)
+        elif name in {b"Rss:", b"Swap:"} and words[0] != b"0":
+            found.add(start)
+    return found
+
+
 def _read(path: str) -> bytes:
     """A whole file of /proc. ProcessLookupError: who it is about is gone."""
     try:
@@ -165,7 +226,7 @@ def _read(path: str) -> bytes:
 def areas_of(text: bytes) -> list[Area]:
     """The mappings of the user's half of an address space, ascending, from the text of /proc/PID/maps."""
     found = []
-    for line in text.decode(errors="replace").splitlines():
+    for line in text.decode(errors="replace").removesuffix("\n").split("\n") if text else ():
         span, rights, offset, device, inode, *path = line.split(None, 5)
         first, _, last = span.partition("-")
         start, end = int(first, 16), int(last, 16)

@@ -42,6 +42,8 @@ def gather(session: Session, command: Sequence[str], outcome: Outcome) -> dict[s
         "pages_by_node": session.pages_by_node,
         "seed": session.machine.topology.seed,
         "faults": session.faults_struck,
+        "ended_unmet": counts.ended_unmet,
+        "troubles": dict(supervisor.family.troubles.counts),
         "exited": [asdict(process) for process in supervisor.family.exited],
     }
 

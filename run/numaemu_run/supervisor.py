@@ -1,12 +1,10 @@
 """The loop: calls of the program come one by one, and each gets its answer; processes end; signals pass."""
 
 import collections
-import contextlib
 import errno
 import math
 import os
 import select
-import sys
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
@@ -16,20 +14,23 @@ from typing import Final
 from numaemu.errors import MachineGone
 from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_run import vdso
-from numaemu_run.abi import EXIT_CALL, MREMAP_CALL, OPEN_CALLS, PATH_CALLS, RSEQ_CALL, Abi
+from numaemu_run.abi import EXEC_CALLS, EXIT_CALL, MREMAP_CALL, OPEN_CALLS, PATH_CALLS, POLICY_CALLS, RSEQ_CALL, Abi
 from numaemu_run.affinity import AffinityCalls
-from numaemu_run.family import Family, Thread
+from numaemu_run.family import Family
 from numaemu_run.files import Files
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
 from numaemu_run.paths import PathCalls
 from numaemu_run.policy import PolicyCalls
+from numaemu_run.processes import Thread
 from numaemu_run.procfs import status_of
 from numaemu_run.seccomp import Listener, Notification
 
 #: How often processes are looked at while they make no calls.
 _LOOK_EVERY_S: Final = 0.5
 _MS: Final = 1000
+#: Errors of ours that mean nothing to a program.
+_OUR_LIMITS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _NONE: Final[AbstractSet[int]] = frozenset()
 
 
@@ -49,7 +50,7 @@ class Supervisor:
     ) -> None:
         """`root`: where the tree of nodes lies; `mounted`: it lies over the host's for the program.
 
-        `exits`: every process that ends is looked at once more, and not only those that have been met.
+        `exits`: remember where the pages of processes were when they ended, as far as these matter.
         """
         self._exits = exits
         self._listener = listener
@@ -69,7 +70,7 @@ class Supervisor:
         self._services = {number: (name, self._service_of(name)) for name, number in abi.numbers.items()}
         self._files = Files(kernel, self.family, tree, root, mounted=mounted)
         self._paths = PathCalls(self._files, abi)
-        self._of_threads: dict[str, Callable[[Notification, Thread], int]] = {
+        self._of_threads: dict[str, Callable[[Notification, Thread], int | None]] = {
             **PolicyCalls(kernel, self.family).handlers,
             **AffinityCalls(kernel, self.family, tree).handlers,
         }
@@ -81,6 +82,8 @@ class Supervisor:
             return self._serve_open
         if name in PATH_CALLS:
             return self._serve_path
+        if name in EXEC_CALLS:
+            return self._serve_exec
         return {RSEQ_CALL: self._serve_rseq, MREMAP_CALL: self._serve_mremap, EXIT_CALL: self._serve_exit}.get(
             name, self._serve_thread
         )
@@ -113,9 +116,9 @@ class Supervisor:
         """See what has come into memory, where it is clear whose policy it came under."""
         began = time.monotonic()
         for process in self.family:
-            if len(process.threads) == 1:
-                with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
-                    self._settle(process.leader)
+            with self.family.troubles.confined():
+                if len(process.threads) == 1:
+                    self.family.settle(process.leader)
         # However many there are, looking takes a small part of the time.
         self._next_look = time.monotonic() + max(_LOOK_EVERY_S, (time.monotonic() - began) * 50)
 
@@ -132,7 +135,20 @@ class Supervisor:
         except MmError as refused:
             self._refuse(name, call, refused.errno)
         except OSError as refused:
-            self._refuse(name, call, refused.errno or errno.EIO)
+            if refused.errno in _OUR_LIMITS:
+                self._give_up(name, call, refused)
+            else:
+                self._refuse(name, call, refused.errno or errno.EIO)
+        except Exception as error:  # noqa: BLE001 - the calls of all others wait for us
+            self._give_up(name, call, error)
+
+    def _give_up(self, name: str, call: Notification, error: Exception) -> None:
+        """It is our fault, and not the program's: what the host can answer it does."""
+        self.family.troubles.note(error)
+        if name in POLICY_CALLS:
+            self._refuse(name, call, errno.EIO)
+        else:
+            self._listener.let_through(call)
 
     def _refuse(self, name: str, call: Notification, code: int) -> None:
         self.refused[f"{name} {errno.errorcode.get(code, code)}"] += 1
@@ -164,17 +180,23 @@ class Supervisor:
 
     def _serve_mremap(self, _name: str, call: Notification) -> None:
         """The host moves the memory; where to is found when it is looked at next."""
-        with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
+        with self.family.troubles.confined():
             self.family.note_mremap(call.tid, call.args[0], call.args[1], call.args[2])
         self._listener.let_through(call)
 
+    def _serve_exec(self, _name: str, call: Notification) -> None:
+        self.family.note_exec(call.tid)
+        self._listener.let_through(call)
+
     def _serve_exit(self, _name: str, call: Notification) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError, MachineGone):
-            if self._exits or self.family.is_met(call.tid):
+        with self.family.troubles.confined():
+            if self.family.is_met(call.tid) or (self._exits and self.family.matters(call.tid)):
                 thread = self.family.thread(call.tid)
-                self._settle(thread)
+                self.family.settle(thread)
                 if self._exits:
                     self.family.note_exit(thread.process)
+            else:
+                self.family.counts.ended_unmet += 1
         self._listener.let_through(call)
 
     def _serve_path(self, name: str, call: Notification) -> None:
@@ -191,18 +213,9 @@ class Supervisor:
         try:
             value = self._of_threads[name](call, thread)
         except OutOfMemory:
-            self._kill(thread)
+            self.family.kill(thread.process)
+            return
+        if value is None:
+            self._listener.let_through(call)
         else:
             self._listener.give(call, value)
-
-    def _settle(self, thread: Thread) -> None:
-        """Look at its process, which ends if the machine is full."""
-        try:
-            self.family.settle(thread)
-        except OutOfMemory:
-            self._kill(thread)
-
-    def _kill(self, thread: Thread) -> None:
-        """The machine has no memory for its process."""
-        sys.stderr.write(f"numaemu run: out of memory: killed process {thread.process.pid}\n")
-        self.family.kill(thread.process)

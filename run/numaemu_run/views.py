@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from numaemu_core.nodemask import node_list, nodes_of
-from numaemu_run.family import Thread
 from numaemu_run.node_tree import NodeTree, bitmap
+from numaemu_run.processes import Thread
 from numaemu_run.procfs import Area
 
 _FIELD: Final = re.compile(r"^(Cpus_allowed|Mems_allowed)(_list)?:\t.*$", re.MULTILINE)

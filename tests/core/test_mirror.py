@@ -80,14 +80,28 @@ def starts(task: Task) -> list[tuple[int, int]]:
     return [((vma.vm_start - AT) // PAGE, (vma.vm_end - AT) // PAGE) for vma in task.mm.vmas]
 
 
-def test_mappings_that_touch_are_not_merged(machine: Make) -> None:
-    """What the process has as two mappings stays two, and the holes of an area become mappings of their own."""
+def test_mappings_of_two_areas_are_not_merged(machine: Make) -> None:
+    """What the process has as two mappings stays two; the holes of an area belong to what was in it before them."""
     m = machine()
     task = m.attach()
     mirror(m, task, areas=[(0, 2, None, 0, False), (2, 4, None, 0, False), (6, 8, None, 0, False)])
     assert starts(task) == [(0, 2), (2, 4), (6, 8)]
-    mirror(m, task, areas=[(0, 12, None, 0, False)])
-    assert starts(task) == [(0, 2), (2, 4), (4, 6), (6, 8), (8, 12)]
+    mirror(m, task, areas=[(0, 12, None, 0, False)], held=[(0, 12)])
+    assert starts(task) == [(0, 2), (2, 6), (6, 12)]
+    assert where(m, task, 12) == [0] * 12
+
+
+def test_what_has_a_policy_does_not_grow_into_holes(machine: Make) -> None:
+    """New memory beside bound memory has no policy: it belongs to what has none, or becomes a mapping of its own."""
+    m = machine()
+    task = m.attach()
+    mirror(m, task, areas=[(4, 6, None, 0, False), (20, 22, None, 0, False), (24, 26, None, 0, False)])
+    for first in (4, 20):
+        m.mbind(task, AT + first * PAGE, 2, MPOL_BIND, {1})
+    mirror(m, task, areas=[(2, 8, None, 0, False), (20, 26, None, 0, False)], held=[(2, 8), (20, 26)])
+    assert starts(task) == [(2, 4), (4, 6), (6, 8), (20, 22), (22, 26)]
+    assert where(m, task)[2:] == [0, 0, 1, 1, 0, 0]
+    assert m.where(task, AT + 20 * PAGE, 6) == [1, 1, 0, 0, 0, 0]
 
 
 def test_heaps_and_stacks_grow_with_their_policy(machine: Make) -> None:
@@ -125,6 +139,18 @@ def test_shared_objects_become_longer(machine: Make) -> None:
     mirror(m, task, areas=[(4, 8, "memfd", 2, False)], held=[(4, 8)])
     assert where(m, task) == [0, 0, NOT_MAPPED, NOT_MAPPED, 0, 0, 0, 0]
     assert len({id(vma.vm_file) for vma in task.mm.vmas}) == 1
+
+
+def test_shared_objects_have_an_end(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapping may be longer than an object may be; its policies hold, and the pages that the object has are held."""
+    monkeypatch.setattr(limits, "FILE_PAGES_MAX", 1000)
+    m = machine()
+    task = m.attach()
+    far = limits.FILE_PAGES_MAX - 2
+    mirror(m, task, areas=[(0, 8, "memfd", far, False), (8, 16, "memfd", far + 100, False)], held=[(0, 2)])
+    m.mbind(task, AT, 16, MPOL_BIND, {1})
+    assert len(task.mm.vmas) == 2
+    assert where(m, task, 2) == [0, 0]
 
 
 def test_a_child_has_the_mappings_of_its_parent(machine: Make) -> None:

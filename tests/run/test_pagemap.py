@@ -75,6 +75,22 @@ def test_pages_with_memory_are_found(monkeypatch: pytest.MonkeyPatch, way: str) 
     shared.close()
 
 
+def test_long_mappings_without_pages_are_not_read() -> None:
+    """Where pages are found one by one, what is reserved and untouched costs nothing; one page makes it count."""
+    flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE; shared: it is not merged with others
+    with mmap.mmap(-1, 1 << 36, flags=flags) as memory:
+
+        def left() -> bool:
+            areas = areas_of(maps_of(os.getpid()))
+            start = next(area.start for area in areas if area.start <= address < area.end)
+            return start in {area.start for area in pagemap.touched(os.getpid(), areas)}
+
+        address = address_of(memory)
+        assert not left()
+        memory[1 << 35] = 1
+        assert left()
+
+
 def address_of(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 

@@ -65,8 +65,8 @@ class Ran:
                 return Counter({int(node): count for node, count in process["pages_by_node"].items()})
         seen = ", ".join(f"{process['pid']} ({process['name']})" for process in self.report["exited"]) or "none"
         raise LookupError(
-            f"the pages of process {wanted} are not known: it was not of this run, or a signal has ended it before "
-            f"they could be counted; known: {seen}"
+            f"the pages of process {wanted} are not known: it was not of this run, a signal has ended it before they "
+            f"could be counted, or neither it nor an ancestor has made a call of memory policy; known: {seen}"
         )
 
 

@@ -8,8 +8,26 @@ import os
 PAGE = 4096
 BIND, INTERLEAVE = 2, 3
 NUMBERS = {
-    "x86_64": {"mbind": 237, "set_mempolicy": 238, "get_mempolicy": 239, "move_pages": 279, "getcpu": 309},
-    "aarch64": {"mbind": 235, "set_mempolicy": 237, "get_mempolicy": 236, "move_pages": 239, "getcpu": 168},
+    "x86_64": {
+        "mbind": 237,
+        "set_mempolicy": 238,
+        "get_mempolicy": 239,
+        "getcpu": 309,
+        "migrate_pages": 256,
+        "move_pages": 279,
+        "personality": 135,
+        "exit": 60,
+    },
+    "aarch64": {
+        "mbind": 235,
+        "set_mempolicy": 237,
+        "get_mempolicy": 236,
+        "getcpu": 168,
+        "migrate_pages": 238,
+        "move_pages": 239,
+        "personality": 92,
+        "exit": 93,
+    },
 }[os.uname().machine]
 
 _call = ctypes.CDLL(None, use_errno=True).syscall

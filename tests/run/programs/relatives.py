@@ -1,0 +1,247 @@
+"""Threads and processes whose story is not the usual one, by name; each says what came of it."""
+
+import ctypes
+import mmap
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from calls import BIND, PAGE, Memory, mask, mbind, policy, set_mempolicy, syscall
+
+EPERM, ESRCH, EFAULT, EINVAL = 1, 3, 14, 22
+DEFAULT: tuple[int, list[int]] = (0, [])
+NO_RANDOM_ADDRESSES = 0x0040000
+MOVE, MOVE_ALL = 2, 4
+NOBODY = 4_190_000
+RESERVED = 0x4000
+
+
+def in_a_thread(work: Callable[[], None]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def word(value: int) -> object:
+    """A pointer to it."""
+    return ctypes.byref(ctypes.c_ulong(value))
+
+
+def child(work: Callable[[], object]) -> int:
+    """The status with which a child ends that is right if the work says so."""
+    pid = os.fork()
+    if not pid:
+        os._exit(not work())
+    return os.waitpid(pid, 0)[1]
+
+
+def odd_name() -> None:
+    """A file is mapped whose name has what Python takes for line feeds."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "odd\x0cna\x85me\u2028"
+        path.write_bytes(bytes(PAGE))
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), PAGE) as mapped:
+            assert mapped[0] == 0
+            assert set_mempolicy(BIND, 1) == 0
+            assert policy() == (BIND, [1])
+
+
+def huge() -> None:
+    """A shared mapping is longer than the machine lets one be."""
+    memory = mmap.mmap(-1, (1 << 40) + 8 * PAGE, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | RESERVED)
+    assert set_mempolicy(BIND, 1) == 0
+    memory[0] = memory[(1 << 40) + PAGE] = 1
+    assert set_mempolicy(BIND, 2) == 0
+    assert policy() == (BIND, [2])
+
+
+def deep() -> None:
+    """The last of a line of descendants asks, and none of its ancestors ever has."""
+    for _ in range(int(sys.argv[2])):
+        pid = os.fork()
+        if pid:
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    assert set_mempolicy(BIND, 1) == 0
+    assert policy() == (BIND, [1])
+
+
+def crowd() -> None:
+    """Children that do nothing, while their parent asks."""
+    assert set_mempolicy(BIND, 1) == 0
+    begin, end = os.pipe()
+    pids = []
+    for _ in range(4):
+        pid = os.fork()
+        if not pid:
+            os.close(end)
+            os.read(begin, 1)
+            os._exit(0)
+        pids.append(pid)
+    assert set_mempolicy(BIND, 2) == 0
+    assert policy() == (BIND, [2])
+    os.close(end)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids)
+
+
+def short_lived() -> None:
+    """Threads come one after the other, each asks for its CPU, and none is left."""
+    descriptors = Path(f"/proc/{os.getppid()}/fd")
+    assert set_mempolicy(BIND, 1) == 0
+
+    def thread() -> None:
+        syscall("getcpu", None, None, None)
+
+    before = len(list(descriptors.iterdir()))
+    for _ in range(150):
+        in_a_thread(thread)
+    assert len(list(descriptors.iterdir())) < before + 40
+
+
+def headless() -> None:
+    """The first thread ends before the others, which go on."""
+    assert set_mempolicy(BIND, 1) == 0
+    main = threading.get_native_id()
+
+    def thread() -> None:
+        while " Z " not in Path(f"/proc/self/task/{main}/stat").read_text():
+            time.sleep(0.01)
+        memory = Memory(8)
+        right = mbind(memory.start, memory.length, 2) == 0
+        memory.write()
+        right = right and memory.nodes() == [2] and set_mempolicy(BIND, 3) == 0
+        right = right and child(lambda: policy() == (BIND, [3])) == 0
+        print("well" if right else "wrong", flush=True)
+        os._exit(0)
+
+    threading.Thread(target=thread).start()
+    syscall("exit", 0)
+
+
+def forked_by_a_thread() -> None:
+    """A child has the policy and the CPUs of the thread that has forked it."""
+    found = []
+
+    def thread() -> None:
+        assert set_mempolicy(BIND, 2) == 0
+        os.sched_setaffinity(0, {3})
+        found.append(child(lambda: policy() == (BIND, [2]) and os.sched_getaffinity(0) == {3}))
+
+    in_a_thread(thread)
+    assert found == [0]
+    assert child(lambda: policy() == DEFAULT and len(os.sched_getaffinity(0)) == 4) == 0
+
+
+def executed_by_a_thread() -> None:
+    """A program has the policy of the thread that has executed it, though others were there."""
+    if sys.argv[2:] == ["again"]:
+        assert policy() == (BIND, [2])
+        assert os.sched_getaffinity(0) == {3}
+        assert set_mempolicy(BIND, 1) == 0
+        return
+    others = threading.Event()
+
+    def other() -> None:
+        set_mempolicy(BIND, 0)
+        others.wait()
+
+    def thread() -> None:
+        assert set_mempolicy(BIND, 2) == 0
+        os.sched_setaffinity(0, {3})
+        with_no_such_program = ["/nonexistent"]
+        try:
+            os.execv(with_no_such_program[0], with_no_such_program)
+        except FileNotFoundError:
+            assert policy() == (BIND, [2])
+        os.execv(sys.executable, [sys.executable, __file__, "executed_by_a_thread", "again"])
+
+    for work in (other, thread, other):
+        threading.Thread(target=work, daemon=True).start()
+    time.sleep(60)
+
+
+def executed_again() -> None:
+    """The same program at the same addresses is another one: what it maps has no policy of ranges."""
+    memory = Memory(1000)
+    match sys.argv[2:]:
+        case []:
+            assert syscall("personality", NO_RANDOM_ADDRESSES) >= 0
+            os.execv(sys.executable, [sys.executable, *sys.argv, "1"])
+        case ["1"]:
+            assert mbind(memory.start, memory.length, 2) == 0
+            memory.write()
+            os.execv(sys.executable, [sys.executable, *sys.argv[:2], "2"])
+    memory.write()
+    assert "bind:2" not in Path("/proc/self/numa_maps").read_text()
+
+
+def zombies() -> None:
+    """Children that have ended, and that nobody has waited for, are left alone."""
+    assert set_mempolicy(BIND, 0) == 0
+    pids = [os.fork() or os._exit(0) for _ in range(20)]
+    for pid in pids:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    for _ in range(10):
+        assert set_mempolicy(BIND, 1) == 0
+
+
+def another_user() -> None:
+    """Who was root when it was met, and is no more, moves no pages of others."""
+    memory = Memory(4)
+    memory.write()
+    parent = os.getpid()
+
+    def as_nobody() -> bool:
+        right = mbind(memory.start, memory.length, 1, flags=MOVE_ALL) == 0
+        os.setresuid(12345, 12345, 12345)
+        right = right and mbind(memory.start, memory.length, 2, flags=MOVE_ALL) == -EPERM
+        right = right and syscall("migrate_pages", parent, 65, mask(0), mask(1)) == -EPERM
+        return right and syscall("move_pages", parent, 1, word(memory.start), word(1), word(0), MOVE) == -EPERM
+
+    assert set_mempolicy(BIND, 0) == 0
+    assert child(as_nobody) == 0
+
+
+def errors() -> None:
+    """What is wrong is told in the kernel's order, and words are as wide as there."""
+    memory = Memory(1)
+    pages, nodes, status = word(memory.start), word(0), word(0)
+    for expected, name, *args in (
+        (-EINVAL, "move_pages", NOBODY, 1, pages, nodes, status, 1 << 5),
+        (-ESRCH, "move_pages", NOBODY, 1, pages, nodes, status, 2),
+        (0, "move_pages", 0, 1, pages, nodes, status, 1 << 32 | 2),
+        (-EFAULT, "migrate_pages", NOBODY, 64, 8, 8),
+        (-EINVAL, "migrate_pages", NOBODY, 1 << 40, mask(0), mask(1)),
+        (-ESRCH, "migrate_pages", NOBODY, 65, mask(0), mask(1)),
+    ):
+        found = syscall(name, *args)
+        assert found == expected, (name, args, found)
+    assert os.sched_getaffinity(os.getppid())
+
+
+def overfull() -> None:
+    """A child has more memory than the machine; it is the one that ends, whoever looks at it."""
+    begin, end = os.pipe()
+    pid = os.fork()
+    if not pid:
+        threading.Thread(target=signal.pause, daemon=True).start()  # it is not looked at by itself
+        set_mempolicy(BIND, 0)
+        memory = Memory(int(sys.argv[3]))
+        memory.write()
+        os.write(end, b"x")
+        signal.pause()
+    os.read(begin, 1)
+    if sys.argv[2] == "meminfo":
+        assert "MemTotal" in Path("/proc/meminfo").read_text()
+    else:
+        assert syscall("migrate_pages", pid, 65, mask(0), mask(1)) == -ESRCH
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert set_mempolicy(BIND, 1) == 0
+
+
+globals()[sys.argv[1]]()
+print("well", flush=True)

@@ -1,0 +1,170 @@
+"""Threads and processes that come, change and go in unusual ways, and what goes wrong with single ones."""
+
+import errno
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.run.conftest import PROGRAMS, Run, numaemu
+
+from numaemu_run import trouble
+from numaemu_run.family import Family
+from numaemu_run.processes import Thread
+from numaemu_run.procfs import Status
+from numaemu_run.session import Session
+
+pytestmark = pytest.mark.shares_machines
+PROGRAM = PROGRAMS / "relatives.py"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "errors",
+        "executed_again",
+        "executed_by_a_thread",
+        "forked_by_a_thread",
+        "headless",
+        "huge",
+        "odd_name",
+        "short_lived",
+    ],
+)
+def test_each_is_answered_as_its_story_says(run: Run, name: str) -> None:
+    """Nothing is refused, guessed or left behind that the kernel would not; nobody reports trouble."""
+    done = run(sys.executable, PROGRAM, name, options=("--report", "json"))
+    assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
+    assert json.loads(done.stderr)["troubles"] == {}
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed: apt-get install gcc libc6-dev")
+def test_children_may_have_the_memory_of_their_parent(run: Run, tmp_path: Path) -> None:
+    """What such a child binds is bound for the parent; a program that one executes has memory of its own."""
+    program = tmp_path / "vforked"
+    command = ["gcc", "-O1", "-o", str(program), str(PROGRAMS / "vforked.c")]
+    subprocess.run(command, check=True)
+    done = run(program, options=("--report", "json"))
+    assert (done.stdout, done.returncode) == ("0 2 0 2 0\n", 0)
+    assert json.loads(done.stderr)["troubles"] == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_rights_that_are_given_up_are_gone(run: Run) -> None:
+    """MOVE_ALL and the pages of others are refused as soon as the program is not root any more."""
+    done = run(sys.executable, PROGRAM, "another_user")
+    assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
+
+
+def test_children_that_have_ended_are_not_met_again(run: Run) -> None:
+    """Each is met once at the most, however many calls come before its parent asks how it has ended."""
+    done = run(sys.executable, PROGRAM, "zombies", options=("--report", "json"))
+    assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
+    assert json.loads(done.stderr)["processes"] <= 21
+
+
+def test_a_machine_that_has_no_room_for_some_processes_serves_the_others(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Who cannot be met makes no call of its relatives fail, and is told on stderr once."""
+    meet = Family._meet_process  # noqa: SLF001 - the machine's own limit is 4096
+
+    def meets_one(family: Family, status: Status, guess: Thread | None = None) -> Thread:
+        if list(family):
+            raise OSError(errno.EAGAIN, "too many address spaces")
+        return meet(family, status, guess)
+
+    monkeypatch.setattr(Family, "_meet_process", meets_one)
+    assert session.run([sys.executable, str(PROGRAM), "crowd"], os.environ).code == 0
+    out, err = capfd.readouterr()
+    assert out == "well\n"
+    assert err.count("too many address spaces") == err.count("\n") == 1
+
+
+@pytest.mark.usefixtures("runtime")
+@pytest.mark.parametrize("way", ["meminfo", "migrate"])
+def test_who_has_no_memory_is_killed_and_not_who_looks(way: str) -> None:
+    """A reader of /proc/meminfo gets its text, a caller of migrate_pages ESRCH; the process itself SIGKILL."""
+    box = ("--nodes", "2", "--memory", "24M", "--swap", "1M")
+    done = numaemu("run", *box, "--", sys.executable, PROGRAM, "overfull", way, 10_000)
+    assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
+    assert done.stderr.count("out of memory: killed process") == 1
+
+
+def test_an_error_of_ours_concerns_one_call_only(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Policy calls fail with EIO, the others are the host's: files open, memory moves, the program ends by itself."""
+
+    def broken(*_args: object) -> None:
+        raise ValueError("so it is")
+
+    monkeypatch.setattr(Family, "look", broken)
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(PROGRAMS)!r})\n"
+        "from calls import *\n"
+        "memory = Memory(4)\n"
+        "print(set_mempolicy(BIND, 1), mbind(memory.start, memory.length, 1), open('/proc/self/numa_maps').read(8))\n"
+        "mmap.mmap(-1, 4096).resize(1 << 24)\n"
+    )
+    assert session.run([sys.executable, str(script)], os.environ).code == 0
+    assert session.supervisor is not None
+    (kind,) = session.supervisor.family.troubles.counts
+    assert kind.startswith("ValueError in test_relatives.py:")
+    out, err = capfd.readouterr()
+    assert out.startswith("-5 -5 ")
+    assert err.count("so it is") == 1
+
+
+def test_a_line_of_ancestors_may_be_long(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
+    """However many there are, meeting them takes no deeper stack."""
+    before, deep = sys.getrecursionlimit(), len(inspect.stack())
+    sys.setrecursionlimit(deep + 120)
+    try:
+        assert session.run([sys.executable, str(PROGRAM), "deep", "50"], os.environ).code == 0
+    finally:
+        sys.setrecursionlimit(before)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("well\n", "")
+
+
+def test_only_ends_that_matter_are_looked_at(run: Run) -> None:
+    """With a report: the program itself, who has called, and who may have the policy of an ancestor that has."""
+    script = "/bin/true; /bin/true; numactl --membind=2 sh -c '/bin/true; exit 0'; /bin/true; exit 0"
+    done = run("sh", "-c", script, options=("--report", "json"))
+    report = json.loads(done.stderr)
+    assert [(one["name"], list(one["pages_by_node"])) for one in report["exited"]] == [
+        ("true", ["2"]),
+        ("sh", ["2"]),
+        ("sh", ["0"]),
+    ]
+    assert report["ended_unmet"] == 3
+
+
+class Closed:
+    """A stream that nobody reads."""
+
+    def write(self, _text: str) -> None:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("stream", [None, Closed()], ids=["none", "broken"])
+def test_a_notice_that_nobody_reads_is_no_error(monkeypatch: pytest.MonkeyPatch, stream: Closed | None) -> None:
+    """Without stderr, or with a broken one, the supervisor goes on."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    trouble.notice("a word")
+
+
+def test_trouble_is_told_once_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """What happens to any process is no trouble; the rest is told with its place the first time."""
+    troubles = trouble.Troubles()
+    for error in (ProcessLookupError(), PermissionError(), OSError(24, "so it is"), OSError(24, "again")):
+        with troubles.confined():
+            raise error
+    assert list(troubles.counts.values()) == [2]
+    assert capsys.readouterr().err.count("\n") == 1
