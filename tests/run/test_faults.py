@@ -10,7 +10,7 @@ from tests.run.conftest import PROGRAMS, numaemu
 
 FULL, REFUSED = "node2: full after 100 pages", "isolation: refused for 20%"
 #: What differs from run to run, whatever happens: the interpreter's own files and pages are not always as many.
-OF_THE_MOMENT = ("seconds", "machine", "pages_placed", "files_given")
+OF_THE_MOMENT = ("seconds", "machine", "pid", "exited", "pages_placed", "files_given")
 
 
 def unlucky(seed: int) -> tuple[list[str], dict[str, Any]]:
