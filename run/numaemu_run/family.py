@@ -131,7 +131,7 @@ class Family:
                 line.append(status_of(speaker_of(line[-1].parent)))
         *elders, youngest = reversed(line)
         for status in elders:
-            with contextlib.suppress(ProcessLookupError):
+            with self.troubles.confined():
                 self._join(status)
         return self._join(youngest)
 
@@ -177,10 +177,8 @@ class Family:
         parent = self._processes.get(status.parent)
         if parent is None:
             return None
-        if parent.is_under_one_policy():
-            return parent.leader
-        tid = forker_of(parent.pid, status.tgid)
-        return parent.threads.get(tid, parent.leader) if tid is not None else parent.leader
+        tid = None if len(parent.threads) == 1 else forker_of(parent.pid, status.tgid)
+        return parent.leader if tid is None else parent.threads.get(tid, parent.leader)
 
     def _task_of(self, status: Status, parent: Thread | None, *, borrows: bool) -> tuple[Task, Mirror]:
         """A fork of its parent's task, or, if it has executed a program since, a new one with its policy."""
@@ -188,10 +186,14 @@ class Family:
             return self._attach(parent, status, share_mm=parent.task), parent.process.mirror
         if parent is not None:
             mirror = parent.process.mirror.twin(status.tid)
-            if mirror is not None and _rights(status) == parent.rights:
-                return parent.task.fork(), mirror
-            if mirror is not None:  # a fork that has become another user
-                return self._renewed(parent.task.fork(), parent, status), mirror
+            if mirror is not None:
+                fork = parent.task.fork()
+                if _rights(status) == parent.rights:
+                    return fork, mirror
+                try:  # it has become another user
+                    return self._attach(parent, status, share_mm=fork), mirror
+                finally:
+                    fork.close()
         mirror = Mirror(self._kernel, status.tid)
         return self._attach(parent, status), mirror
 
@@ -211,13 +213,6 @@ class Family:
             raise
         return task
 
-    def _renewed(self, task: Task, elder: Thread, status: Status) -> Task:
-        """A task with the rights that a thread has now, in place of one with those of an elder."""
-        try:
-            return self._attach(elder, status, share_mm=task)
-        finally:
-            task.close()
-
     def renew(self, thread: Thread) -> None:
         """Its task has the rights that the thread has now. To be called before the machine asks for them.
 
@@ -226,8 +221,9 @@ class Family:
         """
         status = status_of(thread.tid)
         if thread.rights != _rights(status):
-            thread.task = self._renewed(thread.task, thread, status)
+            old, thread.task = thread.task, self._attach(thread, status, share_mm=thread.task)
             thread.rights = _rights(status)
+            old.close()
 
     def _add(self, status: Status, process: Process, task: Task, elder: Thread | None) -> Thread:
         if len(process.threads) >= process.threads_expected:

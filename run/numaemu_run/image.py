@@ -18,6 +18,8 @@ from numaemu_run.procfs import auxv_of, places_of
 _ENTRY: Final = struct.Struct("=2Q")
 _AT_RANDOM: Final = 25
 _RANDOM_BYTES: Final = 16
+#: Places of a process that we may not look into.
+_HIDDEN: Final = (1, 0)
 _KCMP_VM: Final = 1
 
 _syscall = ctypes.CDLL(None).syscall
@@ -41,12 +43,14 @@ class Image:
 
 
 def image_of(tid: int, earlier: Image | None = None) -> Image:
-    """That of a thread's process; of an earlier one it is taken where the bytes are.
+    """That of a thread's process; an earlier one tells where the bytes are, and is the answer if all of it is hidden.
 
     Raises:
         ProcessLookupError: the thread is gone, or has ended and has no memory any more.
     """
     places = places_of(tid)
+    if places == _HIDDEN and earlier is not None:
+        return earlier
     if not places[0]:
         raise ProcessLookupError(f"thread {tid} has ended")
     random_at, random = 0, b""

@@ -68,11 +68,9 @@ class Process:
         return found
 
     def is_under_one_policy(self) -> bool:
-        """Do all of its threads have one policy and one CPU, as far as is known?"""
-        first = self.leader
-        return len(self.threads) == 1 or not any(
-            one.has_policy or one.cpu != first.cpu or one.cpus != first.cpus for one in self.threads.values()
-        )
+        """Have all of its threads one policy and one CPU, as far as is known? Who touches a page is no matter then."""
+        cpu = self.leader.cpu
+        return len(self.threads) == 1 or not any(one.has_policy or one.cpu != cpu for one in self.threads.values())
 
 
 @dataclass(frozen=True, slots=True)
