@@ -164,7 +164,7 @@ class Connection:
         """Send a request, and give what its answer says. NewDaemon: it has to be sent once more."""
         if self._peer.way_back is not None and self._peer.way_back.is_over(self._generation):
             raise NewDaemon
-        self._socket.send(body)
+        self._send(body)
         reach("asking.sent")
         while True:
             try:
@@ -203,9 +203,13 @@ class Connection:
                         raise NewDaemon from None
                     way_back.complain()
                 if not slices % _SLICES_BEFORE_REPEAT:
-                    with contextlib.suppress(zmq.Again):
-                        self._socket.send(body, zmq.NOBLOCK)
+                    self._send(body)
         raise AssertionError
+
+    def _send(self, body: bytes) -> None:
+        """Send it, if there is somewhere to: ZeroMQ takes the pipe away from whom the daemon refuses, for good."""
+        with contextlib.suppress(zmq.Again):
+            self._socket.send(body, zmq.NOBLOCK)
 
     def _begin_anew(self) -> None:
         """Another socket, to the daemon of now."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
-from numaemu.connection import Calls, Init, Peer
+from numaemu.connection import Calls, Connection, Init, Peer
 from numaemu.errors import MachineGone
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
 from numaemu_core.wire import Request, StrangerError, WireError, pack_refusal, pack_reply, pack_request, unpack_request
@@ -155,6 +155,22 @@ def test_machine_that_ends(daemon: Daemon, calls: Calls, init: subprocess.Popen[
     daemon.answer = kill
     with pytest.raises(MachineGone, match="'box' has ended"):
         calls.call("status")
+
+
+def test_who_is_refused_waits_for_no_pipe(init: subprocess.Popen[bytes]) -> None:
+    """ZeroMQ may have nowhere to send to: the end of the machine is noticed all the same."""
+    peer = Peer("ipc://nowhere", BOOT_ID, b"", Init("m", init.pid))
+
+    class Refused(Connection):
+        def _connected(self) -> zmq.Socket[bytes]:
+            socket = super()._connected()
+            socket.disconnect(peer.endpoint)
+            socket.sndtimeo = 10_000  # so that a send that waits fails in the end
+            return socket
+
+    init.kill()
+    with pytest.raises(MachineGone):
+        Refused(peer)
 
 
 def test_no_such_init() -> None:
