@@ -24,6 +24,7 @@ NOT_FOUND: Final = 127
 _ANSWER_BYTES_MAX: Final = 4096
 _MOUNTED: Final = b"m"
 _LOOKED_AT: Final = b"p"
+_SHELL: Final = "/bin/sh"
 #: Signals that Python ignores, and a program does not expect to be ignored.
 _IGNORED_BY_PYTHON: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -132,7 +133,13 @@ def _reason(error: BaseException) -> str:
 def _execute(command: Sequence[str], environment: Mapping[str, str], sock: socket.socket) -> None:
     """Nothing is opened between the filter and the program: our parent does not answer yet."""
     try:
-        os.execvpe(command[0], list(command), environment)  # noqa: S606 - what our user asks for, and no shell
+        try:
+            os.execvpe(command[0], list(command), environment)  # noqa: S606 - what our user asks for, and no shell
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+            # A script that does not say whose it is: a shell's, as execvp(3) has it.
+            os.execve(_SHELL, [_SHELL, error.filename or command[0], *command[1:]], environment)  # noqa: S606 - as above
     except OSError as error:
         code = NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_EXECUTE
         sock.sendall(f"{code} {command[0]}: {error.strerror}".encode())

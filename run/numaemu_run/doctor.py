@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -142,26 +143,34 @@ def _try_mounts() -> Finding:
     return Finding(what, "ok", "the tree of nodes is mounted over the host's")
 
 
-def _try_pagemap() -> Finding:
-    """Read the memory and the page map of a child, as the supervisor does."""
-    what = "memory of programs"
-    buffer = ctypes.create_string_buffer(b"readable")
+@contextlib.contextmanager
+def _idle_child() -> Iterator[int]:
+    """A fork of this process that does nothing until we are done with it."""
     reader, writer = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(writer)
-        os.read(reader, 1)  # until our parent is done
+        os.read(reader, 1)
         os._exit(0)
     os.close(reader)
     try:
-        if target.read(pid, ctypes.addressof(buffer), 8) != b"readable":
-            return Finding(what, "no", "what was read is not what is there", "report this")
-        fast = pagemap.has_scan(pid)
-    except OSError as error:
-        return Finding(what, "no", str(error.strerror), "let processes look into their children (ptrace_scope 0 or 1)")
+        yield pid
     finally:
         os.close(writer)
         os.waitpid(pid, 0)
+
+
+def _try_pagemap() -> Finding:
+    """Read the memory and the page map of a child, as the supervisor does."""
+    what = "memory of programs"
+    buffer = ctypes.create_string_buffer(b"readable")
+    try:
+        with _idle_child() as pid:
+            if target.read(pid, ctypes.addressof(buffer), 8) != b"readable":
+                return Finding(what, "no", "what was read is not what is there", "report this")
+            fast = pagemap.has_scan(pid)
+    except OSError as error:
+        return Finding(what, "no", str(error.strerror), "let processes look into their children (ptrace_scope 0 or 1)")
     if fast:
         return Finding(what, "ok", "readable, and PAGEMAP_SCAN finds what is present")
     return Finding(what, "less", "readable; page maps are read entry by entry", "Linux 6.7 or newer is faster")
@@ -171,19 +180,10 @@ def _try_vdso(abi: Abi) -> Finding:
     what = "getcpu"
     if not vdso.needs_change(abi):
         return Finding(what, "ok", "libc asks the kernel, and so the machine")
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        os.close(writer)
-        os.read(reader, 1)  # until our parent is done
-        os._exit(0)
-    os.close(reader)
     try:
-        vdso.change(abi, pid)
+        with _idle_child() as pid:
+            vdso.change(abi, pid)
     except OSError as error:
         detail = f"the vDSO cannot be changed ({error}): sched_getcpu tells the host's CPU"
         return Finding(what, "less", detail, "use the system call where a test depends on it")
-    finally:
-        os.close(writer)
-        os.waitpid(pid, 0)
     return Finding(what, "ok", "the vDSO can be changed: sched_getcpu tells the machine's CPU")

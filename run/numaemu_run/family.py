@@ -34,7 +34,8 @@ from numaemu_run.procfs import (
     status_of,
 )
 from numaemu_run.shares import as_runs, shares
-from numaemu_run.trouble import Troubles, notice
+from numaemu_run.telling import notice
+from numaemu_run.trouble import Troubles
 
 #: Processes that are remembered when they have ended: the last ones.
 _EXITED_MAX: Final = 1000

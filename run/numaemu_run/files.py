@@ -1,6 +1,7 @@
 """Opening files: those that tell of nodes are answered with a descriptor of the machine's text, others let through."""
 
 import contextlib
+import errno
 import os
 import posixpath
 import re
@@ -20,7 +21,12 @@ from numaemu_run.procfs import status_of
 from numaemu_run.seccomp import Notification
 
 _AT_FDCWD: Final = -100
-_HOW: Final = struct.Struct("=Q")
+#: struct open_how: flags, mode, resolve.
+_HOW: Final = struct.Struct("=QQQ")
+#: Of `resolve`, all but RESOLVE_NO_MAGICLINKS and RESOLVE_CACHED: those change where a path leads, or whether it may.
+_RESOLVE_OTHERWISE: Final = ~0x22
+#: Why arguments cannot be read: what the host is to say itself.
+_HOSTS_BUSINESS: Final = frozenset({errno.EPERM, errno.EFAULT, errno.ENAMETOOLONG})
 #: Last parts of paths that may be answered; others are let through without a look at where they begin.
 _NAMES: Final = frozenset(
     {
@@ -60,8 +66,19 @@ class Files:
     # -- which path is meant -------------------------------------------------------------------------------------------
 
     def path_of(self, call: Notification, directory: int, address: int) -> str | None:
-        """The path that a call names, if it may be one that is answered. OSError: it cannot be read."""
-        path = target.read_path(call.tid, address)
+        """The path that a call names, if it may be one that is answered.
+
+        None, too, if it cannot be read: the host knows the error, or may look where we may not (EPERM).
+
+        Raises:
+            ProcessLookupError: the caller is gone.
+        """
+        try:
+            path = target.read_path(call.tid, address)
+        except OSError as error:
+            if error.errno in _HOSTS_BUSINESS:
+                return None
+            raise
         if path.startswith(b"/"):
             if not path.startswith((b"/proc/", b"/sys/", b"//")):
                 return None
@@ -92,17 +109,22 @@ class Files:
         Raises:
             OSError: the file cannot be opened.
         """
-        directory, address, flags = _arguments(name, call)
+        arguments = _arguments(name, call)
+        if arguments is None:
+            return None
+        directory, address, flags = arguments
         path = self.path_of(call, directory, address)
         if path is None or flags & (os.O_ACCMODE | os.O_CREAT):
             return None
-        text = self._text(path, call.tid)
+        # The host has each of these files as well: it gives their places, and refuses them as directories.
+        text = None if flags & (os.O_PATH | os.O_DIRECTORY) else self._text(path, call.tid)
         if text is not None:
-            return _descriptor(posixpath.basename(path), text), flags & os.O_CLOEXEC
+            return _descriptor(posixpath.basename(path), text, flags & os.O_NONBLOCK), flags & os.O_CLOEXEC
         place = self.in_tree(path)
         if place is None:
             return None
-        return os.open(place, flags & ~os.O_CLOEXEC | os.O_CLOEXEC), flags & os.O_CLOEXEC
+        # A descriptor that is only a place cannot be handed over: one for reading does as well.
+        return os.open(place, flags & ~os.O_PATH | os.O_CLOEXEC), flags & os.O_CLOEXEC
 
     def _text(self, path: str, tid: int) -> str | None:
         """What is in a file that the machine decides about; None: that is none."""
@@ -156,22 +178,29 @@ class Files:
         return "\n".join(lines) + "\n"
 
 
-def _arguments(name: str, call: Notification) -> tuple[int, int, int]:
-    """Directory, address of the path, flags."""
+def _arguments(name: str, call: Notification) -> tuple[int, int, int] | None:
+    """Directory, address of the path, flags; None: the host is to say what is wrong, or how the path is meant."""
     if name == "open":
         return _AT_FDCWD, call.args[0], call.args[1]
     if name == "openat":
         return call.args[0], call.args[1], call.args[2]
-    (flags,) = _HOW.unpack(target.read(call.tid, call.args[2], _HOW.size))
-    return call.args[0], call.args[1], flags
+    if call.args[3] < _HOW.size:
+        return None
+    try:
+        flags, _, resolve = _HOW.unpack(target.read(call.tid, call.args[2], _HOW.size))
+    except OSError as error:
+        if error.errno in _HOSTS_BUSINESS:
+            return None
+        raise
+    return None if resolve & _RESOLVE_OTHERWISE else (call.args[0], call.args[1], flags)
 
 
-def _descriptor(name: str, text: str) -> int:
-    """A file with that text, open for reading."""
+def _descriptor(name: str, text: str, flags: int) -> int:
+    """A file with that text, open for reading, and with `flags`."""
     writing = os.memfd_create(name, os.MFD_CLOEXEC)
     try:
         with open(writing, "wb", closefd=False) as file:
             file.write(text.encode(errors="surrogateescape"))
-        return os.open(f"/proc/self/fd/{writing}", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{writing}", os.O_RDONLY | os.O_CLOEXEC | flags)
     finally:
         os.close(writing)

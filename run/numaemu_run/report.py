@@ -1,13 +1,17 @@
 """What a run did, as JSON or as a JUnit file: calls by kind, calls that were refused, pages by node."""
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 from xml.etree import ElementTree as ET
 
 from numaemu_run.session import Outcome, Session
+
+#: XML 1.0, Char.
+_NOT_IN_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def make_report(form: str, session: Session, command: Sequence[str], outcome: Outcome) -> str:
@@ -62,10 +66,15 @@ def _junit(facts: dict[str, Any]) -> str:
         elif not isinstance(value, list):
             ET.SubElement(properties, "property", name=name, value=str(value))
     case = ET.SubElement(
-        suite, "testcase", classname="numaemu.run", name=shlex.join(facts["command"]), time=str(facts["seconds"])
+        suite, "testcase", classname="numaemu.run", name=_words(facts["command"]), time=str(facts["seconds"])
     )
     if failed:
         how = f"exit code {facts['exit_code']}" if facts["signal"] is None else f"signal {facts['signal']}"
         ET.SubElement(case, "failure", message=how)
     ET.indent(suite)
     return ET.tostring(suite, encoding="unicode", xml_declaration=True)
+
+
+def _words(command: Sequence[str]) -> str:
+    """As a shell takes it; what XML cannot hold (control characters, bytes that are no text) as it is escaped there."""
+    return _NOT_IN_XML.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", shlex.join(command))

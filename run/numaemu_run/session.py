@@ -24,7 +24,7 @@ from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
 from numaemu_run.procfs import PAGE_SIZE, children_of, descendants_of, status_of
 from numaemu_run.supervisor import Supervisor
-from numaemu_run.telling import tell
+from numaemu_run.telling import notice
 
 #: What is left of the program has so long to end by itself.
 _GRACE_S: Final = 2.0
@@ -114,7 +114,7 @@ class Session:
         try:
             after, struck = _pages_by_node(self.machine), _faults_struck(self.machine)
         except MachineGone as gone:
-            tell(f"numaemu run: {gone}: what the program asked after that was not answered\n")
+            notice(f"{gone}: what the program asked after that was not answered")
         else:
             self.pages_by_node = {node: count - before.get(node, 0) for node, count in after.items()}
             self.faults_struck = {fault: count - struck_before[fault] for fault, count in struck.items()}
@@ -205,7 +205,7 @@ def _end_the_rest(supervisor: Supervisor, passing: signals.Passing, strangers: A
     while left := _left(strangers):
         now = time.monotonic()
         if now > killing_at + _KILLED_S:
-            tell(f"numaemu run: left behind, as they do not even end when killed: {', '.join(map(str, left))}\n")
+            notice(f"left behind, as they do not even end when killed: {', '.join(map(str, left))}")
             return
         for pid in left:
             if now >= killing_at:

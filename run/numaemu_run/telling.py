@@ -13,3 +13,8 @@ def tell(text: str) -> None:
     with contextlib.suppress(OSError):
         while left:
             left = left[os.write(2, left) :]
+
+
+def notice(text: str) -> None:
+    """A line of ours."""
+    tell(f"numaemu run: {text}\n")

@@ -2,23 +2,16 @@
 
 import collections
 import contextlib
-import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from numaemu.errors import MachineGone
+from numaemu_run.telling import notice
 
 #: What happens to any process: it ends, it does not let us look, its machine ends.
 _ORDINARY: Final = (ProcessLookupError, PermissionError, MachineGone)
-
-
-def notice(text: str) -> None:
-    """A line on stderr, if somebody reads that."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # broken, closed, none from the beginning
-        sys.stderr.write(f"numaemu run: {text}\n")
-        sys.stderr.flush()
 
 
 class Troubles:

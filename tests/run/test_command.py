@@ -69,6 +69,36 @@ def test_a_machine_that_is_not_there_is_told_from_a_failing_program(words: list[
     assert complaint in done.stderr
 
 
+def test_a_script_that_names_no_interpreter_is_a_shells(run: Run, tmp_path: Path) -> None:
+    """As env runs it: by sh, with its arguments, also where it is found by PATH."""
+    script = tmp_path / "plain-script"
+    script.write_text("echo $0 $1; exit 4\n")
+    script.chmod(0o755)
+    done = run(script, "one")
+    assert (done.stdout, done.stderr, done.returncode) == (f"{script} one\n", "", 4)
+    command = ("env", f"PATH={tmp_path}:{os.environ['PATH']}", sys.executable, "-m", "numaemu", "run", "--memory", "4M")
+    found = subprocess.run([*command, "--", "plain-script", "two"], capture_output=True, text=True, check=False)
+    assert (found.stdout, found.returncode) == (f"{script} two\n", 4), found.stderr
+
+
+def test_a_report_that_cannot_be_written_is_told_before(run: Run) -> None:
+    """The program does not run in vain: 125, and a line that says why."""
+    done = run("echo", "ran", options=("--report", "json", "--report-file", "/nonexistent/report"))
+    assert (done.stdout, done.returncode) == ("", 125)
+    assert "/nonexistent/report: No such file or directory" in done.stderr
+
+
+def test_a_junit_file_is_xml_whatever_the_command_is(run: Run, tmp_path: Path) -> None:
+    """Control characters and bytes that are no text are escaped."""
+    path = tmp_path / "report.xml"
+    words = ("true", "a\x01b", b"\xff".decode(errors="surrogateescape"), "tab\there")
+    done = run(*words, options=("--report", "junit", "--report-file", str(path)))
+    assert done.returncode == 0, done.stderr
+    case = ET.parse(path).getroot().find("testcase")  # noqa: S314 - it is ours
+    assert case is not None
+    assert case.get("name") == r"true 'a\x01b' '\xff' 'tab" + "\there'"
+
+
 def test_a_run_inside_a_run_is_refused(run: Run) -> None:
     """A program has one supervisor: the second one says so, and what it was to run does not begin."""
     done = run(sys.executable, "-m", "numaemu", "run", "--memory", "4M", "--", "echo", "began")

@@ -1,6 +1,7 @@
 """Programs of several kinds: static, threads, forks, exec, shared memory."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,26 @@ def compiled(folder: Path, *options: str) -> Path:
 def test_a_static_program_gets_the_kernels_answers(run: Run, policies: Path, options: tuple[str, ...]) -> None:
     """mbind, move_pages, set_mempolicy, errors and a fork are answered as on a machine of four nodes."""
     check_answers(run(policies, options=options))
+
+
+OPENED = """\
+place of nodes True
+place of status EBADF
+directory ENOTDIR
+nonblocking True
+openat2 b'Name'
+short how EINVAL
+beneath EXDEV
+no path 0
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of the calls are those of x86_64")
+@pytest.mark.parametrize("options", [(), ("--no-mount",)], ids=["mounted", "answered"])
+def test_files_are_opened_as_the_kernel_opens_them(run: Run, options: tuple[str, ...]) -> None:
+    """Places without rights, directories that are none, flags, openat2: what is answered fails as the host's does."""
+    done = run(sys.executable, PROGRAMS / "opened.py", options=options)
+    assert (done.stdout, done.returncode) == (OPENED, 0), done.stderr
 
 
 def test_a_dynamic_program_gets_them_too(run: Run, tmp_path: Path) -> None:

@@ -52,6 +52,18 @@ def run() -> Iterator[RunAsUser]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="no /usr/bin/python3: apt-get install python3")
+def test_a_process_that_nobody_may_look_into_has_the_hosts_files(run: RunAsUser) -> None:
+    """Its calls about paths, which we cannot read, are the host's to serve: it is refused none of them."""
+    script = (
+        "import ctypes, os; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0); "
+        "os.stat('/etc'); os.access('/etc', os.R_OK); os.readlink('/proc/self/exe'); os.fstat(0); "
+        "os.close(os.open('/etc/passwd', os.O_RDONLY)); print('well')"
+    )
+    done = run("/usr/bin/python3", "-c", script, options=("--no-mount",))
+    assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
+
+
 @pytest.mark.parametrize(
     ("begin", "options"),
     [(COMMAND, ()), (COMMAND, ("--no-mount",)), ((str(PROGRAMS / "mapless.py"),), ())],

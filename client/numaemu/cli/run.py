@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -68,16 +69,20 @@ def run(args: argparse.Namespace) -> int:
         if signal.getsignal(number) == signal.SIG_DFL:  # before and after the program they end us, with our files
             signal.signal(number, _end)
     topology = None if machine is not None else topology_of(args)
+    file = None if args.report_file is None else Path(args.report_file).open("w", encoding="utf-8")  # noqa: SIM115 - below
     try:
-        with Session(topology, machine, mount=not args.no_mount, exits=args.report is not None) as session:
+        with (
+            file or contextlib.nullcontext(),
+            Session(topology, machine, mount=not args.no_mount, exits=args.report is not None) as session,
+        ):
             outcome = session.run(command, os.environ)
             text = "" if args.report is None else make_report(args.report, session, command, outcome)
+            if file is not None:
+                file.write(text)
     except StartError as error:
         tell(f"numaemu run: {error}\n")
         return error.code
-    if args.report_file is not None:
-        Path(args.report_file).write_text(text, encoding="utf-8")
-    else:
+    if file is None:
         tell(text)
     return end_as(outcome)
 
