@@ -7,18 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.tidy.test_tidy import PACKAGES, ROOT
 
 from numaemu_core.profile import Profile
 from numaemu_core.wire import CALLS
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = (
-    "emulator/numaemu_core",
-    "emulator/numaemu_host",
-    "daemon/numaemu_daemon",
-    "client/numaemu",
-    "run/numaemu_run",
-)
 PAGES = (
     "docs/architecture.md",
     "docs/ci.md",
