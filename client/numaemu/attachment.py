@@ -186,7 +186,7 @@ def map_views(layout: Layout, fds: Mapping[str, int]) -> Views:
     maps: list[FlatMapping | Segment] = []
     try:
         pools = [(fds[pool_name(node)], layout.segments[pool_name(node)].size) for node in layout.node_pfns]
-        frames = FlatMapping(pools, populate=layout.topology.preallocate)
+        frames = FlatMapping(pools, populate=[fd for fd, _ in pools] if layout.topology.preallocate else ())
         maps.append(frames)
         columns: dict[str, Any] = {}
         for name in _MAPPED:

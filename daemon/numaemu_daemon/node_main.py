@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from numaemu_core.layout import pool_name
 from numaemu_daemon.bus_client import BusClient, BusMessageError
 from numaemu_daemon.child import Child
 from numaemu_daemon.cleaning import Cleaner, Progress
@@ -18,7 +19,8 @@ _PAUSE_MAX_S: Final = 0.25
 def main(child: Child) -> None:
     """Serve one node until SIGTERM or the end of init."""
     assert child.nid is not None
-    machine = MappedMachine(child.layout, child.fds)
+    own = [pool_name(child.nid)] if child.topology.preallocate else []
+    machine = MappedMachine(child.layout, child.fds, populate=own)
     cleaner = Cleaner(machine.columns, machine.mutexes, child.nid, child.log, child.reach)
     # A predecessor may have died with work to do, and nobody says it twice.
     cleaner.begin()

@@ -6,7 +6,7 @@ memory again.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Final
 
 from numaemu_core import limits
@@ -103,12 +103,12 @@ class MappedMachine:
     mutexes: MutexTable
 
     def __init__(
-        self, layout: Layout, fds: Mapping[str, int], *, names: Iterable[str] = (), populate: bool = False
+        self, layout: Layout, fds: Mapping[str, int], *, names: Iterable[str] = (), populate: Container[str] = ()
     ) -> None:
         """Map the descriptors (they stay the caller's); `names` are further segments to map, such as the journal.
 
-        With `populate`, pools and swap area are mapped whole at once: a process that copies all day saves the host's
-        faults, one a page and process.
+        Segments in `populate` are mapped whole at once: a process that writes there all day saves the host's faults,
+        one a page and process, each of which takes longer than to copy the page.
 
         ValueError if a segment is too small, OSError where the host refuses.
         """
@@ -119,11 +119,12 @@ class MappedMachine:
         try:
             for name in [*single, *names]:
                 self._segments[name] = memfd.Segment(
-                    fds[name], segment_bytes(layout, name), populate=populate and name == "swap"
+                    fds[name], segment_bytes(layout, name), populate=name in populate
                 )
             # Pools lie back to back in the order of their nodes: a pfn is an offset.
             parts = [(fds[pool_name(nid)], (end - first) << layout.page_shift) for nid, (first, end) in _pools(layout)]
-            self._frames = memfd.FlatMapping(parts, populate=populate)
+            whole = [fds[name] for name in pools if name in populate]
+            self._frames = memfd.FlatMapping(parts, populate=whole)
         except BaseException:
             self.close()
             raise

@@ -1,5 +1,6 @@
 """The swap node: it owns the swap area and copies pages between it and the frame pools, as the kernel daemon asks."""
 
+from numaemu_core.layout import pool_name
 from numaemu_daemon.bus_client import BusClient, BusMessageError
 from numaemu_daemon.child import Child
 from numaemu_daemon.segments import MappedMachine
@@ -8,7 +9,8 @@ from numaemu_daemon.swap_copy import SwapCopier
 
 def main(child: Child) -> None:
     """Serve the swap area until SIGTERM or the end of init."""
-    machine = MappedMachine(child.layout, child.fds, populate=child.topology.preallocate)
+    copied = ["swap", *(pool_name(nid) for nid in child.layout.node_pfns)] if child.topology.preallocate else []
+    machine = MappedMachine(child.layout, child.fds, populate=copied)
     copier = SwapCopier(machine.columns, child.reach)
     with BusClient(child) as bus:
         child.ready()

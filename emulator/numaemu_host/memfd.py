@@ -18,7 +18,7 @@ import errno
 import fcntl
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from numaemu_host import _mman
@@ -135,8 +135,8 @@ class FlatMapping(_Range):
     quickest way to a few bytes, and `view`, one writable memoryview of format "B" over it.
     """
 
-    def __init__(self, parts: Sequence[tuple[int, int]], *, populate: bool = False) -> None:
-        """Map `parts`, pairs of descriptor and size, in their order; `populate` faults all pages in now.
+    def __init__(self, parts: Sequence[tuple[int, int]], *, populate: Container[int] = ()) -> None:
+        """Map `parts`, pairs of descriptor and size, in their order; all pages of those in `populate` are faulted in.
 
         ValueError where there are no parts, a size is no positive multiple of the host's page size, or a descriptor
         holds less; OSError where the host refuses. Nothing stays mapped after an error.
@@ -151,17 +151,17 @@ class FlatMapping(_Range):
         super().__init__(_mman.address_of(self.memory), total)
         try:
             _mman.keep_from_children(self.address, total)
-            self._map_parts(parts, populate=populate)
+            self._map_parts(parts, populate)
         except BaseException:
             self.memory.close()
             raise
         self.view = memoryview(self.memory)
         _flat.add(self)
 
-    def _map_parts(self, parts: Sequence[tuple[int, int]], *, populate: bool) -> None:
+    def _map_parts(self, parts: Sequence[tuple[int, int]], populate: Container[int]) -> None:
         address = self.address
         for fd, size in parts:
-            _mman.map_shared(address, fd, 0, size, writable=True, populate=populate)
+            _mman.map_shared(address, fd, 0, size, writable=True, populate=fd in populate)
             address += size
 
     def close(self) -> None:

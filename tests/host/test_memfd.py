@@ -149,7 +149,7 @@ def test_flat_mapping_is_contiguous_and_shared(make: Callable[..., int], spawn: 
         """
         from numaemu_host import memfd
         numbers = [int(word) for word in sys.argv[1:]]
-        flat = memfd.FlatMapping(list(zip(numbers[:3], numbers[3:])), populate=True)
+        flat = memfd.FlatMapping(list(zip(numbers[:3], numbers[3:])), populate=numbers[1:3])
         page = numbers[3]
         say(bytes(flat.view[page - 2:page + 2]).decode())
         flat.view[-3:] = b"end"
