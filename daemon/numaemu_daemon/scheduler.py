@@ -104,7 +104,7 @@ class Scheduler:
         self._spinning: list[Running] = []
         self._on_sems: list[tuple[Running, int, Mode]] = []
         self._on_pages: list[tuple[Running, Effect]] = []
-        self._on_copies: list[tuple[Running, tuple[CopyPages, ...]]] = []
+        self._on_copies: list[tuple[Running, tuple[CopyPages | ReadPages, ...]]] = []
         self._in_flight: list[_Flight] = []
         self._napping: list[_Napping] = []
         k.spawn = lambda _name, body: self.start(body, lambda _result, _refusal: None)
@@ -273,9 +273,7 @@ class Scheduler:
             case WritePages(pfns, slots):
                 self._copiers.write(pfns, slots)
                 return True
-            case ReadPages(slots, pfns):
-                self._copiers.read(slots, pfns, lambda: self._ready.append(task))
-            case CopyPages() | WaitCopies():
+            case ReadPages() | CopyPages() | WaitCopies():
                 return self._copy(task, effect)
             case WaitPageLocks() | WaitWriteback():
                 if self._pages_free(task, effect):
@@ -289,8 +287,10 @@ class Scheduler:
                 self._ready.append(task)
         return False
 
-    def _copy(self, task: Running, effect: CopyPages | WaitCopies) -> bool:
+    def _copy(self, task: Running, effect: CopyPages | ReadPages | WaitCopies) -> bool:
         match effect:
+            case ReadPages(slots, pfns):
+                self._copiers.read(slots, pfns, functools.partial(self._copied, effect))
             case CopyPages(nid, source, target):
                 self._copiers.copy(nid, source, target, functools.partial(self._copied, effect))
             case WaitCopies(copies) if not all(copy.done for copy in copies):
@@ -298,7 +298,7 @@ class Scheduler:
                 return False
         return True
 
-    def _copied(self, copy: CopyPages) -> None:
+    def _copied(self, copy: CopyPages | ReadPages) -> None:
         copy.done = True
         over = [task for task, copies in self._on_copies if all(one.done for one in copies)]
         self._on_copies = [entry for entry in self._on_copies if entry[0] not in over]

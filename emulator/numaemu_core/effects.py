@@ -72,12 +72,16 @@ class WritePages:
     slots: I8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class ReadPages:
-    """Read slots of the swap area into frames. Answer: None."""
+    """Start reading slots of the swap area into frames. Answer: None.
+
+    The performer sets `done` when it is over.
+    """
 
     slots: I8
     pfns: I8
+    done: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -97,7 +101,7 @@ class CopyPages:
 class WaitCopies:
     """Sleep until all of these are done. Answer: None."""
 
-    copies: tuple[CopyPages, ...]
+    copies: tuple[CopyPages | ReadPages, ...]
 
 
 Effect = (

@@ -12,7 +12,7 @@ import numpy as np
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, Bool
 from numaemu_core.distinct import distinct
-from numaemu_core.effects import KernelTask, ReadPages
+from numaemu_core.effects import KernelTask, ReadPages, WaitCopies
 from numaemu_core.errors import BusError, OutOfMemory
 from numaemu_core.install_page import file_page_prot, install_new_pages, make_entries, set_ptes
 from numaemu_core.kernel import Kernel
@@ -105,7 +105,9 @@ def _read_from_disk(k: Kernel, mapping: AddressSpace, indexes: I8, pfns: I8) -> 
     mine = yield from _add_to_page_cache(k, mapping, indexes, pfns, _first_use(k))
     new = pfns[mine]
     if len(new):
-        yield ReadPages(disk_slots(k, mapping, indexes[mine]), new)
+        read = ReadPages(disk_slots(k, mapping, indexes[mine]), new)
+        yield read
+        yield WaitCopies((read,))
         k.c.pg_flags[new] |= PG_UPTODATE
         k.count("pgpgin", len(new) * k.page_size // 1024)
         yield from unlock_pages(k, new)

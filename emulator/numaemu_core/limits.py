@@ -89,8 +89,8 @@ FAULT_RETRIES: Final = 64
 #: A fault request takes no more than this part of the smallest node at one time: else its first pages are gone again
 #: before its last ones are there.
 FAULT_SHARE_OF_NODE: Final = 8
-#: Pages that one fault request may cover.
-FAULT_REQUEST_PAGES: Final = 4096
+#: Pages that one fault request may cover: some batches, of which one is read while that before it is mapped.
+FAULT_REQUEST_PAGES: Final = 16384
 #: Page-table pages whose entries one step scans, and so the pte locks held at one time.
 PTE_LOCK_BATCH: Final = 512
 #: States that one step of the search for free frames or slots looks at.

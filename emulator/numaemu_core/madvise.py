@@ -35,7 +35,7 @@ from numaemu_core.page_lock import trylock_pages, unlock_pages
 from numaemu_core.page_table import is_present, is_swapped, pte_lock_keys
 from numaemu_core.rmap import linear_page_index
 from numaemu_core.swap_state import free_page_and_swap_cache, free_swap_and_cache, remove_exclusive_swap_page
-from numaemu_core.swapin import read_swap_cache_async
+from numaemu_core.swapin import end_swap_bio_read, read_swap_cache_async
 from numaemu_core.task_locks import down_write, spin_lock
 from numaemu_core.uapi import (
     MADV_COLD,
@@ -264,7 +264,8 @@ def _madvise_willneed(k: Kernel, task: Task, vma: VmArea, span: tuple[int, int])
         pfns = yield from alloc_page_vma(k, task, vma, vpns, zero=False)
     else:
         pfns = yield from alloc_page_cache(k, task, len(vpns), zero=False)
-    yield from read_swap_cache_async(k, slots[: len(pfns)], pfns)
+    read = yield from read_swap_cache_async(k, slots[: len(pfns)], pfns)
+    yield from end_swap_bio_read(k, read)
 
 
 def _madvise_remove(k: Kernel, vma: VmArea, start: int, end: int) -> KernelTask[None]:

@@ -58,7 +58,7 @@ from numaemu_core.swap_state import (
     release_pages,
 )
 from numaemu_core.swapfile import SWAP_LOCK
-from numaemu_core.swapin import do_swap_page
+from numaemu_core.swapin import do_swap_page, read_ahead
 from numaemu_core.task_locks import down_read, spin_lock
 
 
@@ -70,11 +70,9 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
         OutOfMemory: it can get no frame.
     """
     first, end = addr >> k.page_shift, ((addr + max(length, 1) - 1) >> k.page_shift) + 1
-    end = min(end, first + limits.FAULT_REQUEST_PAGES)
-    if any(zone.nr_free - zone.pages_low < end - first for zone in k.zones.values()):
-        smallest = min(zone.present_pages for zone in k.zones.values())
-        end = min(end, first + max(smallest // limits.FAULT_SHARE_OF_NODE, 1))
-    vpn = stop = first
+    if end > first + 1:
+        end = min(end, first + limits.FAULT_REQUEST_PAGES, first + _pages_at_a_time(k))
+    vpn = stop = ahead = first
     retries = _Retries()
     with (yield from down_read(task.mm)):
         k.reach("fault.sem_held")
@@ -84,6 +82,9 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
             try:
                 vma = _accessible_vma(k, task.mm, vpn, write=write)
                 stop = min(end, vma.vm_end >> k.page_shift, vpn + k.batch_pages)
+                further = min(end, vma.vm_end >> k.page_shift, stop + k.batch_pages)
+                if stop < further:
+                    ahead = yield from read_ahead(k, task, vma, max(ahead, vpn), further)
                 yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
             except (SegmentationFault, OutOfMemory) as error:
                 if isinstance(error, (OutOfMemory, BusError)):
@@ -98,6 +99,13 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
             if vpn < end:
                 yield Breathe()
     return (vpn << k.page_shift) - addr
+
+
+def _pages_at_a_time(k: Kernel) -> int:
+    """How many pages a request may ask for: of more, the first might be gone again before the last are there."""
+    room = min(zone.nr_free - zone.pages_low for zone in k.zones.values())
+    smallest = min(zone.present_pages for zone in k.zones.values())
+    return max(room, smallest // limits.FAULT_SHARE_OF_NODE, 1)
 
 
 @dataclass(slots=True)

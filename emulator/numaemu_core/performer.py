@@ -264,9 +264,7 @@ class Performer:
                 self._shootdown(task, mm_ids)
             case WritePages():
                 self._writes.append(effect)
-            case ReadPages(slots, pfns):
-                task.ready = lambda: self._read(slots, pfns)
-            case CopyPages():
+            case CopyPages() | ReadPages():
                 pass  # made while somebody waits for it
             case WaitCopies(copies):
                 task.ready = lambda: (all(map(self._copy, copies)), None)
@@ -303,12 +301,14 @@ class Performer:
 
         task.ready = closed
 
-    def _read(self, slots: I8, pfns: I8) -> tuple[bool, Any]:
-        return self._copied(self.k.c.frames, pfns, *self.k.c.area(slots)), None
-
-    def _copy(self, copy: CopyPages) -> bool:
+    def _copy(self, copy: CopyPages | ReadPages) -> bool:
         frames = self.k.c.frames
-        copy.done = copy.done or self._copied(frames, copy.target, frames, copy.source)
+        if not copy.done:
+            match copy:
+                case ReadPages(slots, pfns):
+                    copy.done = self._copied(frames, pfns, *self.k.c.area(slots))
+                case CopyPages(_, source, target):
+                    copy.done = self._copied(frames, target, frames, source)
         return copy.done
 
     def _finish_write(self, at: int) -> None:

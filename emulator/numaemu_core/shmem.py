@@ -18,7 +18,7 @@ from numaemu_core.page_table import PTE_PRESENT, is_swapped
 from numaemu_core.rmap import swap_entries
 from numaemu_core.swap_state import delete_from_swap_cache, free_page_and_swap_cache
 from numaemu_core.swapfile import SWAP_LOCK, get_swap_pages, swap_duplicate, swap_free
-from numaemu_core.swapin import read_swap_cache_async, readahead_slots
+from numaemu_core.swapin import end_swap_bio_read, read_swap_cache_async, readahead_slots
 from numaemu_core.task_locks import spin_lock
 
 
@@ -40,7 +40,8 @@ def shmem_swapin(k: Kernel, task: Task | None, mapping: AddressSpace, indexes: I
             wanted, faults, _ = readahead_slots(k, slots[missing])
             pfns = yield from alloc_page_object(k, task, mapping, indexes[missing][faults], zero=False)
             enough = len(pfns) == len(wanted)
-            yield from read_swap_cache_async(k, wanted[: len(pfns)], pfns)
+            read = yield from read_swap_cache_async(k, wanted[: len(pfns)], pfns)
+            yield from end_swap_bio_read(k, read)
             k.count("pgmajfault", len(missing))
         pfns = k.slot_frame[slots]
         cached = np.flatnonzero(pfns >= 0)

@@ -4,11 +4,13 @@ Mirrors: do_swap_page and swapin_readahead, mm/memory.c, read_swap_cache_async, 
 of 6.1 where the profile says so.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from numaemu_core.columns import I8, NO_INDEXES, U8
 from numaemu_core.distinct import distinct
-from numaemu_core.effects import KernelTask, ReadPages
+from numaemu_core.effects import KernelTask, ReadPages, WaitCopies
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.install_page import make_entries, set_ptes
 from numaemu_core.kernel import Kernel
@@ -50,7 +52,9 @@ def do_swap_page(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, *, wri
         if missing.any():
             only = k.profile.swap_synchronous & (k.c.swap_count[slots[missing]] == 1)
             lone = np.concatenate((lone, slots[missing][only]))
-            enough = yield from _read_missing(k, task, vma, vpns[missing], slots[missing])
+            read = yield from _read_missing(k, task, vma, vpns[missing], slots[missing])
+            yield from end_swap_bio_read(k, read.pages)
+            enough = read.enough
         pfns = k.slot_frame[slots]
         cached = (pfns >= 0) & (k.c.pte[flats] == entries)
         if cached.any():
@@ -99,15 +103,23 @@ def readahead_slots(k: Kernel, slots: I8) -> tuple[I8, I8, I8]:
     )
 
 
-def _read_missing(k: Kernel, task: Task, vma: VmArea, vpns: I8, slots: I8) -> KernelTask[bool]:
-    """Major faults on slots that are not cached; False where memory ran out on the way."""
+class _Read(NamedTuple):
+    """What was begun to be read."""
+
+    pages: ReadPages | None
+    #: False: memory ran out on the way.
+    enough: bool
+
+
+def _read_missing(k: Kernel, task: Task, vma: VmArea, vpns: I8, slots: I8) -> KernelTask[_Read]:
+    """Major faults on slots that are not cached."""
     wanted, faults, steps = readahead_slots(k, slots)
     places = vpns[faults] + steps * k.profile.readahead_addresses_advance
     pfns = yield from _alloc_by_address(k, task, vma, places)
     k.reach("swap-in.frame_taken")
-    yield from read_swap_cache_async(k, wanted[: len(pfns)], pfns)
+    pages = yield from read_swap_cache_async(k, wanted[: len(pfns)], pfns)
     k.count("pgmajfault", len(slots))
-    return len(pfns) == len(wanted)
+    return _Read(pages, len(pfns) == len(wanted))
 
 
 def _alloc_by_address(k: Kernel, task: Task, vma: VmArea, vpns: I8) -> KernelTask[I8]:
@@ -134,16 +146,17 @@ def _alloc_by_address(k: Kernel, task: Task, vma: VmArea, vpns: I8) -> KernelTas
     return np.concatenate([NO_INDEXES, *pfns])
 
 
-def read_swap_cache_async(k: Kernel, slots: I8, pfns: I8) -> KernelTask[None]:
-    """Read slots into new frames, which enter the swap cache; a slot that is free or cached by now gives its back.
+def read_swap_cache_async(k: Kernel, slots: I8, pfns: I8) -> KernelTask[ReadPages | None]:
+    """Begin to read slots into new frames, which enter the swap cache; a slot that is free or cached gives its back.
 
-    So does one whose frame cannot be locked: the caller looks again at what is cached.
+    So does one whose frame cannot be locked: the caller looks again at what is cached. The frames are locked until
+    `end_swap_bio_read`.
 
     Shapes: one frame a slot. Mirrors: read_swap_cache_async, mm/swap_state.c (2.6.15).
     """
     c = k.c
     if not len(pfns):
-        return
+        return None
     locked = yield from lock_new_pages(k, pfns)
     slots, pfns = slots[locked], pfns[locked]
     with (yield from spin_lock(k, [SWAP_LOCK])):
@@ -155,15 +168,55 @@ def read_swap_cache_async(k: Kernel, slots: I8, pfns: I8) -> KernelTask[None]:
         k.slot_frame[my_slots] = mine
     yield from unlock_pages(k, pfns[~fresh])
     yield from free_pages(k, pfns[~fresh])
-    if len(mine):
-        yield from lru_cache_add_active(k, mine)
-        k.reach("swap-in.in_cache")
-        yield ReadPages(my_slots, mine)
-        k.reach("swap-in.read")
-        c.pg_flags[mine] |= PG_UPTODATE
-        k.count("pswpin", len(mine))
-        yield from unlock_pages(k, mine)
-        yield from free_page_and_swap_cache(k, mine)
+    if not len(mine):
+        return None
+    yield from lru_cache_add_active(k, mine)
+    k.reach("swap-in.in_cache")
+    read = ReadPages(my_slots, mine)
+    yield read
+    return read
+
+
+def end_swap_bio_read(k: Kernel, read: ReadPages | None) -> KernelTask[None]:
+    """Wait for a read: its pages have their bytes and are unlocked (end_swap_bio_read, mm/page_io.c of 2.6.15)."""
+    if read is None:
+        return
+    yield WaitCopies((read,))
+    k.reach("swap-in.read")
+    k.c.pg_flags[read.pfns] |= PG_UPTODATE
+    k.count("pswpin", len(read.pfns))
+    yield from unlock_pages(k, read.pfns)
+    yield from free_page_and_swap_cache(k, read.pfns)
+
+
+def read_ahead(k: Kernel, task: Task, vma: VmArea, first_vpn: int, end_vpn: int) -> KernelTask[int]:
+    """Begin to read pages of a range that a fault has still to come to; gives where the next ones begin.
+
+    The fault finds them in the swap cache, locked. Who waits for the device is a task of its own, so that whoever
+    sleeps for these pages sleeps for nobody who sleeps. Where the swap cache is only passed through, nothing is read.
+    """
+    start = first_vpn
+    while start < end_vpn and not k.profile.swap_synchronous:
+        vpns = np.arange(start, min(start + k.batch_pages, end_vpn))
+        start += len(vpns)
+        flats = k.tables.walk(vma.vm_mm.pgd, vpns)
+        entries = np.where(flats >= 0, k.c.pte[flats], np.uint64(0))
+        swapped = is_swapped(entries)
+        vpns, slots = vpns[swapped], _numbers(k, entries[swapped])
+        missing = k.slot_frame[slots] < 0
+        if missing.any():
+            read = (yield from _read_missing(k, task, vma, vpns[missing], slots[missing])).pages
+            if read is not None:
+                k.locks.count_pages(-len(read.pfns))
+                k.spawn("end_swap_bio_read", _end_for_others(k, read))
+    return max(end_vpn, first_vpn)
+
+
+def _end_for_others(k: Kernel, read: ReadPages) -> KernelTask[None]:
+    """The task that waits for what another has begun to read: the page locks are its own."""
+    k.c.page_lock_owner[read.pfns] = k.locks.current
+    k.locks.count_pages(len(read.pfns))
+    yield from end_swap_bio_read(k, read)
 
 
 # -- mapping -----------------------------------------------------------------------------------------------------------

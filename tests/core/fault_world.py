@@ -52,7 +52,7 @@ PLANNED_STEPS = 2200
 #: One message of so many is lost, and one comes twice.
 ASTRAY = 14
 #: Pages of a step while somebody else calls.
-SHORT_STEP_PAGES = 3
+SHORT_STEP_PAGES = 2
 #: Tries of the daemon after which it goes on without a lock that a client sits on.
 LOCK_BOUND_TRIES = 60
 
@@ -562,9 +562,9 @@ class FaultWorld:
         k = self.daemon.k
         while k.quarantine.entries:
             self.daemon.p.call(release_quarantine(k))
-        if self.topology.faults:  # what was being written when its last user left stays cached until reclaim meets it
-            self.daemon.p.call(try_to_free_pages(k, sorted(k.zones), None, self.layout.frame_count))
-            self.rest()
+        # What was being written when its last user left stays cached until reclaim meets it.
+        self.daemon.p.call(try_to_free_pages(k, sorted(k.zones), None, self.layout.frame_count))
+        self.rest()
         assert fsck(k) == []
         assert not k.tasks
         assert not k.mms
@@ -718,7 +718,7 @@ def churn(base: int, steps: int) -> Body:
     def body(m: Touch) -> Thread:
         for _ in range(steps):
             start, length = base + m.draw(PAGES) * PAGE, (1 + m.draw(PAGES)) * PAGE
-            match m.draw(8):
+            match m.draw(9):
                 case 0 | 1:
                     mode = MPOL_BIND if m.draw(2) else MPOL_INTERLEAVE
                     flags = MPOL_MF_MOVE | (MPOL_MF_STRICT if m.draw(2) else 0)
@@ -742,6 +742,9 @@ def churn(base: int, steps: int) -> Body:
                     yield ["fault", m.pid, end, 2 * PAGE, True]
                     yield ["mlock", m.pid, end, PAGE]
                     assert (yield ["brk", m.pid, end]) == end
+                case 7:
+                    yield ["madvise", m.pid, base, PAGES * PAGE, MADV_PAGEOUT]
+                    yield ["fault", m.pid, base, PAGES * PAGE, bool(m.draw(2))]
                 case _:
                     other = yield ["mmap", m.pid, 0, 2 * PAGE, RW, PRIVATE]
                     if other is not None:

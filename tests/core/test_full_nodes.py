@@ -6,6 +6,7 @@ Sources: mm/mempolicy.c and mm/page_alloc.c (2.6.15).
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,15 +42,16 @@ def fill_node(m: Machine, nid: int, *, leave: int = 0) -> None:
 
 
 def test_a_range_fault_gives_what_it_could_do(machine: Make) -> None:
-    """A fault of a range says how far it came: where memory is short, a part of the range at a time."""
+    """A fault of a range says how far it came: where memory is short, what is free at a time, or a node's eighth."""
     m = machine(nodes=2, memory="64K")
     fill_node(m, 1, leave=3)
     task = m.attach(0)
     base = m.mmap(task, 8)
     m.mbind(task, base, 8, MPOL_BIND, {1})
-    done = m.call(memory.sys_fault(m.k, task, base, 8 * PAGE, write=True))
-    assert done == 2 * PAGE
-    assert m.where(task, base, 3) == [1, 1, -errno.ENOENT]
+    fault = functools.partial(memory.sys_fault, m.k, task)
+    assert m.call(fault(base, 8 * PAGE, write=True)) == 3 * PAGE
+    assert m.where(task, base, 4) == [1, 1, 1, -errno.ENOENT]
+    assert m.call(fault(base + 3 * PAGE, 5 * PAGE, write=True)) == 2 * PAGE
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])

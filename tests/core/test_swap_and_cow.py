@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from numaemu_core import fork, madvise, memory, mlock, mmap, mprotect
+from numaemu_core import fork, madvise, memory, mlock, mmap, mprotect, node_views
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError, SegmentationFault
 from numaemu_core.mm_types import Task
@@ -148,6 +148,22 @@ def test_a_page_comes_back_where_its_policy_now_says(machine: Make) -> None:
 
 
 # -- copy on write -----------------------------------------------------------------------------------------------------
+
+
+def test_a_long_touch_reads_the_next_batch_before_it_maps_the_one_before(machine: Make) -> None:
+    """From the swap area one batch more is always under way; all pages come back, and each is read once."""
+    m = machine(nodes=2)
+    task = m.attach()
+    base = written(m, task, 12)
+    assert advise(m, task, base, 12) == 0
+    m.k.batch_pages = 4
+    steps: list[str] = []
+    m.k.reach = steps.append
+    m.touch(task, base, 12)
+    in_order = [step.removeprefix("swap-in.") for step in steps if step in {"swap-in.in_cache", "swap-in.mapped"}]
+    assert in_order == ["in_cache", "in_cache", "mapped", "in_cache", "mapped", "mapped"]
+    assert contents(m, task, base, 12) == list(range(1, 13))
+    assert node_views.vmstat(m.k)["pswpin"] == 12
 
 
 def test_a_copy_without_memory_costs_another_its_life(machine: Make) -> None:
