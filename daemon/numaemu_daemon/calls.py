@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from numaemu_core import files, fork, limits, node_views
 from numaemu_core.errors import MmError, OutOfMemory
-from numaemu_core.intents import Caller, begin_call, end_call, on_behalf, unfinished
+from numaemu_core.intents import Caller, begin_call, blamed, end_call, on_behalf, too_many, unfinished
 from numaemu_core.journal import Truth
 from numaemu_core.kernel import Kernel
 from numaemu_core.mm_types import Task
@@ -98,11 +98,14 @@ class Calls:
             return
         connection.last_request, connection.last_reply = request.request_id, None
         self.served += 1
+        caller = Caller(connection.number, request.request_id)
         try:
             self._permissions.check(connection.client, request)
+            if (refusal := too_many(connection.deaths_of(request.request_id))) is not None:
+                raise refusal
             handler = self._immediate.get(request.name)
             if handler is not None:
-                with self._k.journal.together():  # its effects and its answer
+                with blamed(self._k, caller), self._k.journal.together():  # its effects and its answer
                     result = handler(connection.client, *request.args)
                     reply = self._note_answer(connection, request, result, None)
                 send(connection, reply)
@@ -143,11 +146,14 @@ class Calls:
             request = Request(caller.request, name, args, None)
             stranger = Client(None, 0, 0, -1, b"", gone=True)  # it died, too; who shares its memory has not
             connection = connections.get(caller.connection) or Connection(caller.connection, b"", stranger)
+            connection.fatal_request, connection.deaths = truth.fatal.get(caller.connection, (0, 0))
             connection.last_request = connection.waiting = caller.request
             task = self._k.tasks.get(args[0])
-            if task is None:
-                ended = None if name == "exit" else MmError(errno.ESRCH, f"no task {args[0]}")
-                self._answer(connection, request, send, 0, ended)
+            refusal = too_many(connection.deaths_of(caller.request))
+            if refusal is None and task is None and name != "exit":
+                refusal = MmError(errno.ESRCH, f"no task {args[0]}")
+            if refusal is not None or task is None:
+                self._answer(connection, request, send, 0, refusal)
             else:
                 self._run(connection, request, send, task, caller)
 

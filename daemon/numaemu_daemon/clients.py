@@ -71,8 +71,15 @@ class Connection:
     #: Others came while it did: they were refused.
     pipelined: bool = False
     request_bytes: int = 0
+    #: The last request of which a daemon has died, and how many have.
+    fatal_request: int = 0
+    deaths: int = 0
     #: The socket of a line for faults, which has no number, no identity and no descriptor here.
     line: socket.socket | None = None
+
+    def deaths_of(self, request_id: int) -> int:
+        """How many daemons have died of that request."""
+        return self.deaths if request_id == self.fatal_request else 0
 
 
 class AccessSlots:

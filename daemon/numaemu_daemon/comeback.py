@@ -47,6 +47,7 @@ def living_clients(truth: Truth) -> Comeback:
         if living is not None:
             request, _, reply = truth.calls.get(number, (0, None, None))
             connection = Connection(number, b"", living, request, reply)
+            connection.fatal_request, connection.deaths = truth.fatal.get(number, (0, 0))
             living.connections.append(connection)
             found.connections[number] = connection
     return found

@@ -192,7 +192,8 @@ class Requests:
         client.running += 1
         if client.running >= limits.RUNNING_CALLS_PER_CLIENT:
             self.turns.pause(client)
-        if request.name == "fsck" and client.user == ROOT:
+        fatal = connection.deaths_of(request.request_id) >= limits.DEATHS_OF_A_CALL
+        if request.name == "fsck" and client.user == ROOT and not fatal:
             self.checks.append((connection, request))
         else:
             self._calls.serve(connection, request, self.answer)

@@ -23,6 +23,7 @@ from numaemu_core import limits
 from numaemu_core.admission import Admission
 from numaemu_core.errors import MmError
 from numaemu_core.fsck import fsck
+from numaemu_core.intents import Caller, blamed
 from numaemu_core.journal import Truth
 from numaemu_core.kernel import Kernel
 from numaemu_core.wire import VERSION, pack_reply
@@ -259,7 +260,10 @@ class Server:
         if not checks:
             return
         self._repair_locks()
-        found = fsck(self._k)
+        connection, request = checks[0]
+        with blamed(self._k, Caller(connection.number, request.request_id)):
+            self._k.reach("fsck.begun")
+            found = fsck(self._k)
         for connection, request in checks:
             connection.last_request = request.request_id
             connection.last_reply = pack_reply(self._boot_id, request.request_id, found)

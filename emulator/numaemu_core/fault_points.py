@@ -118,6 +118,11 @@ FAULT_POINTS: Final[Mapping[str, FaultPoint]] = MappingProxyType(
     )
     | _points(
         "kernel",
+        "fsck",
+        begun="nothing is on its way, nothing is looked at",
+    )
+    | _points(
+        "kernel",
         "recovery",
         objects_made="tasks, mappings and files are there again",
         entries_mended="entries that a dead daemon left half done are mended",

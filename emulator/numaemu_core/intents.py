@@ -6,11 +6,15 @@ step that would come out differently the second time leaves a *note*, in one rec
 put, which task was born. Whoever runs the call again goes on behind the note.
 """
 
+import contextlib
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from numaemu_core import limits
 from numaemu_core.effects import KernelTask
+from numaemu_core.errors import MmError
 from numaemu_core.journal import Truth
 from numaemu_core.kernel import Kernel
 
@@ -37,13 +41,36 @@ def end_call(k: Kernel, caller: Caller, reply: bytes) -> None:
 
 
 def on_behalf(k: Kernel, caller: Caller, body: KernelTask[T]) -> KernelTask[T]:
-    """Run a call so that its notes are its caller's."""
+    """Run a call so that its notes are its caller's, and its death, if the daemon dies of it."""
     number = k.locks.current
     k.callers[number] = caller
     try:
-        return (yield from body)
+        with blamed(k, caller):
+            return (yield from body)
     finally:
         del k.callers[number]
+
+
+@contextlib.contextmanager
+def blamed(k: Kernel, caller: Caller) -> Iterator[None]:
+    """An error in here that is no refusal ends the daemon: the next one knows which call it was.
+
+    A call is made again by the daemon's successor, which would die of it, too; so it is not made for ever.
+    """
+    try:
+        yield
+    except MmError:
+        raise
+    except Exception:
+        k.journal.fatal(caller.connection, caller.request)
+        raise
+
+
+def too_many(deaths: int) -> MmError | None:
+    """Why a call is not made once more of which so many daemons have died; None: it is."""
+    if deaths < limits.DEATHS_OF_A_CALL:
+        return None
+    return MmError(errno.EIO, f"the kernel daemon has died of this call {deaths} times")
 
 
 def note(k: Kernel, value: Any) -> None:  # noqa: ANN401 - plain data, as the call has it

@@ -12,6 +12,7 @@ daemon died is not there. Records are states, not changes: applying one twice do
     ["file", id, fields] / ["file_gone", id]      an object that pages belong to
     ["policy", id, start, end, policy]            pages [start, end) of an object have this policy, or none
     ["done", connection, request, reply]          a mutating call is over; its answer may be sent
+    ["fatal", connection, request, deaths]        the daemon dies of this call, as others before it may have
     ["hung_up", connection]                       its client is gone
     ["client", number, fields] / ["client_gone", number]    a process that uses the machine
     ["connection", number, client]                one of its threads
@@ -45,7 +46,7 @@ _OPENING: Final = 8
 #: Head of the journal: number of the half in use.
 _PREFIX: Final = 64
 #: What the daemon keeps of its clients and their calls; the rest is told by the live objects.
-_OF_CALLS: Final = frozenset({"intent", "note", "done", "hung_up", "client", "client_gone", "connection"})
+_OF_CALLS: Final = frozenset({"intent", "note", "done", "fatal", "hung_up", "client", "client_gone", "connection"})
 _OF_THE_MACHINE: Final = frozenset({"file", "file_gone", "policy", "weights", "marks"})
 
 #: msgpack's type of a number that does not fit one word: a set of nodes with ids from 64 on.
@@ -68,6 +69,8 @@ class Truth:
     calls: dict[int, Row] = field(default_factory=dict)
     #: What the call on its way on a connection has noted, if it is not done.
     notes: dict[int, Any] = field(default_factory=dict)
+    #: The last call of each connection of which a daemon has died, and how many have: [request, deaths].
+    fatal: dict[int, Row] = field(default_factory=dict)
     clients: dict[int, Row] = field(default_factory=dict)
     #: The client of each connection.
     connections: dict[int, int] = field(default_factory=dict)
@@ -137,10 +140,12 @@ class Truth:
             case ["done", connection, request, reply]:
                 self.calls[connection] = [request, None, reply]
                 self.notes.pop(connection, None)
+                self.fatal.pop(connection, None)
+            case ["fatal", connection, request, deaths]:
+                self.fatal[connection] = [request, deaths]
             case ["hung_up", connection]:
-                self.calls.pop(connection, None)
-                self.notes.pop(connection, None)
-                self.connections.pop(connection, None)
+                for of_connections in (self.calls, self.notes, self.fatal, self.connections):
+                    of_connections.pop(connection, None)
             case ["client", number, fields]:
                 self.clients[number] = fields
                 self._mark("client", number + 1)
@@ -174,6 +179,11 @@ class Truth:
             yield ["task", pid, fields]
         if self.weights:
             yield ["weights", self.weights]
+        yield from self._records_of_calls()
+        if self.marks:
+            yield ["marks", self.marks]
+
+    def _records_of_calls(self) -> Iterable[Row]:
         for number, fields in self.clients.items():
             yield ["client", number, fields]
         for number, client in self.connections.items():
@@ -185,8 +195,8 @@ class Truth:
                 yield ["intent", connection, request, *call]
                 if connection in self.notes:
                     yield ["note", connection, request, self.notes[connection]]
-        if self.marks:
-            yield ["marks", self.marks]
+        for connection, (request, deaths) in self.fatal.items():
+            yield ["fatal", connection, request, deaths]
 
 
 class Journal:
@@ -252,7 +262,7 @@ class Journal:
         """Go over to the other half: the snapshot first, the prefix last."""
         truth = self._truth()
         of_calls = self._calls
-        truth.calls, truth.notes = of_calls.calls, of_calls.notes
+        truth.calls, truth.notes, truth.fatal = of_calls.calls, of_calls.notes, of_calls.fatal
         truth.clients, truth.connections = of_calls.clients, of_calls.connections
         truth.marks = {**of_calls.marks, **truth.marks}
         self._half = 1 - self._half
@@ -280,8 +290,14 @@ class Journal:
     def reopen(self) -> Truth:
         """Go on behind what a daemon that died has written; gives the state that its records tell."""
         truth = self.replay(go_on=True)
-        kept = (truth.calls, truth.notes, truth.clients, truth.connections)
-        self._calls = Truth(calls=kept[0], notes=kept[1], clients=kept[2], connections=kept[3], marks=truth.marks)
+        self._calls = Truth(
+            calls=truth.calls,
+            notes=truth.notes,
+            fatal=truth.fatal,
+            clients=truth.clients,
+            connections=truth.connections,
+            marks=truth.marks,
+        )
         return truth
 
     def compact(self) -> None:
@@ -331,6 +347,11 @@ class Journal:
     def policy(self, mapping: AddressSpace, start: int, end: int, policy: Mempolicy | None) -> None:
         """Pages [start, end) of an object have another policy."""
         self.append(["policy", mapping.id, start, end, policy_row(policy)])
+
+    def fatal(self, connection: int, request: int) -> None:
+        """The daemon is about to die of that call."""
+        last, deaths = self._calls.fatal.get(connection, (request, 0))
+        self.append(["fatal", connection, request, deaths + 1 if last == request else 1])
 
     def task(self, task: Task) -> None:
         """A task was made or its fields changed."""

@@ -96,6 +96,9 @@ PTE_LOCK_BATCH: Final = 512
 #: States that one step of the search for free frames or slots looks at.
 SCAN_CHUNK_MAX: Final = 1 << 18
 
+#: Kernel daemons that may die of one call: then it is refused.
+DEATHS_OF_A_CALL: Final = 3
+
 #: A running client's open window is waited for so long; past it, it is a straggler.
 WINDOW_BOUND_RUNNING_S: Final = 5.0
 #: A stopped client's open window is waited for so long.

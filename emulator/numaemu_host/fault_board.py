@@ -4,12 +4,13 @@ The environment variable NUMAEMU_FAULT_BOARD names the file. A process that does
 has it counts each step that it reaches, and obeys. One word a cell, one row a name:
 
     left       passages until it happens; 0: never
-    action     the signal that the process sends to itself
+    action     the signal that the process sends to itself; 0: it meets a bug there
     pid        whose passages count; 0: everybody's
     passed     passages of anybody so far
     struck     processes that were struck here so far
 
-The row is disarmed before the signal is sent: whoever comes after a killed process is not killed, too.
+The row is disarmed before the signal is sent: whoever comes after a killed process is not killed, too. A bug is there
+for everybody until it is disarmed.
 """
 
 import mmap
@@ -57,12 +58,15 @@ class FaultBoard:
         self._words.release()
         self._map.close()
 
-    def arm(self, name: str, action: signal.Signals, nth: int = 1, pid: int = 0) -> None:
-        """Let it happen at the `nth` passage from now on, of process `pid` or of any. KeyError: no such name."""
+    def arm(self, name: str, action: signal.Signals | None, nth: int = 1, pid: int = 0) -> None:
+        """Let it happen at the `nth` passage from now on, of process `pid` or of any. KeyError: no such name.
+
+        Without an action it is a bug: that passage and all later ones raise RuntimeError.
+        """
         row = self._rows[name]
         if nth < 1:
             raise ValueError(f"expected a passage from 1 on, got {nth}")
-        self._words[row + _ACTION] = action
+        self._words[row + _ACTION] = action or 0
         self._words[row + _PID] = pid
         self._words[row + _LEFT] = nth
 
@@ -88,7 +92,11 @@ class FaultBoard:
         words[row + _PASSED] += 1
         left = words[row + _LEFT]
         if left and words[row + _PID] in (0, os.getpid()):
-            words[row + _LEFT] = left - 1
+            action = words[row + _ACTION]
+            if left > 1 or action:
+                words[row + _LEFT] = left - 1
             if left == 1:
                 words[row + _STRUCK] += 1
-                os.kill(os.getpid(), words[row + _ACTION])
+                if not action:
+                    raise RuntimeError(f"a bug at {name}, as the board has it")
+                os.kill(os.getpid(), action)

@@ -82,7 +82,9 @@ RECORDS: dict[str, tuple[list[Row], Truth]] = {
         [["intent", 5, 1, "mmap", [0, 1]], ["done", 5, 1, b"reply"]],
         Truth(calls={5: [1, None, b"reply"]}),
     ),
-    "hung-up": ([["intent", 5, 1, "mmap", [0, 1]], ["hung_up", 5]], Truth()),
+    "hung-up": ([["intent", 5, 1, "mmap", [0, 1]], ["fatal", 5, 1, 1], ["hung_up", 5]], Truth()),
+    "fatal": ([["fatal", 5, 1, 1], ["fatal", 5, 1, 2]], Truth(fatal={5: [1, 2]})),
+    "fatal-done": ([["fatal", 5, 1, 3], ["done", 5, 1, b"EIO"]], Truth(calls={5: [1, None, b"EIO"]})),
     "hung-up-before": ([["hung_up", 5], ["mm_gone", 2], ["task_gone", 4]], Truth()),
 }
 
@@ -113,6 +115,7 @@ def test_a_snapshot_makes_the_state_from_nothing() -> None:
         policies={7: [(0, 2, ["a"]), (4, 8, ["b"])]},
         vmas={3: [vma(0, 4), vma(8, 9, flags=1)], 4: []},
         calls={5: [1, None, b"reply"], 6: [2, ["munmap", [1, 0, 4096]], None]},
+        fatal={6: [2, 1]},
     )
     again = Truth()
     for record in truth.records():

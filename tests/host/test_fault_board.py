@@ -81,6 +81,18 @@ def test_a_stopped_process_goes_on(board: FaultBoard, tmp_path: Path) -> None:
     assert board.passed("there") == 1
 
 
+def test_a_bug_is_there_until_it_is_disarmed(board: FaultBoard) -> None:
+    """Whoever passes meets an error, from the nth passage on, and nobody is killed."""
+    board.arm("here", None, nth=2)
+    board.reach("here")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="a bug at here"):
+            board.reach("here")
+    board.disarm("here")
+    board.reach("here")
+    assert (board.passed("here"), board.struck("here")) == (4, 2)
+
+
 def test_a_board_of_other_names_is_refused(tmp_path: Path, board: FaultBoard, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of another size is none; without the variable there is none."""
     del board

@@ -40,6 +40,7 @@ ACTIONS = {
     "exit": "breed",
     "unmapping": "drop",
     "call": "drop",
+    "fsck": "check",
     "recovery": "move",
     "lock": "move",
     "lock.mmap_sem_read": "touch",

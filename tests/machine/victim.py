@@ -102,6 +102,12 @@ def press(task: nm.Task, seed: int) -> None:
         assert area.read(0, len(data)) == data
 
 
+def check(_task: nm.Task, _seed: int) -> None:
+    """The machine looks at all of itself."""
+    with nm.connect(sys.argv[1]) as machine:
+        assert machine.fsck() == []
+
+
 def read_one(_task: nm.Task, area: nm.Mapping, old: bytes) -> None:
     """A hit that reads."""
     assert area.read(0, 64) == old[:64]
@@ -173,6 +179,7 @@ ACTIONS: Mapping[str, Callable[[nm.Task, int], None]] = {
     "drop": drop,
     "hold": hold,
     "press": press,
+    "check": check,
 }
 HERE: Mapping[str, Callable[[nm.Task, nm.Mapping, bytes], None]] = {
     "read_one_here": read_one,
