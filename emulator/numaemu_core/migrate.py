@@ -37,7 +37,7 @@ from numaemu_core.page_table import (
     pte_lock_keys,
     vm_page_prot,
 )
-from numaemu_core.rmap import Mapper, is_cached, page_count, rmap_walk
+from numaemu_core.rmap import Mapper, is_cached, page_check_address, page_count, rmap_walk
 from numaemu_core.swap_state import free_page_and_swap_cache
 from numaemu_core.task_locks import spin_lock
 
@@ -245,20 +245,13 @@ def try_to_migrate(k: Kernel, pfns: I8) -> KernelTask[Bool]:
 def _mark_in_vma(k: Kernel, mapper: Mapper, all_pfns: I8) -> KernelTask[I8]:
     """try_to_migrate_one for many pages and one VMA; gives the positions of those that it maps."""
     pfns = all_pfns[mapper.positions]
-    while True:
-        if not mapper.still_there(k):
-            return NO_INDEXES
-        flats = k.tables.walk(mapper.vma.vm_mm.pgd, mapper.vpns)
-        keys = [mapper.lock, *pte_lock_keys(flats[flats >= 0])]
-        guard = k.locks.try_spin(keys)
-        if guard is not None:
-            break
-        yield SpinBusy(tuple(keys))
-    with guard:
-        entries = k.c.pte[flats]
-        here = (flats >= 0) & is_present(entries) & (_numbers(k, entries) == pfns)
-        may_write = np.where(is_writable(entries[here]), np.uint64(PTE_MIGRATION_WRITE), np.uint64(0))
-        k.c.pte[flats[here]] = make_entries(k, pfns[here], PTE_MIGRATION) | may_write
+    locked = yield from page_check_address(k, mapper, mapper.vpns)
+    if locked is None:
+        return NO_INDEXES
+    with locked.guard:
+        here = is_present(locked.entries) & locked.name(k, pfns)
+        may_write = np.where(is_writable(locked.entries[here]), np.uint64(PTE_MIGRATION_WRITE), np.uint64(0))
+        k.c.pte[locked.flats[here]] = make_entries(k, pfns[here], PTE_MIGRATION) | may_write
     return mapper.positions[here]
 
 
@@ -370,19 +363,12 @@ def remove_migration_ptes(k: Kernel, pfns: I8) -> KernelTask[None]:
 
 def _restore_in_vma(k: Kernel, mapper: Mapper, all_pfns: I8) -> KernelTask[None]:
     pfns = all_pfns[mapper.positions]
-    while True:
-        if not mapper.still_there(k):
-            return
-        flats = k.tables.walk(mapper.vma.vm_mm.pgd, mapper.vpns)
-        keys = [mapper.lock, *pte_lock_keys(flats[flats >= 0])]
-        guard = k.locks.try_spin(keys)
-        if guard is not None:
-            break
-        yield SpinBusy(tuple(keys))
-    with guard:
-        entries = k.c.pte[flats]
-        here = (flats >= 0) & is_migration(entries) & (_numbers(k, entries) == pfns)
-        k.c.pte[flats[here]] = make_entries(k, pfns[here], 0) | _rights(mapper.vma, entries[here])
+    locked = yield from page_check_address(k, mapper, mapper.vpns)
+    if locked is None:
+        return
+    with locked.guard:
+        here = is_migration(locked.entries) & locked.name(k, pfns)
+        k.c.pte[locked.flats[here]] = make_entries(k, pfns[here], 0) | _rights(mapper.vma, locked.entries[here])
 
 
 def _numbers(k: Kernel, entries: U8) -> I8:

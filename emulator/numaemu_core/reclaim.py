@@ -17,7 +17,7 @@ import numpy as np
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, Bool
 from numaemu_core.distinct import distinct
-from numaemu_core.effects import Breathe, Effect, KernelTask, Nap, SpinBusy
+from numaemu_core.effects import Breathe, Effect, KernelTask, Nap
 from numaemu_core.kernel import Kernel
 from numaemu_core.locks import Rank
 from numaemu_core.lru import add_to_list_heads, isolate_lru_pages, lru_lock_keys, lru_tail
@@ -36,8 +36,8 @@ from numaemu_core.page_flags import (
     PG_WRITEBACK,
 )
 from numaemu_core.page_lock import trylock_pages, unlock_pages
-from numaemu_core.page_table import is_present, pte_lock_keys
-from numaemu_core.rmap import Mapper, page_count, pinned_pages, rmap_walk, try_to_unmap
+from numaemu_core.page_table import is_present
+from numaemu_core.rmap import Mapper, page_check_address, page_count, pinned_pages, rmap_walk, try_to_unmap
 from numaemu_core.swap_state import add_to_swap, free_page_and_swap_cache
 from numaemu_core.task_locks import spin_lock
 from numaemu_core.vmscan import pageout, remove_mapping
@@ -436,22 +436,14 @@ def page_referenced(k: Kernel, pfns: I8) -> KernelTask[tuple[I8, Bool]]:
     return young, locked
 
 
-def _referenced_in_vma(k: Kernel, mapper: Mapper, all_pfns: I8, young: I8, locked: Bool) -> KernelTask[None]:
+def _referenced_in_vma(k: Kernel, mapper: Mapper, all_pfns: I8, young: I8, mlocked: Bool) -> KernelTask[None]:
     c = k.c
-    pfns = all_pfns[mapper.positions]
-    while True:
-        if not mapper.still_there(k):
-            return
-        flats = k.tables.walk(mapper.vma.vm_mm.pgd, mapper.vpns)
-        keys = [mapper.lock, *pte_lock_keys(flats[flats >= 0])]
-        guard = k.locks.try_spin(keys)
-        if guard is not None:
-            break
-        yield SpinBusy(tuple(keys))
-    with guard:
-        entries = c.pte[flats]
-        here = (flats >= 0) & is_present(entries) & (entries >> np.uint64(k.page_shift) == pfns.astype(np.uint64))
-        seen = here & (c.accessed[flats] != 0)
-        c.accessed[flats[seen]] = 0
+    locked = yield from page_check_address(k, mapper, mapper.vpns)
+    if locked is None:
+        return
+    with locked.guard:
+        here = is_present(locked.entries) & locked.name(k, all_pfns[mapper.positions])
+        seen = here & (c.accessed[locked.flats] != 0)
+        c.accessed[locked.flats[seen]] = 0
         young[mapper.positions[seen]] += 1
-        locked[mapper.positions[here]] |= bool(mapper.vma.vm_flags & VM_LOCKED)
+        mlocked[mapper.positions[here]] |= bool(mapper.vma.vm_flags & VM_LOCKED)

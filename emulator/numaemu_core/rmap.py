@@ -6,6 +6,7 @@ isolation + pins + those of kernel tasks, which end with them.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from numaemu_core.distinct import distinct
 from numaemu_core.effects import KernelTask, Shootdown, SpinBusy
 from numaemu_core.harvest import begin_harvest, end_harvest
 from numaemu_core.kernel import Kernel
-from numaemu_core.locks import Key, Rank
+from numaemu_core.locks import Key, Rank, SpinGuard
 from numaemu_core.lru import lru_lock_keys
 from numaemu_core.mm_types import VM_LOCKED, AnonVma, Mm, VmArea
 from numaemu_core.mmzone import free_locked, zone_lock_keys
@@ -145,6 +146,33 @@ class Mapper:
         return anon_vma is not None and self.vma in anon_vma.vmas
 
 
+class Locked(NamedTuple):
+    """Entries of some pages of a VMA, whose locks are held: flat indexes (-1: no table), and what stands there."""
+
+    guard: SpinGuard
+    flats: I8
+    entries: U8
+
+    def name(self, k: Kernel, pfns: I8) -> Bool:
+        """Which of them say the number of the frame that is beside them in `pfns`."""
+        return (self.flats >= 0) & (self.entries >> np.uint64(k.page_shift) == pfns.astype(np.uint64))
+
+
+def page_check_address(k: Kernel, mapper: Mapper, vpns: I8, *more: Key) -> KernelTask[Locked | None]:
+    """Lock the list that a VMA is on and its entries of these pages, and `more`; None: it is on that list no longer.
+
+    Mirrors: page_check_address, mm/rmap.c (2.6.15), for many pages.
+    """
+    while mapper.still_there(k):
+        flats = k.tables.walk(mapper.vma.vm_mm.pgd, vpns)
+        keys = [mapper.lock, *pte_lock_keys(flats[flats >= 0]), *more]
+        guard = k.locks.try_spin(keys)
+        if guard is not None:
+            return Locked(guard, flats, k.c.pte[flats])
+        yield SpinBusy(tuple(keys))
+    return None
+
+
 def rmap_walk(k: Kernel, pfns: I8) -> Iterator[Mapper]:
     """Every VMA that may map some of these pages, by the identities of the pages (rmap_walk, mm/rmap.c of 6.1).
 
@@ -217,18 +245,12 @@ def _unmap_from_vma(k: Kernel, mapper: Mapper, all_pfns: I8, going: Bool, cleare
     """try_to_unmap_one for many pages and one VMA; True for pages whose walk stops here."""
     c, vma = k.c, mapper.vma
     pfns, vpns = all_pfns[mapper.positions[going]], mapper.vpns[going]
-    while True:
-        if not mapper.still_there(k):
-            return np.zeros(len(pfns), np.bool_)
-        flats = k.tables.walk(vma.vm_mm.pgd, vpns)
-        keys = [mapper.lock, *pte_lock_keys(flats[flats >= 0]), SWAP_LOCK]
-        guard = k.locks.try_spin(keys)
-        if guard is not None:
-            break
-        yield SpinBusy(tuple(keys))
-    with guard:
-        entries = c.pte[flats]
-        here = (flats >= 0) & is_present(entries) & (entries >> np.uint64(k.page_shift) == pfns.astype(np.uint64))
+    locked = yield from page_check_address(k, mapper, vpns, SWAP_LOCK)
+    if locked is None:
+        return np.zeros(len(pfns), np.bool_)
+    flats, entries = locked.flats, locked.entries
+    with locked.guard:
+        here = is_present(entries) & locked.name(k, pfns)
         if vma.vm_flags & VM_LOCKED:
             return here
         young = here & (c.accessed[flats] != 0) & k.profile.young_stops_unmap
