@@ -14,7 +14,9 @@ from typing import Any, TypeAlias
 import pytest
 
 import numaemu as nm
+from numaemu_core.fault_points import FAULT_POINTS
 from numaemu_host import pidfd
+from numaemu_host.fault_board import FaultBoard
 
 #: How long a condition may take to come true before its test fails.
 PATIENCE_S = 30.0
@@ -47,6 +49,14 @@ def boot(runtime: Path) -> Iterator[Callable[..., nm.Machine]]:
         machine.close()
         wait_until(functools.partial(_all_gone, pids), "processes are left")
     wait_until(lambda: not any(runtime.iterdir()), "files are left")
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[FaultBoard]:
+    """A board at `tmp_path / "board"`, for machines that are booted in `matrix.armed_environment`."""
+    board = FaultBoard.make(tmp_path / "board", list(FAULT_POINTS))
+    yield board
+    board.close()
 
 
 def _all_gone(pids: list[int]) -> bool:

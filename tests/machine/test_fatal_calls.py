@@ -1,13 +1,12 @@
 """A call of which the kernel daemon dies: its successors die of it a few times, and then it is refused."""
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import numaemu as nm
-from numaemu_core.fault_points import FAULT_POINTS
 from numaemu_core.limits import DEATHS_OF_A_CALL
 from numaemu_host.fault_board import FaultBoard
 
@@ -15,14 +14,6 @@ from .matrix import armed_environment
 
 PAGE = 4096
 PAGES = 64
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[FaultBoard]:
-    """A board to which the machine's processes listen, and nobody else."""
-    board = FaultBoard.make(tmp_path / "board", list(FAULT_POINTS))
-    yield board
-    board.close()
 
 
 def move(_machine: nm.Machine, task: nm.Task, buf: nm.Mapping) -> None:
