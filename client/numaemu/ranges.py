@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from numaemu.walk import PageWalk
     from numaemu_core.columns import U1, U8
 
-#: Bytes that one window copies at most: about 100 µs, so that whoever waits for it waits no longer.
-RANGE_BYTES: Final = 1 << 20
+#: Bytes that one window copies at most: some 200 µs, so that whoever waits for it waits no longer.
+RANGE_BYTES: Final = 1 << 21
 
 _CAN_READ = np.uint64(PTE_PRESENT | PTE_READABLE)
 _CAN_WRITE = np.uint64(PTE_PRESENT | PTE_WRITABLE)

@@ -36,7 +36,7 @@ class FakeKernel:
     `mapped` says which virtual pages there are, and what their entries allow.
     """
 
-    def __init__(self, frames_per_node: int = 256) -> None:
+    def __init__(self, frames_per_node: int = 512) -> None:
         self.layout = layout_of(uniform(2, frames_per_node * PAGE, 64 * PAGE, "swap-v3", PAGE))
         self.stack = contextlib.ExitStack()
         self.fds = {name: self._memfd(name, part.size) for name, part in self.layout.segments.items()}
@@ -145,7 +145,7 @@ class FakeKernel:
 
 @pytest.fixture
 def kernel() -> Iterator[FakeKernel]:
-    """A machine of two nodes with 256 frames each."""
+    """A machine of two nodes with 512 frames each."""
     found = FakeKernel()
     yield found
     assert all(counter % 2 == 0 for counter in found.counters), "a window was left open"

@@ -30,11 +30,12 @@ ROOTS = [str(Path(module.__file__ or "").parents[1]) for module in (numaemu, num
 
 
 @pytest.fixture(autouse=True)
-def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A place without machines, and no machine named in the environment."""
-    monkeypatch.setenv("NUMAEMU_RUNTIME", str(tmp_path))
+def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place without machines, short enough for sockets, and no machine named in the environment."""
+    folder = tmp_path_factory.mktemp("n")
+    monkeypatch.setenv("NUMAEMU_RUNTIME", str(folder))
     monkeypatch.delenv("NUMAEMU_MACHINE", raising=False)
-    return tmp_path
+    return folder
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -33,20 +33,23 @@ def say(line):
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+def daemon(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Path]:
     """Makes `python -m numaemu_daemon` run the given code; gives the directory of the machine box."""
+    runtime = tmp_path_factory.mktemp("n") / "run"  # short enough for sockets
     package = tmp_path / "code" / "numaemu_daemon"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(package.parent), str(Path(numaemu_host.__file__).parents[1])])
     )
-    monkeypatch.setenv("NUMAEMU_RUNTIME", str(tmp_path / "run"))
+    monkeypatch.setenv("NUMAEMU_RUNTIME", str(runtime))
     monkeypatch.chdir(tmp_path)
 
     def install(code: str) -> Path:
         (package / "__main__.py").write_text(PRELUDE + textwrap.dedent(code))
-        return tmp_path / "run" / "box"
+        return runtime / "box"
 
     return install
 

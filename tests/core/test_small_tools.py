@@ -17,7 +17,8 @@ from numaemu_core.sizes import format_size, parse_size
 
 # -- runs --------------------------------------------------------------------------------------------------------------
 
-ROWS = 40
+#: More than pass through the cache at one time.
+ROWS = 160
 
 
 @st.composite
@@ -49,8 +50,8 @@ def copies(draw: st.DrawFn) -> tuple[list[int], list[int]]:
 @given(copies())
 def test_copied_rows_are_those_of_a_loop(rows: tuple[list[int], list[int]]) -> None:
     """Every row gets the bytes of its source, and no other row is touched, whichever way the rows run."""
-    source = np.arange(ROWS * 8, dtype=np.int64).astype(np.uint8).reshape(ROWS, 8)
-    target = np.full((ROWS, 8), 255, np.uint8)
+    source = np.arange(ROWS * 8, dtype=np.uint16).view(np.uint8).reshape(ROWS, 16)
+    target = np.full((ROWS, 16), 255, np.uint8)
     expected = target.copy()
     for to, of in zip(*rows, strict=True):
         expected[to] = source[of]
