@@ -172,6 +172,23 @@ class World:
         """Do several pages own it, mapped or in swap?"""
         return sum(page.own is cell for space in self.spaces for page in space.pages.values()) > 1
 
+    def staying(self) -> int:
+        """How many pages at most cannot leave memory: those that somebody has locked, and written ones of ramfs."""
+        locked = [page for space in self.spaces for page in space.pages.values() if page.locked]
+        empty = sum(page.cell is None for page in locked)
+        ram = {
+            id(c) for thing in self.files.values() if thing.kind == "ramfs" for c in thing.cells.values() if c.written
+        }
+        return empty + len({id(page.cell) for page in locked if page.cell is not None} | ram)
+
+    def is_bound(self) -> bool:
+        """May somebody want memory of some nodes only?"""
+        things = {page.thing for space in self.spaces for page in space.pages.values() if page.thing is not None}
+        policies = [who.policy for who in self.whos]
+        policies += [page.policy for space in self.spaces for page in space.pages.values()]
+        policies += [policy for thing in things | set(self.files.values()) for policy in thing.policies.values()]
+        return any(policy is not None and policy.mode == MPOL_BIND for policy in policies)
+
     # -- which node ----------------------------------------------------------------------------------------------------
 
     def choose(self, who: Who, policy: Policy | None, index: int | None) -> Nodes:
@@ -441,8 +458,8 @@ class World:
                 page.index = target + i if fresh else None
             moved.append(page)
         space.pages.update(zip(range(target, target + wanted), moved, strict=True))
-        if any(page.locked for page in moved):
-            self.populate(who, moved)
+        if any(page.locked for page in moved):  # its old pages may be out, and stay so
+            self.populate(who, moved[count:])
 
     def spread_anon(self) -> None:
         """Whatever touches a mapping that has had private pages may be one with it."""

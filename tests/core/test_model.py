@@ -5,6 +5,7 @@ still fails, and how to replay it. `MODEL_EXAMPLES=2000,80 pytest tests/core/tes
 longer ones.
 """
 
+import contextlib
 import errno
 import os
 import time
@@ -57,7 +58,7 @@ from numaemu_core.uapi import (
     PROT_WRITE,
 )
 
-from .naive_model import Answer, Page, Policy, Space, Thing, Who, World
+from .naive_model import Answer, Cell, Page, Policy, Space, Thing, Who, World
 
 PAGE = 4096
 RW = PROT_READ | PROT_WRITE
@@ -72,6 +73,8 @@ MARKS = (0, 2048, -1)
 SPACES_MAX = 3
 WHOS_MAX = 4
 PAGES_MAX = 48
+#: Pages that one call may need frames for: the longest of SPANS.
+SPAN_MAX = 9
 FILE_PAGES = {"t": ("tmpfs", 12), "r": ("ramfs", 9), "d": ("disk", 10)}
 
 WHO = st.integers(0, WHOS_MAX - 1)
@@ -146,6 +149,10 @@ ANY_CALL = st.one_of(
         for _ in range(times)
     ]
 )
+
+
+class TaskKilledError(Exception):
+    """The caller was killed for the memory that its call wanted."""
 
 
 def outcome_of(call: Callable[[], Any]) -> tuple[int, Any]:
@@ -232,15 +239,27 @@ class Machines(RuleBasedStateMachine):
         """One call: all are one rule, so that none is left out of an example."""
         name, arguments = call
         self.story[1].append(call)
-        getattr(self, name)(**arguments)
+        with contextlib.suppress(TaskKilledError):  # whatever the call did to its address space: it is gone
+            getattr(self, name)(**arguments)
 
     def who(self, choice: int) -> tuple[Who, Task]:
         who = self.world.whos[choice % len(self.world.whos)]
         return who, self.tasks[id(who)]
 
     def call(self, name: str, task: Task, *args: object) -> tuple[int, Any]:
-        """A system call by name."""
-        return outcome_of(lambda: self.m.call(syscalls.SYSCALLS[name](self.k, task, *args)))
+        """A system call by name. Somebody is killed for it only if what must stay may fill a node, or all.
+
+        Raises:
+            TaskKilledError: the caller was.
+        """
+        kills, staying = self.k.vmstat["oom_kill"], self.world.staying()
+        outcome = outcome_of(lambda: self.m.call(syscalls.SYSCALLS[name](self.k, task, *args)))
+        if self.k.vmstat["oom_kill"] != kills:
+            frames = (1 if self.world.is_bound() else NODES) * self.memory - 1  # one has the page of zeros
+            assert staying + SPAN_MAX > frames, f"killed although only {staying} pages cannot leave"
+        if task.killed:
+            raise TaskKilledError
+        return outcome
 
     def check(self, answer: Answer, got: int) -> None:
         """Is this outcome one of those that may come? Then it is so."""
@@ -527,7 +546,11 @@ class Machines(RuleBasedStateMachine):
         if write:
             self.stamp = self.stamp % 250 + 1
             body = bytes([self.stamp]) * (count * PAGE)
-            error, got = self.call("file_write", task, name, first * PAGE, body)
+            try:
+                error, got = self.call("file_write", task, name, first * PAGE, body)
+            except TaskKilledError:
+                self.settle_bytes(name, range(first, min(first + count, thing.length)), self.stamp)
+                raise
             assert (error, got) == (0, max(0, min(first + count, thing.length) - first) * PAGE)
             self.world.pwrite(who, thing, first, first + count, self.stamp)
         else:
@@ -535,6 +558,25 @@ class Machines(RuleBasedStateMachine):
             found = self.world.pread(who, thing, first, first + count)
             assert (error, len(got)) == (0, len(found) * PAGE)
             assert [got[i * PAGE] for i in range(len(found))] == found
+
+    def settle_bytes(self, name: str, indexes: range, byte: int) -> None:
+        """Whoever wrote `byte` to these pages was killed: it has, or has not."""
+        thing = self.world.files[name]
+        for index in indexes:
+            got = self.read_by_survivor(name, index)
+            cell = thing.cells[index]
+            assert got in {cell.byte, byte}
+            if got == byte:
+                cell.byte, cell.written = byte, True
+
+    def read_by_survivor(self, name: str, index: int) -> int:
+        """The first byte of a page of a file, read by whoever is not killed for it."""
+        while True:
+            self.bury()
+            with contextlib.suppress(TaskKilledError):
+                error, got = self.call("file_read", self.who(0)[1], name, index * PAGE, PAGE)
+                assert error == 0
+                return int(got[0])
 
     # -- what must hold after each -------------------------------------------------------------------------------------
 
@@ -547,7 +589,7 @@ class Machines(RuleBasedStateMachine):
 
     def settle(self) -> None:
         """What came was right, and is so from now on."""
-        self.m.performer.run()
+        self.bury()
         self.steps += 1
         for thing in self.things.values():
             for index, other in thing.doubts.items():
@@ -562,6 +604,21 @@ class Machines(RuleBasedStateMachine):
         self.world.spread_anon()
         if self.steps % 8 == 0:
             assert self.m.fsck() == []
+
+    def bury(self) -> None:
+        """Who was killed has nothing mapped any more, and ends; of files it may have brought in any page."""
+        self.m.performer.run()
+        killed = [who for who in self.world.whos if self.tasks[id(who)].killed]
+        for who in killed:
+            task = self.tasks[id(who)]
+            assert list(task.mm.vmas) == []
+            assert self.m.call(fork.sys_exit(self.k, task)) == 0
+            self.world.exit(who)
+        for thing in self.things.values() if killed else ():
+            for index in range(thing.length):
+                thing.cells.setdefault(index, Cell())
+        if not self.world.whos:
+            self.add_space(0, privileged=True)
 
     def spaces(self) -> list[tuple[Space, Mm]]:
         """Each space with what it is in the core."""
@@ -709,7 +766,7 @@ class FewSlots(Machines):
 
 
 class LittleMemory(Machines):
-    """2005, with less memory than the programs use."""
+    """2005, with less memory than the programs use: they are killed if they lock it all."""
 
     memory = 14
     loose = True
@@ -734,8 +791,8 @@ SETTINGS = settings(
 )
 
 
-def replay(machines: type[Machines], begin: int, program: list[Step]) -> None:
-    """Run a program as the failure of a test has printed it."""
+def replay(machines: type[Machines], begin: int, program: list[Step]) -> int:
+    """Run a program as the failure of a test has printed it; gives how often somebody was killed for memory."""
     state = machines()
     state.switch_on(begin, None)
     state.everything_agrees()
@@ -743,6 +800,7 @@ def replay(machines: type[Machines], begin: int, program: list[Step]) -> None:
         state.step(step)
         state.everything_agrees()
     state.teardown()
+    return state.k.vmstat["oom_kill"]
 
 
 def story_of(machines: type[Machines], begin: int, program: list[Step]) -> tuple[str, int] | None:
@@ -798,3 +856,48 @@ def test_a_failure_is_cut_down_to_what_it_needs(monkeypatch: pytest.MonkeyPatch)
     assert story_of(Machines, 1, program) is None
     monkeypatch.setattr(World, "choose", lambda *_: frozenset({0}))
     assert shortest(Machines, 1, program, seconds=60) == (1, [moved, written])
+
+
+def locked(choice: int, first: int, count: int = SPAN_MAX, prot: int = RW) -> Step:
+    """A step of a program: private memory that is locked from the start."""
+    arguments = {"choice": choice, "span": (first, count), "prot": prot, "extra": MAP_LOCKED, "shared": False}
+    return "mmap_anonymous", arguments
+
+
+#: 34 pages that stay, of the 41 that the nodes have.
+NEARLY_ALL = [locked(0, HERE), locked(0, HERE + 9), locked(0, THERE), locked(0, THERE + 9, 7)]
+SECOND: Step = ("attach", {"choice": 0, "cpu": 1, "mate": False})
+THREAD: Step = ("attach", {"choice": 0, "cpu": 1, "mate": True})
+#: what happens → the machine, its program, how many are killed.
+FOUND: dict[str, tuple[type[Machines], list[Step], int]] = {
+    "who locks too much is killed": (LittleMemory, [*NEARLY_ALL, locked(0, LOW)], 1),
+    "with its threads": (LittleMemory, [THREAD, *NEARLY_ALL, locked(1, LOW)], 1),
+    "today, too": (LittleMemoryToday, [*NEARLY_ALL, locked(0, LOW)], 1),
+    "somebody larger is killed for it": (LittleMemory, [SECOND, *NEARLY_ALL, locked(1, HERE)], 1),
+    "while it writes a file": (
+        LittleMemory,
+        [
+            SECOND,
+            *NEARLY_ALL,
+            locked(0, LOW, 5),
+            ("file_io", {"choice": 0, "name": "r", "first": 2, "count": 4, "write": True}),
+            ("file_io", {"choice": 0, "name": "r", "first": 2, "count": 4, "write": False}),
+        ],
+        1,
+    ),
+    "a locked page that is not there moves, and is not brought": (
+        Machines,
+        [
+            locked(0, HERE, 2, 0),
+            ("mprotect", {"choice": 0, "span": (HERE, 2), "prot": RW}),
+            ("mremap", {"choice": 0, "span": (HERE, 2), "place": THERE, "wanted": 4}),
+        ],
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("machines", "program", "killed"), FOUND.values(), ids=FOUND)
+def test_programs_that_random_calls_have_found(machines: type[Machines], program: list[Step], killed: int) -> None:
+    """The core agrees with the model where it once did not; as many are killed as it takes."""
+    assert replay(machines, 0, program) == killed
