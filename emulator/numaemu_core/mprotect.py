@@ -8,9 +8,11 @@ from numaemu_core import limits
 from numaemu_core.effects import KernelTask, Shootdown
 from numaemu_core.errors import MmError
 from numaemu_core.kernel import Kernel
+from numaemu_core.memory import make_pages_present
 from numaemu_core.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
+    VM_LOCKED,
     VM_NORESERVE,
     VM_SHARED,
     VM_WRITE,
@@ -53,10 +55,13 @@ def sys_mprotect(k: Kernel, task: Task, start: int, length: int, prot: int) -> K
     if not size or end >= 1 << 64:
         raise MmError(errno.ENOMEM, "the range wraps around")
     new = calc_vm_prot_bits(prot)
+    filled: list[tuple[int, int]] = []
 
     def fixup(vma: VmArea) -> VmArea:
         if new & ~(vma.vm_flags >> _MAY_SHIFT) & VM_ACCESS_FLAGS:
             raise MmError(errno.EACCES, f"the file mapped at {vma.vm_start:#x} was opened for reading")
+        if _becomes_writable_and_locked(k, vma, new):
+            filled.append((max(start, vma.vm_start), min(end, vma.vm_end)))
         return change_flags(k, vma, start, end, _new_flags(k, vma, new))
 
     with (yield from down_write(task.mm)):
@@ -66,9 +71,17 @@ def sys_mprotect(k: Kernel, task: Task, start: int, length: int, prot: int) -> K
             end = min(end, limits.TASK_SIZE_BYTES)
             k.journal.vmas(task.mm, min(start, end), end)
             yield from change_protection(k, task.mm, start, end)
+            for low, high in filled:
+                yield from make_pages_present(k, task, low, high)
     if not whole:
         raise MmError(errno.ENOMEM, "the range has a hole")
     return 0
+
+
+def _becomes_writable_and_locked(k: Kernel, vma: VmArea, access: int) -> bool:
+    """Is it private and locked, and to be written to from now on? Then no later write is to be a fault (4.2)."""
+    locked_only = vma.vm_flags & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED
+    return k.profile.mprotect_fills_locked and locked_only and access & VM_WRITE != 0
 
 
 def _new_flags(k: Kernel, vma: VmArea, access: int) -> int:

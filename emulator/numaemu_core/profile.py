@@ -174,6 +174,8 @@ class Profile:
     #: True: private memory that was never touched is no longer accounted for when it loses the right to be written to,
     #: and may merge with what never had it (6.7 mprotect_fixup).
     mprotect_unaccounts: bool
+    #: True: private locked memory that may be written to from now on is faulted in for it (4.2 mprotect_fixup).
+    mprotect_fills_locked: bool
     #: Passes that MADV_PAGEOUT makes over its pages where swap is not synchronous: one starts the writes and goes on
     #: (5.4 reclaim_pages); in 2005, which had no MADV_PAGEOUT, it is given all those of swapout_pages.
     pageout_passes: int

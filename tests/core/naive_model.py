@@ -347,9 +347,12 @@ class World:
             changed.append(page)
 
         def done(_errno: int) -> None:
+            filled = [page for page in changed if self.today and page.locked and not page.shared]
+            filled = [page for page in filled if prot & PROT_WRITE and not page.prot & PROT_WRITE]
             for page in changed:
                 page.prot = prot
             who.space.cuts |= {first, end}
+            self.populate(who, filled)
 
         return {expected}, done
 

@@ -3,14 +3,15 @@
 Sources: mm/mlock.c (2.6.15, 6.1).
 """
 
+import errno
 from collections.abc import Callable
 
 import pytest
 
-from numaemu_core import fork, mlock
+from numaemu_core import fork, mlock, mprotect
 from numaemu_core.errors import MmError
 from numaemu_core.mm_types import Task
-from numaemu_core.uapi import MAP_FIXED, MCL_CURRENT
+from numaemu_core.uapi import MAP_FIXED, MCL_CURRENT, PROT_NONE, PROT_READ, PROT_WRITE
 
 from .conftest import PAGE, Machine
 
@@ -59,3 +60,14 @@ def test_what_is_locked_already(machine: Make, profile: str, *, copied: bool, ev
     else:
         assert lock(m, task, 0, 2) == 0
     assert (before != [m.entry(task, BASE + i * PAGE) // PAGE for i in range(2)]) == copied
+
+
+@pytest.mark.parametrize(("profile", "there"), [("swap-v3", NOTHING), ("linux-6.1", 0), ("linux-6.12", 0)])
+def test_locked_memory_that_becomes_writable(machine: Make, profile: str, there: int) -> None:
+    """Since 4.2 private memory that is locked has a page of its own wherever it may be written to."""
+    m = machine(profile=profile, node=NODES)
+    task = m.attach()
+    m.mmap(task, 2, BASE, flags=MAP_FIXED, prot=PROT_NONE)
+    assert lock(m, task, 0, 2) == (0 if profile == "swap-v3" else errno.ENOMEM)
+    assert m.call(mprotect.sys_mprotect(m.k, task, BASE, 2 * PAGE, PROT_READ | PROT_WRITE)) == 0
+    assert m.where(task, BASE, 2) == [there, there]
