@@ -118,9 +118,7 @@ class MappedMachine:
         single = [name for name in layout.segments if name not in pools]
         try:
             for name in [*single, *names]:
-                self._segments[name] = memfd.Segment(
-                    fds[name], segment_bytes(layout, name), populate=name in populate
-                )
+                self._segments[name] = memfd.Segment(fds[name], segment_bytes(layout, name), populate=name in populate)
             # Pools lie back to back in the order of their nodes: a pfn is an offset.
             parts = [(fds[pool_name(nid)], (end - first) << layout.page_shift) for nid, (first, end) in _pools(layout)]
             whole = [fds[name] for name in pools if name in populate]
