@@ -16,6 +16,7 @@ from numaemu.task import Task
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.nodemask import first_node
 from numaemu_core.views import pages_by_node
+from numaemu_run.descriptors import kept
 from numaemu_run.image import have_one_memory, image_of
 from numaemu_run.kernel import Kernel
 from numaemu_run.mirror import Mirror, count
@@ -158,7 +159,7 @@ class Family:
     def _meet_process(self, status: Status, guess: Thread | None = None) -> Thread:
         """A process of which no thread was known, with its first one; `guess`: its parent, if the host knows none."""
         parent = self._forker(status) or guess or next((one.leader for one in self), None)
-        pidfd = os.pidfd_open(status.tgid)
+        pidfd = kept(os.pidfd_open(status.tgid))
         try:
             borrows = parent is not None and have_one_memory(status.tid, parent.tid)
             task, mirror = self._task_of(status, parent, borrows=borrows)
@@ -233,7 +234,7 @@ class Family:
         cpus = self._tree.cpus if elder is None else elder.cpus
         cpu = first_node(cpus) if elder is None else elder.cpu
         try:
-            place = os.open(f"/proc/{process.pid}/task/{status.tid}", os.O_PATH | os.O_CLOEXEC)
+            place = kept(os.open(f"/proc/{process.pid}/task/{status.tid}", os.O_PATH | os.O_CLOEXEC))
         except OSError as error:
             task.close()
             if isinstance(error, FileNotFoundError):

@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from numaemu.errors import MachineGone
 from numaemu.machine import Machine, connect
 from numaemu.private import boot
 from numaemu_core.topology import Topology
-from numaemu_run import child, seccomp, signals
+from numaemu_run import child, descriptors, seccomp, signals
 from numaemu_run.abi import Abi, abi_of_host
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
@@ -100,7 +100,7 @@ class Session:
             self.mounted = started.mounted
             self.pid = started.pid
             try:
-                with _many_descriptors(), signals.passed_to(started.pid) as passing:
+                with descriptors.many(), signals.passed_to(started.pid) as passing:
                     before, struck_before = _pages_by_node(self.machine), _faults_struck(self.machine)
                     code = self._supervise(started, passing, strangers)
             except BaseException:
@@ -242,17 +242,6 @@ def _left(strangers: AbstractSet[int]) -> list[int]:
                     if status_of(pid).filtered:
                         found.append(pid)
     return found
-
-
-@contextlib.contextmanager
-def _many_descriptors() -> Iterator[None]:
-    """As many descriptors as may be: each process and thread of the program takes one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def end_as(outcome: Outcome) -> int:

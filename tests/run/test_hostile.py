@@ -1,9 +1,13 @@
 """Programs that trouble their supervisor: each gets its answers, and leaves a machine that is sound."""
 
+import subprocess
 import sys
 
 import pytest
-from tests.run.conftest import PROGRAMS, Run
+from tests.run.conftest import PROGRAMS, SECONDS, Run
+
+import numaemu as nm
+from numaemu_run import descriptors
 
 pytestmark = pytest.mark.shares_machines
 
@@ -16,3 +20,32 @@ def test_nothing_a_program_does_stops_its_supervisor(run: Run, name: str) -> Non
     """Signals, fork storms, deaths in calls, bad pointers, closed descriptors, many threads, exec by a thread."""
     done = run(sys.executable, PROGRAMS / "hostile.py", name)
     assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
+
+
+#: A `numaemu run` that may have 64 descriptors, with so many spare ones.
+FEW_DESCRIPTORS = """
+import resource, sys
+from numaemu.cli.main import main
+from numaemu_run import descriptors
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+descriptors.SPARE = int(sys.argv.pop(1))
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("option", [(), ("--no-mount",)], ids=["mounted", "answered"])
+@pytest.mark.parametrize(("spare", "refused"), [(descriptors.SPARE, "-"), (0, "f-")], ids=["spare", "none"])
+def test_a_supervisor_without_descriptors_serves_whom_it_knows(
+    machine: nm.Machine, spare: int, refused: str, option: tuple[str, ...]
+) -> None:
+    """Who comes when none is left is told so, and asks in vain until others have ended; nobody hangs or is misled."""
+    command = [sys.executable, "-c", FEW_DESCRIPTORS, str(spare), "run", "-m", machine.name, *option, "--"]
+    program = [sys.executable, str(PROGRAMS / "outnumbered.py"), "16", "16"]
+    done = subprocess.run([*command, *program], capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    first, together, last, status = done.stdout.split()
+    assert (first, last, status) == (".", ".", "0"), done
+    assert set(together) <= {".", *refused}, done
+    assert 0 < together.count("-") < len(together), done
+    assert "[Errno 24]" in done.stderr
