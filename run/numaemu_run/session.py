@@ -63,8 +63,9 @@ class Session:
             self.machine: Machine = self._stack.enter_context(_machine(topology, name))
             _check_page_size(self.machine.topology)
             self.tree = NodeTree(self.machine.topology)
-            self._root = Path(tempfile.mkdtemp(prefix="numaemu-run-"))
-            self._stack.callback(shutil.rmtree, self._root, ignore_errors=True)
+            with signals.held():  # one that ends us is not to come between
+                self._root = Path(tempfile.mkdtemp(prefix="numaemu-run-"))
+                self._stack.callback(shutil.rmtree, self._root, ignore_errors=True)
             self._root.chmod(0o755)  # the program may become another user
             self.tree.write(self._root)
         except BaseException:

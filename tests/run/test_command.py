@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -258,6 +259,30 @@ def test_a_signal_before_the_program_leaves_nothing(runtime: Path, tmp_path: Pat
         assert process.wait(SECONDS) in {-signal.SIGTERM, 128 + signal.SIGTERM}
     assert list(tmp_path.iterdir()) == []
     assert set(runtime.iterdir()) == machines
+
+
+def test_a_signal_finds_no_folder_that_nobody_takes_away(
+    machine: nm.Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes just when the folder of a run was made ends the run, and the folder with it."""
+    make = tempfile.mkdtemp
+
+    def told_to_end(prefix: str) -> str:
+        made = make(prefix=prefix, dir=tmp_path)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return made
+
+    def end(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tempfile, "mkdtemp", told_to_end)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Session(None, machine.name)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_program_leaves_behind_ends_with_it(machine: nm.Machine) -> None:
