@@ -66,7 +66,6 @@ class Session:
             with signals.held():  # one that ends us is not to come between
                 self._root = Path(tempfile.mkdtemp(prefix="numaemu-run-"))
                 self._stack.callback(shutil.rmtree, self._root, ignore_errors=True)
-            self._root.chmod(0o755)  # the program may become another user
             self.tree.write(self._root)
         except BaseException:
             self._stack.close()
