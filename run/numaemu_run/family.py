@@ -187,6 +187,9 @@ class Family:
         if parent is not None and borrows:
             return self._attach(parent, status, share_mm=parent.task), parent.process.mirror
         if parent is not None:
+            if not parent.process.mirror.areas:  # never looked at: its pages would count again for each child
+                with self.troubles.confined():
+                    self.look(parent)
             mirror = parent.process.mirror.twin(status.tid)
             if mirror is not None:
                 fork = parent.task.fork()

@@ -88,6 +88,19 @@ def crowd() -> None:
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids)
 
 
+def in_common() -> None:
+    """Nobody has called when the children are forked, who have all of their parent's memory."""
+    memory = Memory(4000)
+    memory.write()
+    pids = []
+    for node in range(4):
+        pid = os.fork()
+        if not pid:
+            os._exit(set_mempolicy(BIND, node) != 0 or memory.map[0] != 1)
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids)
+
+
 def short_lived() -> None:
     """Threads come one after the other, each asks for its CPU, and none is left."""
     descriptors = Path(f"/proc/{os.getppid()}/fd")
