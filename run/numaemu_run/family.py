@@ -389,9 +389,17 @@ class Family:
         self._forget(process)
         return True
 
+    def close(self) -> None:
+        """The run is over: whoever is still known is forgotten, with the descriptors and tasks that stand for him."""
+        for process in self:
+            self._let_go(process)
+
     def _forget(self, process: Process) -> None:
         with self.troubles.confined():
             self._meet_orphans(process)
+        self._let_go(process)
+
+    def _let_go(self, process: Process) -> None:
         del self._processes[process.pid], self._by_pidfd[process.pidfd]
         for thread in list(process.threads.values()):
             self._forget_thread(thread)

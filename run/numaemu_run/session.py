@@ -135,8 +135,9 @@ class Session:
         self.supervisor = supervisor
         for fd in passing.fds:
             supervisor.watch(fd)
-        code = _serve(supervisor, started.pid, passing)
-        _end_the_rest(supervisor, passing, strangers)
+        with contextlib.closing(supervisor.family):
+            code = _serve(supervisor, started.pid, passing)
+            _end_the_rest(supervisor, passing, strangers)
         return code
 
     def close(self) -> None:

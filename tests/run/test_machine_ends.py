@@ -2,45 +2,19 @@
 
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from tests.run.conftest import PROGRAMS, SECONDS
+from tests.run.conftest import PROGRAMS, SECONDS, TOPOLOGY, begun
 
 import numaemu as nm
-
-from .conftest import TOPOLOGY
-
-Begin = Callable[[nm.Machine, str], "subprocess.Popen[str]"]
-
-
-def begun(machine: nm.Machine, script: str) -> "subprocess.Popen[str]":
-    """A run of a script that has said that it is there."""
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "numaemu",
-        "run",
-        "-m",
-        machine.name,
-        "--",
-        sys.executable,
-        PROGRAMS / script,
-    ]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
 
 
 @pytest.mark.usefixtures("runtime")
 def test_a_program_does_not_notice_that_the_daemon_was_killed() -> None:
     """The next daemon has the program's address space as it was, and each call is answered as if nothing had been."""
     with nm.boot(topology=TOPOLOGY) as machine:
-        with begun(machine, "patient.py") as process:
+        with begun("run", "-m", machine.name, "--", sys.executable, PROGRAMS / "patient.py") as process:
             for _ in range(3):
                 generation = machine.status()["generation"]
                 pid = next(one["pid"] for one in machine.status()["processes"] if one["role"] == "kernel")
@@ -56,7 +30,7 @@ def test_a_program_does_not_notice_that_the_daemon_was_killed() -> None:
 def test_a_program_outlives_its_machine() -> None:
     """When the machine ends, calls of memory policy fail with EIO; the program goes on, and ends as it likes."""
     with nm.boot(topology=TOPOLOGY) as machine:
-        process = begun(machine, "widowed.py")
+        process = begun("run", "-m", machine.name, "--", sys.executable, PROGRAMS / "widowed.py")
     with process:
         out, _ = process.communicate("\n", timeout=SECONDS)
     assert (out, process.returncode) == ("-5 readable\n", 6)

@@ -68,6 +68,15 @@ def test_rights_that_are_given_up_are_gone(run: Run) -> None:
     assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@pytest.mark.parametrize("options", [(), ("--no-mount",)], ids=["mounted", "answered"])
+def test_who_becomes_another_user_is_served_on(run: Run, options: tuple[str, ...]) -> None:
+    """Its policy stays, its calls are answered, and the tree of nodes is there for him and for what he executes."""
+    done = run(sys.executable, PROGRAM, "set_uid", options=(*options, "--report", "json"))
+    assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
+    assert json.loads(done.stderr)["troubles"] == {}
+
+
 def test_children_that_have_ended_are_not_met_again(run: Run) -> None:
     """Each is met once at the most, however many calls come before its parent asks how it has ended."""
     done = run(sys.executable, PROGRAM, "zombies", options=("--report", "json"))

@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -217,6 +218,31 @@ def another_user() -> None:
 
     assert set_mempolicy(BIND, 0) == 0
     assert child(as_nobody) == 0
+
+
+def set_uid() -> None:
+    """Who becomes another user asks, binds and reads on, and what he executes has what he has."""
+    tree = Path("/sys/devices/system/node")
+    memory = Memory(8)
+    assert set_mempolicy(BIND, 1) == 0
+    os.setgroups([])
+    os.setgid(12345)
+    os.setuid(12345)
+    assert policy() == (BIND, [1])
+    assert set_mempolicy(BIND, 2) == 0
+    assert mbind(memory.start, memory.length, 3) == 0
+    memory.write()
+    assert memory.nodes() == [3]
+    assert mbind(memory.start, memory.length, 0, flags=MOVE) == 0
+    assert memory.nodes() == [0]
+    assert (tree / "online").read_text() == "0-3\n"
+    assert {f"node{node}" for node in range(4)} < {path.name for path in tree.iterdir()}
+    assert "Node 3 MemTotal:" in (tree / "node3" / "meminfo").read_text()
+    assert " bind:0 " in Path("/proc/self/numa_maps").read_text()
+    assert "Mems_allowed_list:\t0-3\n" in Path("/proc/self/status").read_text()
+    found = subprocess.check_output(["cat", tree / "online", "/proc/self/numa_maps"], text=True)
+    assert found.startswith("0-3\n")
+    assert " bind:2 " in found
 
 
 def errors() -> None:
