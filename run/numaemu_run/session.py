@@ -30,6 +30,8 @@ from numaemu_run.telling import notice
 _GRACE_S: Final = 2.0
 #: What does not end so long after it was killed never will: it hangs in the host's kernel.
 _KILLED_S: Final = 5.0
+#: A machine that is stopped is waited for so long when the run is to end: nobody may ever continue it.
+_STOPPED_S: Final = 2.0
 #: How often it is looked for meanwhile, while its calls are answered, and when they are no more.
 _STEP_S: Final = 0.2
 _PAUSE_S: Final = 0.01
@@ -58,9 +60,13 @@ class Session:
         seccomp.check_sizes(self._abi)
         self._mount = mount
         self._exits = exits
+        self._passing: signals.Passing | None = None
+        self._ended_at: float | None = None
+        self._gave_up = False
         self._stack = contextlib.ExitStack()
         try:
             self.machine: Machine = self._stack.enter_context(_machine(topology, name))
+            self.machine.give_up_when(self._is_too_long)
             _check_page_size(self.machine.topology)
             self.tree = NodeTree(self.machine.topology)
             with signals.held():  # one that ends us is not to come between
@@ -101,9 +107,11 @@ class Session:
             self.pid = started.pid
             try:
                 with descriptors.many(), signals.passed_to(started.pid) as passing:
+                    self._passing = passing
                     before, struck_before = _pages_by_node(self.machine), _faults_struck(self.machine)
                     code = self._supervise(started, passing, strangers)
             except BaseException:
+                self._ended_at = time.monotonic()
                 started.listener.close()  # there may be no descriptor left to look for it
                 started.socket.close()
                 _kill_the_rest(strangers)
@@ -114,12 +122,22 @@ class Session:
         try:
             after, struck = _pages_by_node(self.machine), _faults_struck(self.machine)
         except MachineGone as gone:
-            notice(f"{gone}: what the program asked after that was not answered")
+            how = f"the machine {self.machine.name!r} is stopped, and nobody waits for it" if self._gave_up else gone
+            notice(f"{how}: what the program asked after that was not answered")
         else:
             self.pages_by_node = {node: count - before.get(node, 0) for node, count in after.items()}
             self.faults_struck = {fault: count - struck_before[fault] for fault, count in struck.items()}
         self.seconds = time.monotonic() - began
         return Outcome(code)
+
+    def _is_too_long(self, waited_s: float) -> bool:
+        """The machine is stopped: shall nobody wait for it any more? Asked in the middle of a call of ours."""
+        since = self._ended_at
+        if since is None and self._passing is not None:
+            self._passing.take_sent()  # nobody else does meanwhile
+            since = self._passing.told_to_end_at
+        self._gave_up = since is not None and min(waited_s, time.monotonic() - since) > _STOPPED_S
+        return self._gave_up
 
     def _supervise(self, started: child.Started, passing: signals.Passing, strangers: AbstractSet[int]) -> int:
         """Until the program has ended, and what it has left; gives how."""
@@ -137,6 +155,7 @@ class Session:
             supervisor.watch(fd)
         with contextlib.closing(supervisor.family):
             code = _serve(supervisor, started.pid, passing)
+            self._ended_at = time.monotonic()
             _end_the_rest(supervisor, passing, strangers)
         return code
 
