@@ -214,10 +214,16 @@ def another_user() -> None:
         os.setresuid(12345, 12345, 12345)
         right = right and mbind(memory.start, memory.length, 2, flags=MOVE_ALL) == -EPERM
         right = right and syscall("migrate_pages", parent, 65, mask(0), mask(1)) == -EPERM
+        right = right and syscall("sched_setaffinity", parent, 8, word(0)) == -EPERM
+        right = right and syscall("sched_setaffinity", parent, 8, 8) == -EFAULT
+        right = right and syscall("sched_setaffinity", 0, 8, word(2)) == 0
         return right and syscall("move_pages", parent, 1, word(memory.start), word(1), word(0), MOVE) == -EPERM
 
     assert set_mempolicy(BIND, 0) == 0
     assert child(as_nobody) == 0
+    assert child(lambda: syscall("sched_setaffinity", parent, 8, word(0)) == -EINVAL) == 0
+    assert child(lambda: syscall("sched_setaffinity", parent, 8, word(8)) == 0) == 0
+    assert os.sched_getaffinity(0) == {3}
 
 
 def set_uid() -> None:
