@@ -90,10 +90,12 @@ class Session:
         """Run it to its end.
 
         Raises:
-            StartError: it could not be executed, or the host refuses the filter.
+            StartError: it could not be executed, or the host refuses the filter. MachineGone: the machine has ended.
         """
         began = time.monotonic()
         strangers = frozenset(children_of(os.getpid()))
+        # The first call also makes the connection: ZeroMQ ends us if it lacks descriptors.
+        before, struck_before = _pages_by_node(self.machine), _faults_struck(self.machine)
         with seccomp.subreaper(), signals.held() as mask:
             started = child.start(
                 command,
@@ -108,7 +110,6 @@ class Session:
             try:
                 with descriptors.many(), signals.passed_to(started.pid) as passing:
                     self._passing = passing
-                    before, struck_before = _pages_by_node(self.machine), _faults_struck(self.machine)
                     code = self._supervise(started, passing, strangers)
             except BaseException:
                 self._ended_at = time.monotonic()

@@ -318,8 +318,11 @@ def test_a_supervisor_that_fails_takes_its_program_along(session: Session, monke
         os.kill(session.pid, 0)
 
 
-def test_a_killed_supervisor_leaves_no_program_that_waits(machine: nm.Machine, tmp_path: Path) -> None:
+def test_a_killed_supervisor_leaves_no_program_that_waits(
+    machine: nm.Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Calls of a program whose supervisor was killed fail with ENOSYS; none of them hangs."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # nobody takes away what it has made
     told = tmp_path / "told"
     script = f"exec {sys.executable} {PROGRAMS / 'abandoned.py'} {told}"
     with begun("run", "-m", machine.name, "--", "sh", "-c", script) as process:
