@@ -98,9 +98,9 @@ class WayBack:
 
         Waits as long as it takes for a daemon to be there. MachineGone if the machine has ended, or was let go.
         """
-        silent_since = time.monotonic()
+        began = silent_since = time.monotonic()
         while not self._tried(seen, token):
-            if self._closed or init.has_ended():
+            if self._closed or init.has_ended(time.monotonic() - began):
                 raise MachineGone(init.name)
             if time.monotonic() - silent_since > limits.SILENCE_S:
                 silent_since = time.monotonic()

@@ -1,9 +1,10 @@
 """Calls to the kernel daemon over ZeroMQ: a connection of its own for each thread, one call at a time on each.
 
 There is no time limit: a stopped process is only slow. Waiting ends with the answer, with the end of init (told by its
-pidfd: `MachineGone`), or with an exception of a signal handler; after that the connection is dropped and the next call
-makes a new one, so that no late answer is taken for another. When the daemon dies and another one takes over, the
-connection goes on with that one, and what was not answered is sent once more.
+pidfd: `MachineGone`), where a machine that is stopped is given up, or with an exception of a signal handler; after that
+the connection is dropped and the next call makes a new one, so that no late answer is taken for another. When the
+daemon dies and another one takes over, the connection goes on with that one, and what was not answered is sent once
+more.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from numaemu_core.wire import StrangerError, WireError, pack_request, unpack_rep
 from numaemu_host import pidfd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numaemu.tcp import Curve, Lease, TcpWayBack
     from numaemu.window import Window
@@ -75,14 +76,23 @@ class Init:
     def __init__(self, name: str, pid: int) -> None:
         """Watch `pid`. MachineGone if there is no such process."""
         self.name = name
+        self._pid = pid
+        #: See `Machine.give_up_when`.
+        self.too_long: Callable[[float], bool] | None = None
+        #: Nobody waits for the machine any more.
+        self.given_up = False
         try:
             self.fd = pidfd.open_pidfd(pid)
         except ProcessLookupError:
             raise MachineGone(name) from None
 
-    def has_ended(self) -> bool:
-        """Is it over?"""
-        return pidfd.has_exited(self.fd)
+    def has_ended(self, waited_s: float = 0) -> bool:
+        """Is it over, or given up? To be asked now and then by who has waited so long."""
+        if pidfd.has_exited(self.fd):
+            return True
+        if not self.given_up and self.too_long is not None and pidfd.is_stopped(self._pid):
+            self.given_up = self.too_long(waited_s)
+        return self.given_up
 
     def __del__(self) -> None:
         if hasattr(self, "fd"):
@@ -162,6 +172,8 @@ class Connection:
 
     def _asked(self, request_id: int, body: bytes) -> Any:  # noqa: ANN401 - as the call has it
         """Send a request, and give what its answer says. NewDaemon: it has to be sent once more."""
+        if self._peer.init.given_up:
+            raise MachineGone(self._peer.init.name)
         if self._peer.way_back is not None and self._peer.way_back.is_over(self._generation):
             raise NewDaemon
         self._send(body)
@@ -196,7 +208,7 @@ class Connection:
             try:
                 return self._socket.recv()
             except zmq.Again:
-                if self._peer.init.has_ended():
+                if self._peer.init.has_ended(slices * limits.SILENCE_S):
                     raise MachineGone(self._peer.init.name) from None
                 if way_back is not None:
                     if way_back.is_over(self._generation):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 import weakref
 from typing import TYPE_CHECKING, Final
 
@@ -69,11 +70,12 @@ class FaultLine:
 
     def _received(self) -> bytes:
         """The next packet. LineBroken: none will come. MachineGone."""
+        began = time.monotonic()
         while True:
             try:
                 packet = self._socket.recv(_ANSWER_BYTES)
             except BlockingIOError:
-                if self._peer.init.has_ended():
+                if self._peer.init.has_ended(time.monotonic() - began):
                     raise MachineGone(self._peer.init.name) from None
                 if self._way_back.is_over(self._generation):
                     raise LineBroken from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from numaemu import control, places
 from numaemu.attachment import attach_process
-from numaemu.connection import Calls, keep_out_of_reach
+from numaemu.connection import Calls, Init, keep_out_of_reach
 from numaemu.ended import closed, forked
 from numaemu.task import Task
 from numaemu_core import views as text
@@ -207,6 +207,17 @@ class Machine:
         """Every invariant that does not hold just now, a sentence each; none if all is well."""
         found: list[str] = self._calls.call("fsck")
         return found
+
+    def give_up_when(self, too_long: Callable[[float], bool]) -> None:
+        """Let somebody decide how long calls wait while the machine is stopped; without that they wait for ever.
+
+        `too_long` is asked a few times a second by the thread that waits, with the seconds that it has waited. Once it
+        says so the machine counts as ended for this handle, and a private one is killed when that is closed. On TCP
+        nobody is asked: there the machine has ended when nothing was heard of it for 10 s.
+        """
+        init = self._attachment.peer.init
+        if isinstance(init, Init):
+            init.too_long = too_long
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

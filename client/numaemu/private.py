@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +16,7 @@ from numaemu.description import Usual, Wanted, describe
 from numaemu.launch import start
 from numaemu.machine import Machine
 from numaemu_core.admission import make_admission
+from numaemu_host import pidfd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -60,20 +63,35 @@ def boot(  # noqa: PLR0913 - each has a default, and a call says two or three of
     try:
         attachment = attach_process(started.place)
     except BaseException:
-        _end(started, owner)
+        _end(started, owner, ask=True)
         raise
-    return Machine(attachment, lambda: _end(started, owner))
+    init = attachment.peer.init
+    return Machine(attachment, lambda: _end(started, owner, ask=not init.given_up))
 
 
-def _end(started: Started, owner: int) -> None:
-    """End the machine and leave nothing behind, even if it does not answer."""
+def _end(started: Started, owner: int, *, ask: bool) -> None:
+    """End the machine and leave nothing behind, even if it does not answer; `ask` it first."""
     if os.getpid() != owner:
         return
-    try:
-        control.down(started.place)
-        started.process.wait(control.DOWN_S)
-    except (OSError, subprocess.TimeoutExpired):
-        # Its other processes end with init, and the memory with them.
-        started.process.kill()
-        started.process.wait()
-        shutil.rmtree(started.place, ignore_errors=True)
+    if ask:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            control.down(started.place)
+            started.process.wait(control.DOWN_S)
+            return
+    _kill(started.process)
+    shutil.rmtree(started.place, ignore_errors=True)
+
+
+def _kill(init: subprocess.Popen[bytes]) -> None:
+    """The other processes end with init, and the memory with them: those that are stopped once they are continued."""
+    with contextlib.ExitStack() as stack:
+        fds = []
+        for pid in pidfd.children_of(init.pid):
+            with contextlib.suppress(ProcessLookupError):
+                fds.append(pidfd.open_pidfd(pid))
+                stack.callback(os.close, fds[-1])
+        init.kill()
+        init.wait()
+        for fd in fds:
+            with contextlib.suppress(ProcessLookupError):
+                pidfd.send_signal(fd, signal.SIGCONT)

@@ -169,6 +169,9 @@ class TcpWayBack:
 class Lease:
     """The thread that says that this process lives; it knows whether the machine does."""
 
+    #: It ends by itself where nothing is heard: nobody has to be asked how long to wait.
+    given_up: Final = False
+
     def __init__(self, name: str) -> None:
         """Of the machine `name`; nothing is said yet."""
         self.name = name
@@ -182,7 +185,7 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, args=(peer,), name="numaemu-lease", daemon=True)
         self._thread.start()
 
-    def has_ended(self) -> bool:
+    def has_ended(self, waited_s: float = 0) -> bool:  # noqa: ARG002 - as Init has it
         """Was nothing heard for so long that the lease must be over?"""
         return self._ended or time.monotonic() - self._heard > limits.LEASE_S
 

@@ -73,6 +73,14 @@ def is_running_pid(pid: int) -> bool:
         os.close(pidfd)
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that the first thread of a process has begun and not waited for; none if it is gone."""
+    try:
+        return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_bytes().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def send_signal(pidfd: int, sig: int) -> None:
     """Send a signal. ProcessLookupError if the process is over and reaped, PermissionError if it is not ours."""
     signal.pidfd_send_signal(pidfd, sig)

@@ -16,6 +16,7 @@ from numaemu_run.family import Family
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
 from numaemu_run.processes import Thread
+from numaemu_run.procfs import Status, status_of
 from numaemu_run.seccomp import Notification
 
 _UNSIGNED: Final = struct.Struct("=I")
@@ -66,6 +67,8 @@ class AffinityCalls:
         whose = self._family.named(thread, pid)
         if whose is None:
             raise OSError(errno.ESRCH, f"thread {pid} does not run on this machine")
+        if whose is not thread and not _may_set(status_of(thread.tid), status_of(whose.tid)):
+            raise OSError(errno.EPERM, f"thread {pid} is another user's")
         if not cpus:
             raise OSError(errno.EINVAL, "no CPU of the mask is there")
         self._family.settle(whose)
@@ -74,3 +77,8 @@ class AffinityCalls:
             whose.cpu = first_node(cpus)
             self._kernel.call(whose.task, "set_cpu", whose.cpu)
         return 0
+
+
+def _may_set(asker: Status, whose: Status) -> bool:
+    """As check_same_owner, and CAP_SYS_NICE."""
+    return asker.uid in {whose.uid, whose.real_uid} or "CAP_SYS_NICE" in asker.capabilities

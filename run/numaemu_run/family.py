@@ -16,6 +16,7 @@ from numaemu.task import Task
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.nodemask import first_node
 from numaemu_core.views import pages_by_node
+from numaemu_run.descriptors import kept
 from numaemu_run.image import have_one_memory, image_of
 from numaemu_run.kernel import Kernel
 from numaemu_run.mirror import Mirror, count
@@ -158,7 +159,7 @@ class Family:
     def _meet_process(self, status: Status, guess: Thread | None = None) -> Thread:
         """A process of which no thread was known, with its first one; `guess`: its parent, if the host knows none."""
         parent = self._forker(status) or guess or next((one.leader for one in self), None)
-        pidfd = os.pidfd_open(status.tgid)
+        pidfd = kept(os.pidfd_open(status.tgid))
         try:
             borrows = parent is not None and have_one_memory(status.tid, parent.tid)
             task, mirror = self._task_of(status, parent, borrows=borrows)
@@ -186,6 +187,9 @@ class Family:
         if parent is not None and borrows:
             return self._attach(parent, status, share_mm=parent.task), parent.process.mirror
         if parent is not None:
+            if not parent.process.mirror.areas:  # never looked at: its pages would count again for each child
+                with self.troubles.confined():
+                    self.look(parent)
             mirror = parent.process.mirror.twin(status.tid)
             if mirror is not None:
                 fork = parent.task.fork()
@@ -233,7 +237,7 @@ class Family:
         cpus = self._tree.cpus if elder is None else elder.cpus
         cpu = first_node(cpus) if elder is None else elder.cpu
         try:
-            place = os.open(f"/proc/{process.pid}/task/{status.tid}", os.O_PATH | os.O_CLOEXEC)
+            place = kept(os.open(f"/proc/{process.pid}/task/{status.tid}", os.O_PATH | os.O_CLOEXEC))
         except OSError as error:
             task.close()
             if isinstance(error, FileNotFoundError):
@@ -385,9 +389,17 @@ class Family:
         self._forget(process)
         return True
 
+    def close(self) -> None:
+        """The run is over: whoever is still known is forgotten, with the descriptors and tasks that stand for him."""
+        for process in self:
+            self._let_go(process)
+
     def _forget(self, process: Process) -> None:
         with self.troubles.confined():
             self._meet_orphans(process)
+        self._let_go(process)
+
+    def _let_go(self, process: Process) -> None:
         del self._processes[process.pid], self._by_pidfd[process.pidfd]
         for thread in list(process.threads.values()):
             self._forget_thread(thread)

@@ -3,6 +3,7 @@
 Source: drivers/base/node.c, drivers/base/cpu.c, drivers/base/topology.c (6.12).
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,9 @@ COVERED: Final = (NODE_DIR, CPU_DIR, NODE_BUS_DIR, CPU_BUS_DIR)
 _WORD_BITS: Final = 32
 #: A file that is not here: a link to another path.
 _LINK: Final = "-> "
+#: Rights of most files of sysfs, and of its directories.
+_OF_FILES: Final = 0o444
+_OF_FOLDERS: Final = 0o755
 
 
 def bitmap(mask: int, bits: int) -> str:
@@ -109,7 +113,7 @@ class NodeTree:
                 yield f"{name}_list", node_list(sorted(members))
 
     def write(self, root: Path) -> None:
-        """Make the tree below a directory. OSError."""
+        """Make the tree below a directory, with that, for everybody to read, as sysfs is. OSError."""
         for name, text in self.files().items():
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,3 +121,6 @@ class NodeTree:
                 path.symlink_to(text.removeprefix(_LINK))
             else:
                 path.write_text(text + "\n")
+                path.chmod(_OF_FILES)
+        for folder, *_ in os.walk(root):  # whatever our umask leaves: the program may become another user
+            Path(folder).chmod(_OF_FOLDERS)

@@ -33,7 +33,9 @@ class Status:
 
     tgid: int
     parent: int
+    #: Its effective and its real user.
     uid: int
+    real_uid: int
     capabilities: frozenset[str]
     #: Is it under a seccomp filter that this process is not under, as in a container everybody is under one?
     filtered: bool
@@ -62,6 +64,7 @@ def status_of(tid: int) -> Status:
         tgid=int(fields["Tgid"]),
         parent=int(fields["PPid"]),
         uid=int(fields["Uid"].split()[1]),
+        real_uid=int(fields["Uid"].split()[0]),
         tid=int(fields["Pid"]),
         filtered=_filters(fields) > _own_filters(),
         capabilities=frozenset(name for bit, name in _CAPABILITY_BITS.items() if bits >> bit & 1),

@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from numaemu.errors import MachineGone
 from numaemu.machine import Machine, connect
 from numaemu.private import boot
 from numaemu_core.topology import Topology
-from numaemu_run import child, seccomp, signals
+from numaemu_run import child, descriptors, seccomp, signals
 from numaemu_run.abi import Abi, abi_of_host
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
@@ -30,6 +30,8 @@ from numaemu_run.telling import notice
 _GRACE_S: Final = 2.0
 #: What does not end so long after it was killed never will: it hangs in the host's kernel.
 _KILLED_S: Final = 5.0
+#: A machine that is stopped is waited for so long when the run is to end: nobody may ever continue it.
+_STOPPED_S: Final = 2.0
 #: How often it is looked for meanwhile, while its calls are answered, and when they are no more.
 _STEP_S: Final = 0.2
 _PAUSE_S: Final = 0.01
@@ -58,14 +60,18 @@ class Session:
         seccomp.check_sizes(self._abi)
         self._mount = mount
         self._exits = exits
+        self._passing: signals.Passing | None = None
+        self._ended_at: float | None = None
+        self._gave_up = False
         self._stack = contextlib.ExitStack()
         try:
             self.machine: Machine = self._stack.enter_context(_machine(topology, name))
+            self.machine.give_up_when(self._is_too_long)
             _check_page_size(self.machine.topology)
             self.tree = NodeTree(self.machine.topology)
-            self._root = Path(tempfile.mkdtemp(prefix="numaemu-run-"))
-            self._stack.callback(shutil.rmtree, self._root, ignore_errors=True)
-            self._root.chmod(0o755)  # the program may become another user
+            with signals.held():  # one that ends us is not to come between
+                self._root = Path(tempfile.mkdtemp(prefix="numaemu-run-"))
+                self._stack.callback(shutil.rmtree, self._root, ignore_errors=True)
             self.tree.write(self._root)
         except BaseException:
             self._stack.close()
@@ -84,10 +90,12 @@ class Session:
         """Run it to its end.
 
         Raises:
-            StartError: it could not be executed, or the host refuses the filter.
+            StartError: it could not be executed, or the host refuses the filter. MachineGone: the machine has ended.
         """
         began = time.monotonic()
         strangers = frozenset(children_of(os.getpid()))
+        # The first call also makes the connection: ZeroMQ ends us if it lacks descriptors.
+        before, struck_before = _pages_by_node(self.machine), _faults_struck(self.machine)
         with seccomp.subreaper(), signals.held() as mask:
             started = child.start(
                 command,
@@ -100,10 +108,11 @@ class Session:
             self.mounted = started.mounted
             self.pid = started.pid
             try:
-                with _many_descriptors(), signals.passed_to(started.pid) as passing:
-                    before, struck_before = _pages_by_node(self.machine), _faults_struck(self.machine)
+                with descriptors.many(), signals.passed_to(started.pid) as passing:
+                    self._passing = passing
                     code = self._supervise(started, passing, strangers)
             except BaseException:
+                self._ended_at = time.monotonic()
                 started.listener.close()  # there may be no descriptor left to look for it
                 started.socket.close()
                 _kill_the_rest(strangers)
@@ -114,12 +123,22 @@ class Session:
         try:
             after, struck = _pages_by_node(self.machine), _faults_struck(self.machine)
         except MachineGone as gone:
-            notice(f"{gone}: what the program asked after that was not answered")
+            how = f"the machine {self.machine.name!r} is stopped, and nobody waits for it" if self._gave_up else gone
+            notice(f"{how}: what the program asked after that was not answered")
         else:
             self.pages_by_node = {node: count - before.get(node, 0) for node, count in after.items()}
             self.faults_struck = {fault: count - struck_before[fault] for fault, count in struck.items()}
         self.seconds = time.monotonic() - began
         return Outcome(code)
+
+    def _is_too_long(self, waited_s: float) -> bool:
+        """The machine is stopped: shall nobody wait for it any more? Asked in the middle of a call of ours."""
+        since = self._ended_at
+        if since is None and self._passing is not None:
+            self._passing.take_sent()  # nobody else does meanwhile
+            since = self._passing.told_to_end_at
+        self._gave_up = since is not None and min(waited_s, time.monotonic() - since) > _STOPPED_S
+        return self._gave_up
 
     def _supervise(self, started: child.Started, passing: signals.Passing, strangers: AbstractSet[int]) -> int:
         """Until the program has ended, and what it has left; gives how."""
@@ -135,8 +154,10 @@ class Session:
         self.supervisor = supervisor
         for fd in passing.fds:
             supervisor.watch(fd)
-        code = _serve(supervisor, started.pid, passing)
-        _end_the_rest(supervisor, passing, strangers)
+        with contextlib.closing(supervisor.family):
+            code = _serve(supervisor, started.pid, passing)
+            self._ended_at = time.monotonic()
+            _end_the_rest(supervisor, passing, strangers)
         return code
 
     def close(self) -> None:
@@ -242,17 +263,6 @@ def _left(strangers: AbstractSet[int]) -> list[int]:
                     if status_of(pid).filtered:
                         found.append(pid)
     return found
-
-
-@contextlib.contextmanager
-def _many_descriptors() -> Iterator[None]:
-    """As many descriptors as may be: each process and thread of the program takes one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def end_as(outcome: Outcome) -> int:

@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import struct
+import time
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from types import FrameType
@@ -19,6 +20,8 @@ from typing import Final
 PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGWINCH)
 #: The terminal sends these to the program as well.
 FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
+#: Of these, the ones that mostly mean that it is to end.
+_TO_END: Final = frozenset({signal.SIGTERM, signal.SIGHUP, *FROM_TERMINAL})
 
 #: Number, errno, si_code, and the rest of struct signalfd_siginfo.
 _INFO: Final = struct.Struct("=Iii116x")
@@ -56,23 +59,35 @@ class Passing:
         self._woken = woken
         self._sent = sent
         self.fds: Final = (woken, sent)
+        #: When one came that the program is to end by; None: none has.
+        self.told_to_end_at: float | None = None
 
     def take(self, ready: AbstractSet[int]) -> bool:
         """What has come on those of `fds` that are ready; was there something?"""
         if self._sent in ready:
-            with contextlib.suppress(BlockingIOError):
-                while info := os.read(self._sent, _INFO.size):
-                    number, _, code = _INFO.unpack(info)
-                    if code <= 0:
-                        self.pass_on(number)
+            self.take_sent()
         if self._woken in ready:
             with contextlib.suppress(BlockingIOError):
                 while os.read(self._woken, 512):
                     pass
         return not ready.isdisjoint(self.fds)
 
+    def take_sent(self) -> None:
+        """Those that the terminal may have sent, which no handler is told of."""
+        with contextlib.suppress(BlockingIOError):
+            while info := os.read(self._sent, _INFO.size):
+                number, _, code = _INFO.unpack(info)
+                self._note(number)
+                if code <= 0:
+                    self.pass_on(number)
+
+    def _note(self, number: int) -> None:
+        if number in _TO_END and self.told_to_end_at is None:
+            self.told_to_end_at = time.monotonic()
+
     def pass_on(self, number: int, _frame: FrameType | None = None) -> None:
         """Send it to the process, if it is still there."""
+        self._note(number)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             signal.pidfd_send_signal(self._pidfd, number)
 

@@ -16,6 +16,7 @@ from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_run import vdso
 from numaemu_run.abi import EXEC_CALLS, EXIT_CALL, MREMAP_CALL, OPEN_CALLS, PATH_CALLS, POLICY_CALLS, RSEQ_CALL, Abi
 from numaemu_run.affinity import AffinityCalls
+from numaemu_run.descriptors import NONE_LEFT
 from numaemu_run.family import Family
 from numaemu_run.files import Files
 from numaemu_run.kernel import Kernel
@@ -29,8 +30,6 @@ from numaemu_run.seccomp import Listener, Notification
 #: How often processes are looked at while they make no calls.
 _LOOK_EVERY_S: Final = 0.5
 _MS: Final = 1000
-#: Errors of ours that mean nothing to a program.
-_OUR_LIMITS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _NONE: Final[AbstractSet[int]] = frozenset()
 
 
@@ -135,7 +134,7 @@ class Supervisor:
         except MmError as refused:
             self._refuse(name, call, refused.errno)
         except OSError as refused:
-            if refused.errno in _OUR_LIMITS:
+            if refused.errno in NONE_LEFT:
                 self._give_up(name, call, refused)
             else:
                 self._refuse(name, call, refused.errno or errno.EIO)
@@ -143,10 +142,16 @@ class Supervisor:
             self._give_up(name, call, error)
 
     def _give_up(self, name: str, call: Notification, error: Exception) -> None:
-        """It is our fault, and not the program's: what the host can answer it does."""
+        """It is our fault, and not the program's: what the host can answer it does.
+
+        Without a descriptor left a call fails as the host's own can: a file that we were to give is not the host's.
+        """
         self.family.troubles.note(error)
+        none_left = isinstance(error, OSError) and error.errno in NONE_LEFT
         if name in POLICY_CALLS:
-            self._refuse(name, call, errno.EIO)
+            self._refuse(name, call, errno.ENOMEM if none_left else errno.EIO)
+        elif none_left and name in OPEN_CALLS:
+            self._refuse(name, call, errno.ENFILE)
         else:
             self._listener.let_through(call)
 
@@ -171,11 +176,11 @@ class Supervisor:
 
     def _serve_rseq(self, _name: str, call: Notification) -> None:
         """A thread begins; if it is the first one of a program, that is told the machine's CPUs by its vDSO, too."""
-        if vdso.needs_change(self._abi) and status_of(call.tid).tgid == call.tid:
-            try:
+        try:
+            if vdso.needs_change(self._abi) and status_of(call.tid).tgid == call.tid:
                 vdso.change(self._abi, call.tid)
-            except OSError:
-                self.unchanged_vdsos += 1
+        except OSError:
+            self.unchanged_vdsos += 1
         self._listener.refuse(call, errno.ENOSYS)
 
     def _serve_mremap(self, _name: str, call: Notification) -> None:

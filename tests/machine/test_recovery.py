@@ -295,3 +295,34 @@ def say_hello(machine: nm.Machine, times: int) -> None:
                 dealer.send(wire.pack_request(peer.boot_id, 1, "hello", [peer.token]))
                 assert dealer.poll(30_000)
                 wire.unpack_reply(dealer.recv())
+
+
+def test_only_a_machine_whose_init_is_stopped_is_given_up(boot: Boot) -> None:
+    """Who waits is asked then, and not where init sees to a daemon that is stopped; other handles wait on."""
+    machine = boot()
+    asked: list[float] = []
+
+    def too_long(waited_s: float) -> bool:
+        asked.append(waited_s)
+        return len(asked) == ROUNDS
+
+    with nm.connect(machine.name) as impatient:
+        impatient.give_up_when(too_long)
+        os.kill(kernel_row(machine)["pid"], signal.SIGSTOP)
+        impatient.vmstat()
+        assert asked == []
+        pids = [row["pid"] for row in machine.status()["processes"]]
+        try:
+            for pid in pids:  # init first: it would see to the others
+                os.kill(pid, signal.SIGSTOP)
+            for _ in range(2):
+                with pytest.raises(nm.MachineGone):
+                    impatient.vmstat()
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        assert asked == sorted(asked)
+        assert len(asked) == ROUNDS
+        assert machine.vmstat()
+        with pytest.raises(nm.MachineGone):
+            impatient.vmstat()

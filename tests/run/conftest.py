@@ -1,5 +1,7 @@
 """Programs that are run on a machine: one for each module of tests, checked by fsck after each."""
 
+import collections
+import contextlib
 import os
 import subprocess
 import sys
@@ -57,6 +59,25 @@ def numaemu(*words: object, stdin: str | None = None, check: bool = False) -> Do
     """The command, run to its end."""
     command = [sys.executable, "-m", "numaemu", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, input=stdin, check=check)
+
+
+def begun(*words: object) -> "subprocess.Popen[str]":
+    """The command, whose program has said that it is ready."""
+    command = [sys.executable, "-m", "numaemu", *map(str, words)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def own_descriptors() -> "collections.Counter[str]":
+    """What this process has open, without what ZeroMQ opens and closes in its own time."""
+    found: collections.Counter[str] = collections.Counter()
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            name = str(link.readlink())
+            found[name] += not name.startswith(("socket:", "anon_inode:[event"))
+    return found
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import pytest
-from tests.run.conftest import PROGRAMS, SECONDS, Run, numaemu
+from tests.run.conftest import PROGRAMS, SECONDS, Run, begun, numaemu, own_descriptors
 
 import numaemu as nm
 from numaemu_run.session import Session
@@ -228,20 +229,11 @@ def test_the_report_is_a_junit_file(run: Run, tmp_path: Path, code: int, failure
 # -- signals to the command, and what it leaves ------------------------------------------------------------------------
 
 
-def begun(machine: nm.Machine, script: str) -> "subprocess.Popen[str]":
-    """A run whose program has said that it is there."""
-    command = [sys.executable, "-m", "numaemu", "run", "-m", machine.name, "--", "sh", "-c", script]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT", "SIGQUIT"])
 def test_signals_to_the_command_reach_the_program(machine: nm.Machine, name: str) -> None:
     """The program handles what was sent to the command, and ends as it likes."""
     script = f"trap 'echo got; exit 5' {name[3:]}; echo ready; while :; do sleep 0.1; done"
-    with begun(machine, script) as process:
+    with begun("run", "-m", machine.name, "--", "sh", "-c", script) as process:
         process.send_signal(signal.Signals[name])
         out, _ = process.communicate(timeout=SECONDS)
     assert (out, process.returncode) == ("got\n", 5)
@@ -260,14 +252,41 @@ def test_a_signal_before_the_program_leaves_nothing(runtime: Path, tmp_path: Pat
     assert set(runtime.iterdir()) == machines
 
 
-def test_what_a_program_leaves_behind_ends_with_it(machine: nm.Machine) -> None:
+def test_a_signal_finds_no_folder_that_nobody_takes_away(
+    machine: nm.Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that comes just when the folder of a run was made ends the run, and the folder with it."""
+    make = tempfile.mkdtemp
+
+    def told_to_end(prefix: str) -> str:
+        made = make(prefix=prefix, dir=tmp_path)
+        signal.raise_signal(signal.SIGTERM)  # to this thread: the command has no other one that takes it
+        return made
+
+    def end(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tempfile, "mkdtemp", told_to_end)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Session(None, machine.name)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_program_leaves_behind_ends_with_it(machine: nm.Machine, tmp_path: Path) -> None:
     """A child in the background is asked to end, and made to if it will not."""
-    script = "trap '' TERM; (while :; do sleep 1; done) & echo ready; echo $!; read x"
-    with begun(machine, script) as process:
+    script = (
+        "mkfifo $0/begun; sh -c 'trap \"echo asked; exit\" TERM; echo > $0/begun; while :; do sleep 0.1; done' $0 & "
+        "read x < $0/begun; trap '' TERM; (while :; do sleep 1; done) & echo ready; echo $!; read x"
+    )
+    with begun("run", "-m", machine.name, "--", "sh", "-c", script, tmp_path) as process:
         assert process.stdout is not None
         left = int(process.stdout.readline())
-        process.communicate("\n", timeout=SECONDS)
-    assert process.returncode == 0
+        out, _ = process.communicate("\n", timeout=SECONDS)
+    assert (out, process.returncode) == ("asked\n", 0)
     with pytest.raises(ProcessLookupError):
         os.kill(left, 0)
 
@@ -283,26 +302,30 @@ def test_what_is_left_is_killed_though_nothing_happens(session: Session, monkeyp
 def test_a_supervisor_that_fails_takes_its_program_along(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever goes wrong, no program runs on with nobody there to answer its calls; the error is told."""
     step = Supervisor.step
-    steps = iter(range(20))
 
     def broken(supervisor: Supervisor, timeout_s: float = math.inf) -> AbstractSet[int]:
-        if next(steps, None) is None:
+        if list(supervisor.family):
             raise RuntimeError("broken")
         return step(supervisor, timeout_s)
 
     monkeypatch.setattr(Supervisor, "step", broken)
+    before = own_descriptors()
     with pytest.raises(RuntimeError, match="broken"):
         session.run(["sh", "-c", "while :; do cat /proc/self/status; sleep 0.01; done"], os.environ)
+    assert not own_descriptors() - before
     assert session.pid is not None
     with pytest.raises(ProcessLookupError):
         os.kill(session.pid, 0)
 
 
-def test_a_killed_supervisor_leaves_no_program_that_waits(machine: nm.Machine, tmp_path: Path) -> None:
+def test_a_killed_supervisor_leaves_no_program_that_waits(
+    machine: nm.Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Calls of a program whose supervisor was killed fail with ENOSYS; none of them hangs."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # nobody takes away what it has made
     told = tmp_path / "told"
     script = f"exec {sys.executable} {PROGRAMS / 'abandoned.py'} {told}"
-    with begun(machine, script) as process:
+    with begun("run", "-m", machine.name, "--", "sh", "-c", script) as process:
         process.kill()
         process.wait()
         assert process.stdout is not None

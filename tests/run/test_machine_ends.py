@@ -1,46 +1,24 @@
 """What a running program notices when the machine loses its kernel daemon, or ends."""
 
+import contextlib
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 import pytest
-from tests.run.conftest import PROGRAMS, SECONDS
+from tests.run.conftest import PROGRAMS, SECONDS, TOPOLOGY, begun
 
 import numaemu as nm
-
-from .conftest import TOPOLOGY
-
-Begin = Callable[[nm.Machine, str], "subprocess.Popen[str]"]
-
-
-def begun(machine: nm.Machine, script: str) -> "subprocess.Popen[str]":
-    """A run of a script that has said that it is there."""
-    command: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "numaemu",
-        "run",
-        "-m",
-        machine.name,
-        "--",
-        sys.executable,
-        PROGRAMS / script,
-    ]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+from numaemu_host import pidfd
 
 
 @pytest.mark.usefixtures("runtime")
 def test_a_program_does_not_notice_that_the_daemon_was_killed() -> None:
     """The next daemon has the program's address space as it was, and each call is answered as if nothing had been."""
     with nm.boot(topology=TOPOLOGY) as machine:
-        with begun(machine, "patient.py") as process:
+        with begun("run", "-m", machine.name, "--", sys.executable, PROGRAMS / "patient.py") as process:
             for _ in range(3):
                 generation = machine.status()["generation"]
                 pid = next(one["pid"] for one in machine.status()["processes"] if one["role"] == "kernel")
@@ -56,7 +34,43 @@ def test_a_program_does_not_notice_that_the_daemon_was_killed() -> None:
 def test_a_program_outlives_its_machine() -> None:
     """When the machine ends, calls of memory policy fail with EIO; the program goes on, and ends as it likes."""
     with nm.boot(topology=TOPOLOGY) as machine:
-        process = begun(machine, "widowed.py")
+        process = begun("run", "-m", machine.name, "--", sys.executable, PROGRAMS / "widowed.py")
     with process:
         out, _ = process.communicate("\n", timeout=SECONDS)
     assert (out, process.returncode) == ("-5 readable\n", 6)
+
+
+@pytest.mark.timeout(SECONDS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("kind", ["private", "shared"])
+def test_a_run_can_be_ended_though_its_machine_is_stopped(runtime: Path, kind: str, number: int) -> None:
+    """Who tells the command to end need not continue the machine; a private one is gone then, another one goes on."""
+    with nm.boot(topology=TOPOLOGY) as shared:
+        options = ("--memory", "4M", "--swap", "0") if kind == "private" else ("-m", shared.name)
+        with begun("run", *options, "--", sys.executable, PROGRAMS / "asking.py") as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            pid, call, name = process.stdout.readline().split()
+            with nm.connect(name) as machine:
+                pids = [one["pid"] for one in machine.status()["processes"]]
+            try:
+                send(signal.SIGSTOP, pids)  # init first: it would continue the others
+                process.stdin.write("\n")
+                process.stdin.flush()
+                while Path(f"/proc/{pid}/syscall").read_text().split()[0] != call:
+                    assert process.poll() is None
+                process.send_signal(number)
+                assert process.wait(SECONDS / 2) == -number
+                while kind == "private" and any(pidfd.is_running_pid(one) for one in pids):
+                    time.sleep(0.01)
+            finally:
+                process.kill()
+                send(signal.SIGCONT, pids)
+        assert not (runtime / name).exists() or kind == "shared"
+        assert shared.fsck() == []
+
+
+def send(number: int, pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -1,5 +1,6 @@
 """The tree of nodes: what its files say of usual and of odd machines."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,18 @@ def test_links_lead_from_cpus_to_nodes_and_back(tmp_path: Path) -> None:
     assert (tmp_path / "sys/bus/node/devices/node9").resolve() == (system / "node/node9").resolve()
     assert (tmp_path / "sys/bus/cpu/devices/cpu40/topology/core_id").read_text() == "40\n"
     assert all(path.exists() for path in tmp_path.rglob("*"))
+
+
+def test_the_files_are_for_everybody_to_read(tmp_path: Path) -> None:
+    """Their rights are those of sysfs, whatever umask the command has."""
+    root = tmp_path / "root"
+    before = os.umask(0o077)
+    try:
+        root.mkdir()
+        NodeTree(ODD).write(root)
+    finally:
+        os.umask(before)
+    rights = {
+        (path.is_dir(), path.stat().st_mode & 0o777) for path in (root, *root.rglob("*")) if not path.is_symlink()
+    }
+    assert rights == {(True, 0o755), (False, 0o444)}

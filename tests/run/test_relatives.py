@@ -43,6 +43,13 @@ def test_each_is_answered_as_its_story_says(run: Run, name: str) -> None:
     assert json.loads(done.stderr)["troubles"] == {}
 
 
+def test_pages_in_common_with_a_parent_that_nobody_has_met_count_once(run: Run) -> None:
+    """The parent is looked at before its first child becomes a fork of it."""
+    done = run(sys.executable, PROGRAM, "in_common", options=("--report", "json"))
+    assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
+    assert 4000 <= sum(json.loads(done.stderr)["pages_by_node"].values()) < 3 * 4000
+
+
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed: apt-get install gcc libc6-dev")
 def test_children_may_have_the_memory_of_their_parent(run: Run, tmp_path: Path) -> None:
     """What such a child binds is bound for the parent; a program that one executes has memory of its own."""
@@ -59,6 +66,15 @@ def test_rights_that_are_given_up_are_gone(run: Run) -> None:
     """MOVE_ALL and the pages of others are refused as soon as the program is not root any more."""
     done = run(sys.executable, PROGRAM, "another_user")
     assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+@pytest.mark.parametrize("options", [(), ("--no-mount",)], ids=["mounted", "answered"])
+def test_who_becomes_another_user_is_served_on(run: Run, options: tuple[str, ...]) -> None:
+    """Its policy stays, its calls are answered, and the tree of nodes is there for him and for what he executes."""
+    done = run(sys.executable, PROGRAM, "set_uid", options=(*options, "--report", "json"))
+    assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
+    assert json.loads(done.stderr)["troubles"] == {}
 
 
 def test_children_that_have_ended_are_not_met_again(run: Run) -> None:

@@ -64,6 +64,23 @@ def test_a_process_that_nobody_may_look_into_has_the_hosts_files(run: RunAsUser)
     assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
 
 
+@pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="no /usr/bin/python3: apt-get install python3")
+@pytest.mark.parametrize(
+    ("options", "found"), [((), "0 True\n"), (("--no-mount",), "-1 False\n")], ids=["mounted", "answered"]
+)
+def test_a_process_that_nobody_may_look_into_is_served_in_a_namespace_of_its_users(
+    run: RunAsUser, options: tuple[str, ...], found: str
+) -> None:
+    """A user may look into all that is in his own user namespace; elsewhere calls are EPERM, files the host's."""
+    script = (
+        f"{(PROGRAMS / 'calls.py').read_text()}\n"
+        "ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n"
+        "print(set_mempolicy(BIND, 1), 'Mems_allowed_list:\\t0-3\\n' in open('/proc/self/status').read())\n"
+    )
+    done = run("/usr/bin/python3", "-c", script, options=options)
+    assert (done.stdout, done.returncode) == (found, 0), done.stderr
+
+
 @pytest.mark.parametrize(
     ("begin", "options"),
     [(COMMAND, ()), (COMMAND, ("--no-mount",)), ((str(PROGRAMS / "mapless.py"),), ())],

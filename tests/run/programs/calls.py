@@ -16,6 +16,7 @@ NUMBERS = {
         "migrate_pages": 256,
         "move_pages": 279,
         "personality": 135,
+        "sched_setaffinity": 203,
         "exit": 60,
     },
     "aarch64": {
@@ -26,6 +27,7 @@ NUMBERS = {
         "migrate_pages": 238,
         "move_pages": 239,
         "personality": 92,
+        "sched_setaffinity": 122,
         "exit": 93,
     },
 }[os.uname().machine]

@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -85,6 +86,19 @@ def crowd() -> None:
     assert set_mempolicy(BIND, 2) == 0
     assert policy() == (BIND, [2])
     os.close(end)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids)
+
+
+def in_common() -> None:
+    """Nobody has called when the children are forked, who have all of their parent's memory."""
+    memory = Memory(4000)
+    memory.write()
+    pids = []
+    for node in range(4):
+        pid = os.fork()
+        if not pid:
+            os._exit(set_mempolicy(BIND, node) != 0 or memory.map[0] != 1)
+        pids.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(pids)
 
 
@@ -200,10 +214,41 @@ def another_user() -> None:
         os.setresuid(12345, 12345, 12345)
         right = right and mbind(memory.start, memory.length, 2, flags=MOVE_ALL) == -EPERM
         right = right and syscall("migrate_pages", parent, 65, mask(0), mask(1)) == -EPERM
+        right = right and syscall("sched_setaffinity", parent, 8, word(0)) == -EPERM
+        right = right and syscall("sched_setaffinity", parent, 8, 8) == -EFAULT
+        right = right and syscall("sched_setaffinity", 0, 8, word(2)) == 0
         return right and syscall("move_pages", parent, 1, word(memory.start), word(1), word(0), MOVE) == -EPERM
 
     assert set_mempolicy(BIND, 0) == 0
     assert child(as_nobody) == 0
+    assert child(lambda: syscall("sched_setaffinity", parent, 8, word(0)) == -EINVAL) == 0
+    assert child(lambda: syscall("sched_setaffinity", parent, 8, word(8)) == 0) == 0
+    assert os.sched_getaffinity(0) == {3}
+
+
+def set_uid() -> None:
+    """Who becomes another user asks, binds and reads on, and what he executes has what he has."""
+    tree = Path("/sys/devices/system/node")
+    memory = Memory(8)
+    assert set_mempolicy(BIND, 1) == 0
+    os.setgroups([])
+    os.setgid(12345)
+    os.setuid(12345)
+    assert policy() == (BIND, [1])
+    assert set_mempolicy(BIND, 2) == 0
+    assert mbind(memory.start, memory.length, 3) == 0
+    memory.write()
+    assert memory.nodes() == [3]
+    assert mbind(memory.start, memory.length, 0, flags=MOVE) == 0
+    assert memory.nodes() == [0]
+    assert (tree / "online").read_text() == "0-3\n"
+    assert {f"node{node}" for node in range(4)} < {path.name for path in tree.iterdir()}
+    assert "Node 3 MemTotal:" in (tree / "node3" / "meminfo").read_text()
+    assert " bind:0 " in Path("/proc/self/numa_maps").read_text()
+    assert "Mems_allowed_list:\t0-3\n" in Path("/proc/self/status").read_text()
+    found = subprocess.check_output(["cat", tree / "online", "/proc/self/numa_maps"], text=True)
+    assert found.startswith("0-3\n")
+    assert " bind:2 " in found
 
 
 def errors() -> None:
