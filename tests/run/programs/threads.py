@@ -34,6 +34,7 @@ def under_its_own_policy(number: int) -> None:
     """Set a policy as the others do, write to memory of its own, look where it is before somebody else writes."""
     at_once.wait()
     assert set_mempolicy(BIND, number) == 0
+    at_once.wait()  # a thread that begins faults as much as the smaller range does
     for pages in (40, 300):
         memory = Memory(pages)
         with turn:
