@@ -73,7 +73,7 @@ def test_a_call_whose_daemon_dies_happens_once(action: str, point: str, scenes: 
         assert scene.machine.status()["tasks"] == tasks + (action == "fork_here")
         victim.client.kill()
     wait_until(scene.all_up, "a process is missing")
-    wait_until(lambda: scene.free_now() == scene.free, "frames or slots are not free again")
+    wait_until(scene.is_all_free, "frames or slots are not free again")
     assert scene.machine.fsck() == []
     scene.spoilt = False
 
@@ -95,6 +95,6 @@ def test_a_move_whose_daemon_dies_is_done_again(point: str, scenes: matrix.Scene
         assert other.read(start, PAGES * PAGE) == tagged(scene.seed)
         victim.client.kill()
     wait_until(scene.all_up, "a process is missing")
-    wait_until(lambda: scene.free_now() == scene.free, "frames or slots are not free again")
+    wait_until(scene.is_all_free, "frames or slots are not free again")
     assert scene.machine.fsck() == []
     scene.spoilt = False
