@@ -20,6 +20,7 @@ from numaemu_core.syscalls import NOT_JOURNALLED, SYSCALLS
 from numaemu_core.sysctl import write_sysctl
 from numaemu_core.wire import Request, pack_refusal, pack_reply
 from numaemu_daemon.clients import AccessSlots, Client, Connection
+from numaemu_daemon.comeback import connection_of
 from numaemu_daemon.permissions import Permissions
 from numaemu_daemon.scheduler import Scheduler
 
@@ -145,8 +146,7 @@ class Calls:
         for caller, name, args in list(unfinished(truth)):
             request = Request(caller.request, name, args, None)
             stranger = Client(None, 0, 0, -1, b"", gone=True)  # it died, too; who shares its memory has not
-            connection = connections.get(caller.connection) or Connection(caller.connection, b"", stranger)
-            connection.fatal_request, connection.deaths = truth.fatal.get(caller.connection, (0, 0))
+            connection = connections.get(caller.connection) or connection_of(truth, caller.connection, stranger)
             connection.last_request = connection.waiting = caller.request
             task = self._k.tasks.get(args[0])
             refusal = too_many(connection.deaths_of(caller.request))

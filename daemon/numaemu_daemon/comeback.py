@@ -45,12 +45,17 @@ def living_clients(truth: Truth) -> Comeback:
     for number, owner in truth.connections.items():
         living = found.clients.get(owner)
         if living is not None:
-            request, _, reply = truth.calls.get(number, (0, None, None))
-            connection = Connection(number, b"", living, request, reply)
-            connection.fatal_request, connection.deaths = truth.fatal.get(number, (0, 0))
+            connection = connection_of(truth, number, living)
             living.connections.append(connection)
             found.connections[number] = connection
     return found
+
+
+def connection_of(truth: Truth, number: int, client: Client) -> Connection:
+    """A connection as the journal knows it: its last request, the answer, and how many daemons have died of it."""
+    request, _, reply = truth.calls.get(number, (0, None, None))
+    fatal_request, deaths = truth.fatal.get(number, (0, 0))
+    return Connection(number, b"", client, request, reply, fatal_request=fatal_request, deaths=deaths)
 
 
 def _same_process(pid: int, began: int) -> int | None:

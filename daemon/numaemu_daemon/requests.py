@@ -13,6 +13,7 @@ import zmq
 from numaemu_core import limits
 from numaemu_core.admission import ROOT
 from numaemu_core.errors import MmError
+from numaemu_core.intents import too_many
 from numaemu_core.kernel import Kernel
 from numaemu_core.wire import Request, StrangerError, WireError, pack_refusal, pack_reply, unpack_request
 from numaemu_daemon import fault_lines, zap
@@ -192,8 +193,8 @@ class Requests:
         client.running += 1
         if client.running >= limits.RUNNING_CALLS_PER_CLIENT:
             self.turns.pause(client)
-        fatal = connection.deaths_of(request.request_id) >= limits.DEATHS_OF_A_CALL
-        if request.name == "fsck" and client.user == ROOT and not fatal:
+        refusal = too_many(connection.deaths_of(request.request_id))
+        if request.name == "fsck" and client.user == ROOT and refusal is None:
             self.checks.append((connection, request))
         else:
             self._calls.serve(connection, request, self.answer)

@@ -52,6 +52,18 @@ def lock_new_pages(k: Kernel, pfns: I8) -> KernelTask[Bool]:
     return got
 
 
+def leave_pages_locked(k: Kernel, pfns: I8) -> None:
+    """This task's page locks stay until another task takes them over: they are not its own any more."""
+    k.locks.count_pages(-len(pfns))
+
+
+def take_over_pages(k: Kernel, pfns: I8) -> KernelTask[None]:
+    """Page locks that another task has left locked are this task's."""
+    with (yield from spin_lock(k, zone_lock_keys(k, pfns))):
+        k.c.page_lock_owner[pfns] = k.locks.current
+    k.locks.count_pages(len(pfns))
+
+
 def unlock_pages(k: Kernel, pfns: I8) -> KernelTask[None]:
     """Drop page locks of this task."""
     if not len(pfns):

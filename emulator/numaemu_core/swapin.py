@@ -19,7 +19,7 @@ from numaemu_core.mempolicy import alloc_page_cache, alloc_page_vma
 from numaemu_core.mm_types import VM_LOCKED, Task, VmArea
 from numaemu_core.mmzone import free_pages
 from numaemu_core.page_flags import PG_SWAPCACHE, PG_UPTODATE
-from numaemu_core.page_lock import lock_new_pages, lock_some_pages, unlock_pages
+from numaemu_core.page_lock import leave_pages_locked, lock_new_pages, lock_some_pages, take_over_pages, unlock_pages
 from numaemu_core.page_table import PTE_WRITABLE, is_swapped, pte_lock_keys, vm_page_prot
 from numaemu_core.rmap import set_anon_identity
 from numaemu_core.swap_state import (
@@ -195,8 +195,10 @@ def read_ahead(k: Kernel, task: Task, vma: VmArea, first_vpn: int, end_vpn: int)
     The fault finds them in the swap cache, locked. Who waits for the device is a task of its own, so that whoever
     sleeps for these pages sleeps for nobody who sleeps. Where the swap cache is only passed through, nothing is read.
     """
+    if k.profile.swap_synchronous:
+        return end_vpn
     start = first_vpn
-    while start < end_vpn and not k.profile.swap_synchronous:
+    while start < end_vpn:
         vpns = np.arange(start, min(start + k.batch_pages, end_vpn))
         start += len(vpns)
         flats = k.tables.walk(vma.vm_mm.pgd, vpns)
@@ -207,15 +209,14 @@ def read_ahead(k: Kernel, task: Task, vma: VmArea, first_vpn: int, end_vpn: int)
         if missing.any():
             read = (yield from _read_missing(k, task, vma, vpns[missing], slots[missing])).pages
             if read is not None:
-                k.locks.count_pages(-len(read.pfns))
+                leave_pages_locked(k, read.pfns)
                 k.spawn("end_swap_bio_read", _end_for_others(k, read))
     return max(end_vpn, first_vpn)
 
 
 def _end_for_others(k: Kernel, read: ReadPages) -> KernelTask[None]:
-    """The task that waits for what another has begun to read: the page locks are its own."""
-    k.c.page_lock_owner[read.pfns] = k.locks.current
-    k.locks.count_pages(len(read.pfns))
+    """The task that waits for what another has begun to read."""
+    yield from take_over_pages(k, read.pfns)
     yield from end_swap_bio_read(k, read)
 
 

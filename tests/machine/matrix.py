@@ -158,10 +158,10 @@ class Scene:
         """Are frames and slots free again that were at first?
 
         A page that was being written when its last user left stays in the swap cache until reclaim meets it, as in a
-        kernel: a frame and a slot.
+        kernel: a frame and a slot, and nobody else has a page on an LRU list.
         """
-        frames, slots = (had - has for had, has in zip(self.free, self.free_now(), strict=True))
-        return frames == slots
+        listed = sum(node["Active"] + node["Inactive"] for node in self.machine.figures("meminfo")) * 1024 // PAGE
+        return self.free_now() == tuple(free - listed for free in self.free)
 
     def rest(self) -> None:
         """The bystanders verify all they have and let go of it; then nothing may be left."""
