@@ -471,16 +471,21 @@ def test_who_has_many_connections_has_no_more_turns(boot: Boot, kernel: Callable
     with contextlib.ExitStack() as stack, nm.connect(machine.name) as other:
         crowd = crowd_of(machine, stack, 60)
         polite = Rogue(other, stack.enter_context(dealer(hostile.call_socket(machine))))
-        before = machine.status()["calls"]
-        os.kill(pid, signal.SIGSTOP)  # until all of them have come
-        try:
-            for one in [*crowd, polite]:
-                one.send("status")
-        finally:
-            os.kill(pid, signal.SIGCONT)
-        served = [wire.unpack_reply(one.sock.recv())[2]["calls"] - before for one in [*crowd, polite]]
-        assert len(set(served)) == len(served)
-        assert served[-1] < len(crowd) // 2
+
+        def place_of_the_polite() -> int:
+            before = machine.status()["calls"]
+            os.kill(pid, signal.SIGSTOP)  # until all of them have been sent
+            try:
+                for one in [*crowd, polite]:
+                    one.send("status")
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            served = [wire.unpack_reply(one.sock.recv())[2]["calls"] - before for one in [*crowd, polite]]
+            assert len(set(served)) == len(served)
+            return served[-1]
+
+        # Once it goes on, ZeroMQ may hand them to it no faster than it serves them: then nobody waits for a turn.
+        assert any(place_of_the_polite() < len(crowd) // 2 for _ in range(3))
 
 
 def test_calls_of_one_client_that_sleep_leave_room_for_others(boot: Boot, eventually: Eventually) -> None:
