@@ -132,8 +132,8 @@ class WayBack:
             self.generation = answer["again"]
             return True
 
-    def fault_line(self, token: bytes) -> socket.socket | None:
-        """A socket on which a thread may ask for pages; None where no daemon is there just now.
+    def line(self, token: bytes) -> socket.socket | None:
+        """A socket for the faults and questions of a thread; None where no daemon is there just now.
 
         Raises:
             LineRefused: it has none to give.

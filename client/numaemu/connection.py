@@ -21,11 +21,11 @@ import zmq
 
 from numaemu.comeback import LineRefused, WayBack
 from numaemu.errors import MachineGone
-from numaemu.fault_line import FaultLine, LineBroken
 from numaemu.fault_points import reach
+from numaemu.line import Line, LineBroken
 from numaemu_core import limits
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
-from numaemu_core.wire import StrangerError, WireError, pack_request, unpack_reply
+from numaemu_core.wire import LINE_CALLS, StrangerError, WireError, pack_request, unpack_reply
 from numaemu_host import pidfd
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class _Mine(threading.local):
     def __init__(self) -> None:
         self.connection: Connection | None = None
         #: None: not yet, or it broke. False: the daemon has none for us.
-        self.line: FaultLine | Literal[False] | None = None
+        self.line: Line | Literal[False] | None = None
         #: By access slot; a task that is closed takes its own with it.
         self.windows: weakref.WeakValueDictionary[int, Window] = weakref.WeakValueDictionary()
 
@@ -283,6 +283,9 @@ class Calls:
         """
         mine = self._mine
         window = mine.window()
+        if name in LINE_CALLS and (line := self._line()) is not None:
+            with contextlib.suppress(LineBroken):  # then it is asked again as any other
+                return self._asked(line, name, args, window)
         if mine.connection is not None and mine.connection.busy:
             # A signal handler in the middle of a call of its own thread.
             with contextlib.closing(self._connected()) as connection:
@@ -291,44 +294,36 @@ class Calls:
             mine.connection = self._connected()
         return self._refusals_raised(mine.connection, name, args, window)
 
-    def fault(self, pid: int, addr: int, length: int, *, write: bool) -> None:
-        """Have the daemon make pages accessible. Raises as `call`.
+    def _line(self) -> Line | None:
+        """That of this thread; None: it has none, or this is a signal handler in the middle of a question on it."""
+        line = self._new_line() if self._mine.line is None else self._mine.line
+        return line if line and not line.busy else None
 
-        On the thread's line; in a signal handler in the middle of that, or where there is none, by a call.
-        """
-        mine = self._mine
-        line = self._new_line() if mine.line is None else mine.line
-        if not line or line.busy:
-            self.call("fault", pid, addr, length, write)
-            return
+    def _new_line(self) -> Line | Literal[False] | None:
+        way_back = self._peer.way_back
+        if not isinstance(way_back, WayBack):  # over TCP there are none
+            self._mine.line = False
+            return False
         try:
-            line.busy = True
-            line.ask(pid, addr, length, mine.window(), write=write)
-        except (SegmentationFault, OutOfMemory):
-            raise
+            sock = way_back.line(self._peer.token)
+        except LineRefused:
+            self._mine.line = False
+        else:
+            self._mine.line = None if sock is None else Line(self._peer, way_back, sock)
+        return self._mine.line
+
+    def _asked(self, line: Line, name: str, args: Sequence[Any], window: int | None) -> Any:  # noqa: ANN401 - as above
+        line.busy = True
+        try:
+            return line.ask(name, args, window)
         except MmError as refused:
-            raise OSError(refused.errno, refused.detail or os.strerror(refused.errno)) from None
-        except LineBroken:
-            mine.line = None
-            line.close()
-            self.call("fault", pid, addr, length, write)
-        except BaseException:
-            mine.line = None
+            raise _as_raised(refused) from None
+        except BaseException:  # an answer may still come
+            self._mine.line = None
             line.close()
             raise
         finally:
             line.busy = False
-
-    def _new_line(self) -> FaultLine | Literal[False] | None:
-        way_back = self._peer.way_back
-        assert isinstance(way_back, WayBack)  # who maps the memory is on this host
-        try:
-            sock = way_back.fault_line(self._peer.token)
-        except LineRefused:
-            self._mine.line = False
-        else:
-            self._mine.line = None if sock is None else FaultLine(self._peer, way_back, sock)
-        return self._mine.line
 
     def _connected(self) -> Connection:
         try:
@@ -339,10 +334,8 @@ class Calls:
     def _refusals_raised(self, connection: Connection, name: str, args: Sequence[Any], window: int | None) -> Any:  # noqa: ANN401 - whatever the call gives
         try:
             return connection.call(name, args, window)
-        except (SegmentationFault, OutOfMemory):
-            raise
         except MmError as refused:
-            raise OSError(refused.errno, refused.detail or os.strerror(refused.errno)) from None
+            raise _as_raised(refused) from None
         except BaseException:
             # Its answer may still come: nobody shall take it for that of the next call.
             if self._mine.connection is connection:
@@ -362,3 +355,10 @@ class Calls:
     def abandon(self) -> None:
         """In a forked child: keep everything as it is, and out of reach."""
         keep_out_of_reach(self._mine)
+
+
+def _as_raised(refused: MmError) -> Exception:
+    """What the library raises for a refusal: for most an OSError."""
+    if isinstance(refused, SegmentationFault | OutOfMemory):
+        return refused
+    return OSError(refused.errno, refused.detail or os.strerror(refused.errno))

@@ -184,7 +184,7 @@ class Task(SystemCalls):
     def _fault(self, addr: int, length: int, *, write: bool) -> None:
         if not 0 <= addr < limits.TASK_SIZE_BYTES:  # the number may not even fit a message
             raise SegmentationFault(addr)
-        self._calls.fault(self.pid, addr, length, write=write)
+        self._call("fault", addr, length, write)
 
     def mmap(
         self,

@@ -16,7 +16,7 @@ from numaemu_core.errors import MmError
 from numaemu_core.intents import too_many
 from numaemu_core.kernel import Kernel
 from numaemu_core.wire import Request, StrangerError, WireError, pack_refusal, pack_reply, unpack_request
-from numaemu_daemon import fault_lines, zap
+from numaemu_daemon import lines, zap
 from numaemu_daemon.calls import Calls
 from numaemu_daemon.clients import Client, Connection
 from numaemu_daemon.guests import Guests
@@ -280,7 +280,7 @@ class Requests:
 
     def _send(self, connection: Connection, body: bytes) -> None:
         if connection.line is not None:
-            fault_lines.answer(connection.line, body)
+            lines.answer(connection.line, body)
         elif connection.identity:  # else it has not come back yet, and will ask
             self._post(connection.identity, body)
 

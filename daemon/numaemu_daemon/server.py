@@ -33,9 +33,9 @@ from numaemu_daemon.calls import Calls
 from numaemu_daemon.clients import AccessSlots, Client, close_client, leased_client, new_client
 from numaemu_daemon.comeback import Comeback, client_row
 from numaemu_daemon.entrances import Listener
-from numaemu_daemon.fault_lines import FaultLines
 from numaemu_daemon.guests import Guests, descriptors
 from numaemu_daemon.leases import Leases
+from numaemu_daemon.lines import Lines
 from numaemu_daemon.logs import Event, Log
 from numaemu_daemon.permissions import Permissions
 from numaemu_daemon.requests import Requests
@@ -111,7 +111,7 @@ class Server:
         self._requests = Requests(
             k, self._router, guests, self._clients, self._calls, boot_id, log, self._leases, self._join
         )
-        self._lines = FaultLines(boot_id, self.watch, self.unwatch, self._requests.take)
+        self._lines = Lines(boot_id, self.watch, self.unwatch, self._requests.take)
         self._next_client = 1
         #: Clients that have not said hello on the descriptor socket, the oldest first, and when they came.
         self._silent: dict[Client, float] = {}
@@ -408,7 +408,7 @@ class Server:
         fdsock.send(sock, {"version": VERSION, "again": self._generation})
 
     def _open_line(self, stranger: Client, token: object) -> None:
-        """A thread of a client wants a line for its faults."""
+        """A thread of a client wants a line."""
         client = self._client_of(stranger, token)
         if client is None:
             return

@@ -32,6 +32,9 @@ KIND_STRANGER: Final = "stranger"
 #: In an answer of move_pages: a status that the kernel did not write.
 STATUS_UNWRITTEN: Final = -(1 << 31)
 
+#: Calls that come on lines as well: nothing is lost if one is taken twice, and its answer is short.
+LINE_CALLS: Final = frozenset({"fault", "get_mempolicy"})
+
 _WORD: Final = (1 << 64) - 1
 
 

@@ -19,7 +19,8 @@ from numaemu_run.processes import Thread
 from numaemu_run.procfs import Status, status_of
 from numaemu_run.seccomp import Notification
 
-_UNSIGNED: Final = struct.Struct("=I")
+#: A CPU and its node.
+_PLACE: Final = struct.Struct("=II")
 _WORD_BYTES: Final = 8
 #: Bytes of a mask that are looked at: no machine has more CPUs.
 _MASK_BYTES_MAX: Final = 1024 // 8
@@ -42,9 +43,8 @@ class AffinityCalls:
         )
 
     def _getcpu(self, call: Notification, thread: Thread) -> int:
-        cpu_at, node_at, *_ = call.args
-        asked = ((cpu_at, thread.cpu), (node_at, self._tree.cpu_node[thread.cpu]))
-        target.write_parts(call.tid, [(address, _UNSIGNED.pack(value)) for address, value in asked if address])
+        place = _PLACE.pack(thread.cpu, self._tree.cpu_node[thread.cpu])
+        target.write_pair(call.tid, call.args[0], call.args[1], place)
         return 0
 
     def _sched_getaffinity(self, call: Notification, thread: Thread) -> int | None:

@@ -68,6 +68,17 @@ class Family:
 
     # -- meeting -------------------------------------------------------------------------------------------------------
 
+    def known(self, tid: int) -> Thread | None:
+        """Who calls with that number just now, if there is no doubt; None: see `thread`.
+
+        There is none about the first thread of a process that executes no program: if that had ended, the poll would
+        have told so before it told of the call.
+        """
+        thread = self._threads.get(tid)
+        if thread is not None and tid == thread.process.pid and thread.process.executor is None:
+            return thread
+        return None
+
     def thread(self, tid: int) -> Thread:
         """The thread of that number, which may be new to us.
 
@@ -252,10 +263,15 @@ class Family:
     # -- executing -----------------------------------------------------------------------------------------------------
 
     def note_exec(self, tid: int) -> None:
-        """A thread is about to execute a program: if that succeeds, it takes the place of the first one."""
+        """A thread is about to execute a program: if that succeeds, it takes the place of the first one.
+
+        Raises:
+            ProcessLookupError: it is gone.
+        """
         thread = self._threads.get(tid)
-        if thread is not None:
-            thread.process.executor = tid
+        process = self._processes.get(status_of(tid).tgid) if thread is None else thread.process
+        if process is not None:
+            process.executor = tid
 
     def _see_whether_executed(self, process: Process, asker: int) -> None:
         """If the process executes another program by now, its first thread is the one that has executed it."""

@@ -32,10 +32,11 @@ _COUNT_MAX: Final = 1 << 47
 class PolicyCalls:
     """Serves them for the threads of a family. Each gives what the call returns; OSError: it fails so."""
 
-    def __init__(self, kernel: Kernel, family: Family) -> None:
-        """Nothing is asked yet."""
+    def __init__(self, kernel: Kernel, family: Family, is_waiting: Callable[[Notification], bool]) -> None:
+        """`is_waiting`: see `Listener`."""
         self._kernel = kernel
         self._family = family
+        self._is_waiting = is_waiting
         self.handlers: Final[Mapping[str, Callable[[Notification, Thread], int]]] = MappingProxyType(
             {
                 "get_mempolicy": self._get_mempolicy,
@@ -53,6 +54,7 @@ class PolicyCalls:
             self._family.look(thread, addr)
         wanted = maxnode if mask_at else None
         value, mask = self._kernel.call(thread.task, "get_mempolicy", wanted, addr, flags & _ULONG)
+        self._check_still_there(call)
         if mode_at:
             target.write(call.tid, mode_at, _INT.pack(value))
         if mask_at:
@@ -103,12 +105,14 @@ class PolicyCalls:
             addresses = _whole(target.read_some(call.tid, pages_at + done * 8, part * 8), 8)
             nodes = _whole(target.read_some(call.tid, nodes_at + done * 4, part * 4), 4) if nodes_at else None
             # Bytes that are written back as they are: can the statuses be written?
+            self._check_still_there(call)
             room = target.read_some(call.tid, status_at + done * 4, part * 4)
             writable = len(room) == part * 4 and _can_write(call.tid, status_at + done * 4, room)
             result, status = self._kernel.call(
                 thread.task, "move_pages", whose, part, addresses, nodes, flags, writable
             )
             if status:
+                self._check_still_there(call)
                 _write_statuses(call.tid, status_at + done * 4, status)
             if result < 0:
                 raise OSError(-result, "move_pages")
@@ -116,6 +120,15 @@ class PolicyCalls:
             done += part
             if done >= min(count, _COUNT_MAX):
                 return failed
+
+    def _check_still_there(self, call: Notification) -> None:
+        """To be called before something is written when the machine was asked: that may have taken any time.
+
+        Raises:
+            ProcessLookupError: the thread is gone. Its number may be that of another one.
+        """
+        if not self._is_waiting(call):
+            raise ProcessLookupError(f"thread {call.tid} waits no more")
 
     def _other(self, thread: Thread, pid: int) -> int:
         """The task of the process that is meant, settled; 0: the caller's own, _NOBODY: it is none of this run.

@@ -33,7 +33,8 @@ _CONTINUE: Final = 1
 #: Whoever calls and whoever answers take turns on one processor (6.6).
 _SYNC_WAKE_UP: Final = 1
 _ADDFD_SEND: Final = 2
-_NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")
+#: id, pid, (flags), number, (architecture, instruction), arguments.
+_NOTIFICATION: Final = struct.Struct("=QI4xi12x6Q")
 _RESPONSE: Final = struct.Struct("=QqiI")
 _ADDFD: Final = struct.Struct("=QIIII")
 _ID: Final = struct.Struct("=Q")
@@ -129,7 +130,7 @@ class Notification(NamedTuple):
     id: int
     tid: int
     number: int
-    args: tuple[int, int, int, int, int, int]
+    args: list[int]
 
 
 class Listener:
@@ -149,8 +150,8 @@ class Listener:
             _ioctl(self.fd, _IOCTL_RECV, self._buffer)
         except FileNotFoundError:
             return None
-        found = _NOTIFICATION.unpack(self._buffer)
-        return Notification(found[0], found[1], found[3], found[6:])
+        identity, tid, number, *args = _NOTIFICATION.unpack(self._buffer)
+        return Notification(identity, tid, number, args)
 
     def is_waiting(self, call: Notification) -> bool:
         """Is it still the same thread that waits? What was read of its memory before is of that thread then."""

@@ -29,6 +29,8 @@ from numaemu_run.seccomp import Listener, Notification
 
 #: How often processes are looked at while they make no calls.
 _LOOK_EVERY_S: Final = 0.5
+#: So many calls are served before somebody looks at the time again.
+_CALLS_A_STEP: Final = 64
 _MS: Final = 1000
 _NONE: Final[AbstractSet[int]] = frozenset()
 
@@ -70,7 +72,7 @@ class Supervisor:
         self._files = Files(kernel, self.family, tree, root, mounted=mounted)
         self._paths = PathCalls(self._files, abi)
         self._of_threads: dict[str, Callable[[Notification, Thread], int | None]] = {
-            **PolicyCalls(kernel, self.family).handlers,
+            **PolicyCalls(kernel, self.family, listener.is_waiting).handlers,
             **AffinityCalls(kernel, self.family, tree).handlers,
         }
         self._next_look = 0.0
@@ -93,13 +95,18 @@ class Supervisor:
 
     def step(self, timeout_s: float = math.inf) -> AbstractSet[int]:
         """Serve what has come, or wait for something; gives the watched descriptors that are readable."""
-        events = self._poll.poll(max(min(self._next_look - time.monotonic(), timeout_s), 0) * _MS)
-        if events == self._calls_only:
+        timeout_ms = max(min(self._next_look - time.monotonic(), timeout_s), 0) * _MS
+        for _ in range(_CALLS_A_STEP):
+            events = self._poll.poll(timeout_ms)
+            if events != self._calls_only:
+                break
             self._serve()
+        else:
             return _NONE
         if not events and time.monotonic() >= self._next_look:
             self._look()
-        return {fd for fd, event in events if self._is_watched(fd, event)}
+        # Ends before calls: see `Family.known`.
+        return {fd for fd, event in reversed(events) if self._is_watched(fd, event)}
 
     def _is_watched(self, fd: int, event: int) -> bool:
         """Serve a descriptor of ours that is readable; False: it was ours."""
@@ -190,7 +197,8 @@ class Supervisor:
         self._listener.let_through(call)
 
     def _serve_exec(self, _name: str, call: Notification) -> None:
-        self.family.note_exec(call.tid)
+        with self.family.troubles.confined():
+            self.family.note_exec(call.tid)
         self._listener.let_through(call)
 
     def _serve_exit(self, _name: str, call: Notification) -> None:
@@ -212,9 +220,11 @@ class Supervisor:
             self._listener.give(call, value)
 
     def _serve_thread(self, name: str, call: Notification) -> None:
-        thread = self.family.thread(call.tid)
-        if not self._listener.is_waiting(call):
-            return
+        thread = self.family.known(call.tid)
+        if thread is None:
+            thread = self.family.thread(call.tid)
+            if not self._listener.is_waiting(call):  # that took a while: it may be that of another one by now
+                return
         try:
             value = self._of_threads[name](call, thread)
         except OutOfMemory:

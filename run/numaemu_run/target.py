@@ -8,34 +8,31 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Sequence
 from typing import Final
 
 from numaemu_run.procfs import PAGE_SIZE
 
 _PATH_MAX: Final = 4096
 _ADDRESS_END: Final = 1 << 64
-#: Addresses that one write goes to, and how much is short.
-_PARTS_MAX: Final = 8
+#: How much is short.
 _SHORT_BYTES: Final = 256
+_WORD_BYTES: Final = 4
 
-
-#: struct iovec.
+#: struct iovec, and two of them.
 _VECTOR: Final = struct.Struct("@PN")
+_PAIR: Final = struct.Struct("@PNPN")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _entry(name: str) -> "ctypes._NamedFuncPointer":
-    """Arguments: pid, address and number of the local vectors, of the remote ones, flags."""
-    call = getattr(_libc, name)
-    call.restype = ctypes.c_ssize_t
-    call.argtypes = [ctypes.c_int, *[ctypes.c_void_p, ctypes.c_ulong] * 2, ctypes.c_ulong]
-    return call
-
-
-_readv = _entry("process_vm_readv")
-_writev = _entry("process_vm_writev")
+#: Arguments: pid, local vectors and how many, remote ones and how many, flags; ready to be handed over: to have ctypes
+#: convert numbers at each call takes as long as the call.
+_readv = _libc.process_vm_readv
+_writev = _libc.process_vm_writev
+_readv.restype = _writev.restype = ctypes.c_ssize_t
+_NO_FLAGS: Final = ctypes.c_ulong(0)
+_ONE: Final = ctypes.c_ulong(1)
+_TWO: Final = ctypes.c_ulong(2)
 
 
 class _Scratch:
@@ -46,11 +43,15 @@ class _Scratch:
 
     def __init__(self, size_bytes: int) -> None:
         self.bytes = bytearray(size_bytes)
-        self.address = ctypes.addressof((ctypes.c_char * size_bytes).from_buffer(self.bytes))
+        shared = (ctypes.c_char * size_bytes).from_buffer(self.bytes)
+        self.address = ctypes.addressof(shared)
+        self.reference = ctypes.byref(shared)
 
 
-_LOCAL: Final = _Scratch(_VECTOR.size)
-_REMOTE: Final = _Scratch(_VECTOR.size * _PARTS_MAX)
+_LOCAL: Final = _Scratch(_PAIR.size)
+_REMOTE: Final = _Scratch(_PAIR.size)
+_HERE: Final = _LOCAL.reference
+_THERE: Final = _REMOTE.reference
 _DATA: Final = _Scratch(_SHORT_BYTES)
 
 
@@ -65,7 +66,7 @@ def read_some(tid: int, address: int, length: int) -> bytes:
     buffer = ctypes.create_string_buffer(length)
     _VECTOR.pack_into(_LOCAL.bytes, 0, ctypes.addressof(buffer), length)
     _VECTOR.pack_into(_REMOTE.bytes, 0, address, length)
-    done: int = _readv(tid, _LOCAL.address, 1, _REMOTE.address, 1, 0)
+    done: int = _readv(tid, _HERE, _ONE, _THERE, _ONE, _NO_FLAGS)
     if done >= 0:
         return buffer.raw[:done]
     code = ctypes.get_errno()
@@ -84,29 +85,47 @@ def read(tid: int, address: int, length: int) -> bytes:
 
 def write(tid: int, address: int, data: bytes) -> None:
     """Write bytes. OSError: EFAULT: they cannot all be written; ESRCH, EPERM as `read_some`."""
-    if data:
-        write_parts(tid, [(address, data)])
-
-
-def write_parts(tid: int, parts: Sequence[tuple[int, bytes]]) -> None:
-    """Write bytes at up to 8 addresses, in their order. OSError: as `write`; what comes before is written then."""
-    together = b"".join([data for _, data in parts])
-    length = len(together)
+    length = len(data)
+    if not length:
+        return
     if length <= _SHORT_BYTES:
-        _DATA.bytes[:length] = together
+        _DATA.bytes[:length] = data
         local = _DATA.address
     else:
-        buffer = ctypes.create_string_buffer(together, length)
+        buffer = ctypes.create_string_buffer(data, length)
         local = ctypes.addressof(buffer)
     _VECTOR.pack_into(_LOCAL.bytes, 0, local, length)
-    for at, (address, data) in enumerate(parts):
-        _VECTOR.pack_into(_REMOTE.bytes, at * _VECTOR.size, address, len(data))
-    done: int = _writev(tid, _LOCAL.address, 1, _REMOTE.address, len(parts), 0)
+    _VECTOR.pack_into(_REMOTE.bytes, 0, address, length)
+    done: int = _writev(tid, _HERE, _ONE, _THERE, _ONE, _NO_FLAGS)
+    if done != length:
+        _refuse_write(done, address)
+
+
+def write_pair(tid: int, first_at: int, second_at: int, pair: bytes) -> None:
+    """Write two numbers of four bytes, each at an address of its own; at 0 nothing is written.
+
+    Raises:
+        OSError: as `write`. If one address is wrong, the other number is written, as by put_user twice.
+    """
+    first, second = first_at and _WORD_BYTES, second_at and _WORD_BYTES
+    _DATA.bytes[: 2 * _WORD_BYTES] = pair
+    _PAIR.pack_into(_LOCAL.bytes, 0, _DATA.address, first, _DATA.address + _WORD_BYTES, second)
+    _PAIR.pack_into(_REMOTE.bytes, 0, first_at, first, second_at, second)
+    done: int = _writev(tid, _HERE, _TWO, _THERE, _TWO, _NO_FLAGS)
+    if done == first + second:
+        return
+    try:
+        _refuse_write(done, first_at or second_at)
+    finally:  # it may be the first one alone that has no place
+        write(tid, second_at, pair[_WORD_BYTES : _WORD_BYTES + second])
+
+
+def _refuse_write(done: int, address: int) -> None:
+    """`done`: how many bytes were written, fewer than all; -1: see errno."""
     code = ctypes.get_errno()
     if done < 0 and code != errno.EFAULT:
         raise OSError(code, os.strerror(code))
-    if done < length:
-        raise OSError(errno.EFAULT, f"{length} bytes at {parts[0][0]:#x} cannot be written")
+    raise OSError(errno.EFAULT, f"memory at {address:#x} cannot be written")
 
 
 def read_path(tid: int, address: int) -> bytes:

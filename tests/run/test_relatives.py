@@ -29,6 +29,7 @@ PROGRAM = PROGRAMS / "relatives.py"
         "errors",
         "executed_again",
         "executed_by_a_thread",
+        "executed_by_a_thread_without_a_word",
         "forked_by_a_thread",
         "headless",
         "huge",

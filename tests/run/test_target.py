@@ -80,6 +80,24 @@ def test_writes_reach_the_memory(edge: int) -> None:
         target.write(ME, edge - 2, b"hello")
 
 
+@pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True), (False, False)])
+def test_two_numbers_go_to_two_places_or_nowhere(edge: int, *, first: bool, second: bool) -> None:
+    """Each number is where it was asked for; what lies between stays."""
+    start = edge - 12
+    target.write_pair(ME, first and start, second and edge - 4, b"ABCDWXYZ")
+    expected = (b"ABCD" if first else b"AAAA") + b"AAAA" + (b"WXYZ" if second else b"AAAA")
+    assert target.read(ME, start, 12) == expected
+
+
+@pytest.mark.parametrize("first_is_bad", [True, False])
+def test_of_two_numbers_the_one_that_has_a_place_is_written(edge: int, *, first_is_bad: bool) -> None:
+    """EFAULT, as the other has none; which of the two it is makes no difference."""
+    first, second = (edge, edge - 4) if first_is_bad else (edge - 4, edge)
+    with refusal(errno.EFAULT):
+        target.write_pair(ME, first, second, b"ABCDWXYZ")
+    assert target.read(ME, edge - 4, 4) == (b"WXYZ" if first_is_bad else b"ABCD")
+
+
 def test_a_thread_that_is_gone_is_told_as_such() -> None:
     """ESRCH, which is no fault of the program."""
     pid = os.fork()

@@ -178,6 +178,25 @@ def executed_by_a_thread() -> None:
     time.sleep(60)
 
 
+def executed_by_a_thread_without_a_word() -> None:
+    """A program that is executed by a thread that has made no call has the policy that it was born with."""
+    if sys.argv[2:] == ["again"]:
+        assert policy() == (BIND, [2])
+        return
+    assert set_mempolicy(BIND, 2) == 0
+    ready = threading.Event()
+
+    def thread() -> None:
+        ready.wait()
+        os.execv(sys.executable, [sys.executable, __file__, "executed_by_a_thread_without_a_word", "again"])
+
+    threading.Thread(target=thread, daemon=True).start()
+    in_a_thread(lambda: print(end="" if set_mempolicy(BIND, 1) == 0 else "refused"))
+    ready.set()
+    while True:  # a call is on its way at any moment
+        assert policy() == (BIND, [2])
+
+
 def executed_again() -> None:
     """The same program at the same addresses is another one: what it maps has no policy of ranges."""
     memory = Memory(1000)

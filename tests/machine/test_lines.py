@@ -1,4 +1,4 @@
-"""Lines for faults: sockets of a client's threads beside ZeroMQ, which change nothing but what a fault costs."""
+"""Lines for faults and questions: sockets of a client's threads beside ZeroMQ, which change only what these cost."""
 
 import contextlib
 import os
@@ -74,6 +74,31 @@ def test_refusals_are_those_of_a_call(boot: Boot) -> None:
     with machine.attach() as task:
         task.mmap(PAGE).write(0, b"x")
         assert lines_of(machine) == 1
+
+
+def test_a_question_goes_over_the_line(boot: Boot) -> None:
+    """`get_mempolicy` of an address or of the task needs no connection to ZeroMQ; it is refused as a call would be."""
+    machine = boot(nodes=2)
+    with machine.attach() as task:
+        buf = task.mmap(PAGE)
+        task.mbind(buf.start, PAGE, nm.MPOL_BIND, {1})
+        buf.write(0, b"x")
+        calls = machine.status()["connections"], lines_of(machine)
+        answers: list[object] = []
+
+        def ask() -> None:
+            answers.append(task.get_mempolicy())
+            answers.append(task.get_mempolicy(buf.start, nm.MPOL_F_ADDR))
+            answers.append(task.get_mempolicy(buf.start, nm.MPOL_F_NODE | nm.MPOL_F_ADDR))
+            with pytest.raises(OSError, match="Errno 14"):
+                task.get_mempolicy(buf.start + PAGE, nm.MPOL_F_ADDR)
+            answers.append((machine.status()["connections"], lines_of(machine)))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        # The connection is that of the last question, what the machine says of itself.
+        assert answers == [(nm.MPOL_DEFAULT, set()), (nm.MPOL_BIND, {1}), 1, (calls[0] + 1, calls[1] + 1)]
 
 
 @pytest.mark.parametrize("token", [bytes(16), b"short", b""])
@@ -186,6 +211,16 @@ def test_the_next_daemon_gives_new_lines(boot: Boot, pid_of: Callable[..., int])
         buf.write(5 * PAGE, b"5")
         assert lines_of(machine) == 1
         assert [buf.read(number * PAGE, 1) for number in range(6)] == [b"0", b"1", b"2", b"3", b"4", b"5"]
+
+
+def test_a_question_finds_the_next_daemon(boot: Boot, pid_of: Callable[..., int]) -> None:
+    """When the daemon dies, the question that breaks the line is answered by the next one."""
+    machine = boot(nodes=2)
+    with machine.attach() as task:
+        task.set_mempolicy(nm.MPOL_INTERLEAVE, {0, 1})
+        for _ in range(3):
+            os.kill(pid_of(machine, "kernel"), signal.SIGKILL)
+            assert task.get_mempolicy() == (nm.MPOL_INTERLEAVE, {0, 1})
 
 
 def test_a_fault_in_a_signal_handler_in_the_middle_of_one(boot: Boot, pid_of: Callable[..., int]) -> None:

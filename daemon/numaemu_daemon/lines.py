@@ -1,8 +1,9 @@
-"""Faults come on lines of their own: sockets of the client's threads, which the loop reads without ZeroMQ.
+"""Faults and short questions come on lines: sockets of the client's threads, which the loop reads without ZeroMQ.
 
 A fault is a trap, not a call: it may be taken twice, nothing about it is journalled, and what it costs is felt by every
-access. Two threads of ZeroMQ less on its way take half of its time. A line carries the messages of docs/protocol.md,
-one in a packet; who breaks its rules is hung up on, and may send faults as calls.
+access. So it is with a question that changes nothing. Two threads of ZeroMQ less on its way take half of its time. A
+line carries the messages of docs/protocol.md, one in a packet; who breaks its rules is hung up on, and may send the
+same as calls.
 """
 
 import contextlib
@@ -13,15 +14,15 @@ from typing import Final
 
 from numaemu_core import limits
 from numaemu_core.errors import MmError
-from numaemu_core.wire import Request, WireError, unpack_request
+from numaemu_core.wire import LINE_CALLS, Request, WireError, unpack_request
 from numaemu_daemon.clients import Client, Connection
 from numaemu_daemon.guests import descriptors
 
-#: Bytes of a packet that are read: a request of a fault is far shorter.
+#: Bytes of a packet that are read: what comes on a line is far shorter.
 _PACKET_BYTES: Final = 4096
 
 
-class FaultLines:
+class Lines:
     """The lines of all clients."""
 
     def __init__(
@@ -52,7 +53,7 @@ class FaultLines:
         self._watch(sock.fileno(), functools.partial(self._receive, connection))
 
     def close(self, connection: Connection) -> None:
-        """Hang up; a fault that is on its way gets no answer."""
+        """Hang up; what is on its way gets no answer."""
         sock, connection.line = connection.line, None
         if sock is not None:
             connection.client.lines.discard(connection)
@@ -78,14 +79,15 @@ class FaultLines:
         except (OSError, MmError, WireError):
             self.close(connection)
             return
-        # One fault at a time, each with a number of its own: whoever sends more does not play by the rules.
-        if request.name != "fault" or connection.waiting is not None or request.request_id <= connection.last_request:
+        # One at a time, each with a number of its own: whoever sends more does not play by the rules.
+        is_next = connection.waiting is None and request.request_id > connection.last_request
+        if request.name not in LINE_CALLS or not is_next:
             self.close(connection)
         else:
             self._take(connection, request, len(body))
 
 
 def answer(line: socket.socket, body: bytes) -> None:
-    """Send what became of a fault. A thread that is gone, or does not read, is not waited for."""
+    """Send an answer. A thread that is gone, or does not read, is not waited for."""
     with contextlib.suppress(OSError):
         line.send(body)

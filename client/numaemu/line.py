@@ -1,8 +1,8 @@
-"""The line of a thread for its faults: a socket to the daemon without ZeroMQ's threads between, half as dear a call.
+"""The line of a thread, for its faults and questions: a socket to the daemon without ZeroMQ's threads between.
 
-A fault changes nothing that a second one would not find done. So a line knows no repeating and no way back: where it
-breaks, because the daemon dies or hangs up, the fault is asked for again as a call, which knows all of that, and the
-next fault gets a new line.
+It takes half the time of a call. What is asked on it changes nothing that a second time would not find done: so a line
+knows no repeating and no way back. Where it breaks, because the daemon dies or hangs up, the same is asked for again as
+a call, which knows all of that, and the next one gets a new line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 import weakref
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from numaemu.errors import MachineGone
 from numaemu.fault_points import reach
@@ -19,6 +19,8 @@ from numaemu_core import limits
 from numaemu_core.wire import WireError, pack_request, unpack_reply
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numaemu.comeback import WayBack
     from numaemu.connection import Peer
 
@@ -31,8 +33,8 @@ class LineBroken(Exception):
     """No answer will come on this line."""
 
 
-class FaultLine:
-    """One thread's line. `busy`: a fault is on its way, and this is a signal handler in the middle of it."""
+class Line:
+    """One thread's line. `busy`: something is on its way, and this is a signal handler in the middle of it."""
 
     def __init__(self, peer: Peer, way_back: WayBack, sock: socket.socket) -> None:
         """`sock` is open, and the daemon knows whose it is."""
@@ -47,8 +49,8 @@ class FaultLine:
         self._let_go = weakref.finalize(self, sock.close)
         self._let_go.atexit = False
 
-    def ask(self, pid: int, addr: int, length: int, window: int | None, *, write: bool) -> None:
-        """Wait until the pages are there, or some of the first ones.
+    def ask(self, name: str, args: Sequence[Any], window: int | None) -> Any:  # noqa: ANN401 - as the call has it
+        """The result of one of `LINE_CALLS`.
 
         Whoever gets another exception than these has to drop the line: an answer may still come.
 
@@ -56,11 +58,12 @@ class FaultLine:
             MmError: refused; SegmentationFault and OutOfMemory are.
         """
         self._last_id = request_id = self._last_id + 1
-        self._send(pack_request(self._peer.boot_id, request_id, "fault", [pid, addr, length, write], window))
+        self._send(pack_request(self._peer.boot_id, request_id, name, args, window))
         reach("asking.sent")
-        boot_id, answered, _ = unpack_reply(self._received())
+        boot_id, answered, result = unpack_reply(self._received())
         if (boot_id, answered) != (self._peer.boot_id, request_id):
-            raise WireError(f"an answer to fault {answered} instead of {request_id}")
+            raise WireError(f"an answer to question {answered} instead of {request_id}")
+        return result
 
     def _send(self, body: bytes) -> None:
         try:
