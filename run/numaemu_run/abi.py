@@ -60,9 +60,10 @@ class Abi:
     audit_arch: int
     #: Number of each call, without those that the architecture lacks.
     numbers: Mapping[str, int]
-    #: The calls seccomp and kcmp themselves.
+    #: Calls that we make: seccomp, kcmp, perf_event_open.
     seccomp: int
     kcmp: int
+    perf_event_open: int
     o_directory: int
     #: Numbers from here on belong to a second ABI (x32); 0: there is none.
     other_abi_from: int
@@ -110,6 +111,7 @@ X86_64: Final = Abi(
     ),
     seccomp=317,
     kcmp=312,
+    perf_event_open=298,
     o_directory=0o200000,
     other_abi_from=0x40000000,
     foreign_arch=0x40000003,
@@ -150,6 +152,7 @@ AARCH64: Final = Abi(
     ),
     seccomp=277,
     kcmp=272,
+    perf_event_open=241,
     o_directory=0o40000,
     other_abi_from=0,
     foreign_arch=0x40000028,

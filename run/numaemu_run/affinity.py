@@ -71,7 +71,7 @@ class AffinityCalls:
             raise OSError(errno.EPERM, f"thread {pid} is another user's")
         if not cpus:
             raise OSError(errno.EINVAL, "no CPU of the mask is there")
-        self._family.settle(whose)
+        self._family.settle_before_change(whose)
         whose.cpus = cpus
         if not cpus >> whose.cpu & 1:
             whose.cpu = first_node(cpus)

@@ -15,6 +15,7 @@ from typing import Final, NoReturn
 from numaemu_run import namespace, pagemap, seccomp, target, vdso
 from numaemu_run.abi import ABIS, POLICY_CALLS, Abi, UnknownArchitectureError, abi_of_host
 from numaemu_run.bpf import make_filter
+from numaemu_run.fault_events import FaultEvents
 from numaemu_run.node_tree import CPU_DIR, NODE_DIR
 
 _PATIENCE_MS: Final = 5000
@@ -48,7 +49,7 @@ def examine() -> list[Finding]:
     found.append(calls)
     if calls.state == "no":
         return found
-    return [*found, _try_mounts(), _try_pagemap(), _try_vdso(abi)]
+    return [*found, _try_mounts(), _try_pagemap(), _try_fault_events(abi), _try_vdso(abi)]
 
 
 # -- seccomp -----------------------------------------------------------------------------------------------------------
@@ -174,6 +175,17 @@ def _try_pagemap() -> Finding:
     if fast:
         return Finding(what, "ok", "readable, and PAGEMAP_SCAN finds what is present")
     return Finding(what, "less", "readable; page maps are read entry by entry", "Linux 6.7 or newer is faster")
+
+
+def _try_fault_events(abi: Abi) -> Finding:
+    what = "page faults"
+    try:
+        with _idle_child() as pid, contextlib.closing(FaultEvents(abi, pid)) as events:
+            events.begin()
+    except OSError as error:
+        detail = f"not told ({error.strerror}): which of several threads has touched a page is a guess"
+        return Finding(what, "less", detail, "kernel.perf_event_paranoid of 2 or less; in a container also its profile")
+    return Finding(what, "ok", "the host tells which thread has touched a page")
 
 
 def _try_vdso(abi: Abi) -> Finding:

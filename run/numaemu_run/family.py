@@ -17,24 +17,23 @@ from numaemu_core.errors import OutOfMemory
 from numaemu_core.nodemask import first_node
 from numaemu_core.views import pages_by_node
 from numaemu_run.descriptors import kept
+from numaemu_run.fault_events import FaultEvents
 from numaemu_run.image import have_one_memory, image_of
 from numaemu_run.kernel import Kernel
-from numaemu_run.mirror import Mirror, count
+from numaemu_run.mirror import Mirror
 from numaemu_run.node_tree import NodeTree
-from numaemu_run.pagemap import Runs
+from numaemu_run.placement import Placement
 from numaemu_run.processes import Counts, Exited, Process, Thread
 from numaemu_run.procfs import (
-    PAGE_SIZE,
     Status,
     children_of,
-    faults_of,
     forker_of,
     live_threads_of,
     name_of,
     speaker_of,
     status_of,
+    threads_of,
 )
-from numaemu_run.shares import as_runs, shares
 from numaemu_run.telling import notice
 from numaemu_run.trouble import Troubles
 
@@ -46,8 +45,11 @@ _PID_MASK: Final = (1 << 32) - 1
 class Family:
     """All threads and processes of a run."""
 
-    def __init__(self, kernel: Kernel, tree: NodeTree, poll: select.poll) -> None:
-        """`poll` is told of a descriptor for each process, readable when that has ended."""
+    def __init__(self, kernel: Kernel, tree: NodeTree, poll: select.poll, events: FaultEvents | None) -> None:
+        """`poll` is told of a descriptor for each process, readable when that has ended.
+
+        `events`: the faults of all of them, where the host tells them.
+        """
         self.counts: Final = Counts()
         #: What went wrong with single processes.
         self.troubles: Final = Troubles()
@@ -61,6 +63,7 @@ class Family:
         self._by_pidfd: dict[int, Process] = {}
         #: Children of ours that are none of the program's: the machine.
         self._strangers: set[int] = set()
+        self._placement = Placement(self.counts, self._processes, events, self._toucher)
 
     def __iter__(self) -> Iterator[Process]:
         """The processes that are known."""
@@ -133,7 +136,7 @@ class Family:
             status = status_of(status.parent)
         ancestor = self._processes.get(status.tgid)
         return ancestor is not None and (
-            ancestor.binds or any(one.has_policy or one.cpus != self._tree.cpus for one in ancestor.threads.values())
+            ancestor.binds or any(one.policy or one.cpus != self._tree.cpus for one in ancestor.threads.values())
         )
 
     def _meet(self, tid: int) -> Thread:
@@ -254,10 +257,12 @@ class Family:
             if isinstance(error, FileNotFoundError):
                 raise ProcessLookupError(f"thread {status.tid} is gone") from None
             raise
-        has_policy = elder is not None and elder.has_policy
-        thread = Thread(status.tid, process, task, cpus, cpu, place, has_policy, rights=_rights(status))
+        policy = 0 if elder is None else elder.policy
+        thread = Thread(status.tid, process, task, cpus, cpu, place, policy, rights=_rights(status))
         process.threads[status.tid] = self._threads[status.tid] = thread
         self.counts.threads += 1
+        if not process.is_under_one_policy():
+            self._placement.begin()
         return thread
 
     # -- executing -----------------------------------------------------------------------------------------------------
@@ -290,9 +295,10 @@ class Family:
                 status = status_of(process.pid)
                 first = self._add(status, process, self._attach(executor, status, executor.task), executor)
             first.task, executor.task = executor.task, first.task
-            first.cpus, first.cpu, first.has_policy = executor.cpus, executor.cpu, executor.has_policy
+            first.cpus, first.cpu, first.policy = executor.cpus, executor.cpu, executor.policy
             first.rights = executor.rights
         self._forget_ended_threads(process)
+        process.touches.clear()
         first = process.leader
         if process.borrows:
             status, lent = status_of(first.tid), first.task
@@ -302,6 +308,12 @@ class Family:
         self.renew(first)
 
     # -- looking -------------------------------------------------------------------------------------------------------
+
+    def settle_before_change(self, thread: Thread) -> None:
+        """`settle`, as the policy or the CPU of this thread alone is about to change."""
+        if len(threads_of(thread.process.pid)) > 1:
+            self._placement.begin()
+        self.settle(thread)
 
     def settle(self, thread: Thread) -> None:
         """What its process has done so far is in the machine, as if this thread had done it; its relatives are known.
@@ -333,41 +345,33 @@ class Family:
     def look(self, thread: Thread, address: int | None = None) -> None:
         """The pages of its process are in the machine; `address` is what this thread asks for. As `settle`.
 
-        Where threads would have them on different nodes, those are as the threads have faulted: see `shares`.
+        Threads that have ended since it was looked at last are forgotten after that: some of the pages are theirs.
         """
         process = thread.process
         if process.doomed:
             raise ProcessLookupError(f"process {process.pid} is killed")
         if process.executor is not None:
             self._see_whether_executed(process, thread.tid)
-        if len(process.threads) > 1:
-            self._forget_ended_threads(process)
-        if thread.tid not in process.threads:
-            thread = process.leader
+        live = live_threads_of(process.pid) if len(process.threads) > 1 else [thread.tid]
+        if process.threads.keys().isdisjoint(live):
+            self._forget_ended_threads(process, live)
+        if thread.tid not in live or thread.tid not in process.threads:
+            thread = next((process.threads[tid] for tid in live if tid in process.threads), process.leader)
         try:
-            self._place(thread, address)
+            self._placement.place(thread, address)
         except OutOfMemory:
             self.kill(process)
             raise ProcessLookupError(f"process {process.pid} is killed") from None
+        if len(process.threads) > 1:
+            self._forget_ended_threads(process, live)
 
-    def _place(self, thread: Thread, address: int | None) -> None:
-        process = thread.process
-        if process.is_under_one_policy():
-            placed = process.mirror.settle(thread.task, thread.tid)
-            self.counts.pages_placed += placed
-            if placed and len(process.threads) > 1:
-                _new_faults(process)  # those count no more
-            return
-
-        def share(added: Runs) -> Iterator[tuple[Task, Runs]]:
-            asked = None if address is None else address // PAGE_SIZE
-            faults = _new_faults(process)
-            if sum(number > 0 for number in faults.values()) > 1:
-                self.counts.pages_ambiguous += count(added)
-            for tid, runs in shares(added, faults, thread.tid, asked).items():
-                yield process.threads[tid].task, as_runs(runs)
-
-        self.counts.pages_placed += process.mirror.settle(thread.task, thread.tid, share)
+    def look_around(self) -> None:
+        """See what has come into memory, where it is clear whose policy it came under."""
+        self._placement.collect()
+        for process in self:
+            with self.troubles.confined():
+                if len(process.threads) == 1 or process.touches:
+                    self.settle(process.leader)
 
     def note_mremap(self, tid: int, start: int, old_length: int, new_length: int) -> None:
         """A thread is about to move or resize memory, whose policies go along. As `look`."""
@@ -448,6 +452,13 @@ class Family:
                         return process
         return otherwise
 
+    def _toucher(self, process: Process, tid: int) -> Thread:
+        """Who has touched pages with that number; gone before it was met, it was under the policy of the first one."""
+        if tid not in process.threads:
+            with self.troubles.confined():
+                self._meet(tid)
+        return process.threads.get(tid, process.leader)
+
     def _forget_ended_threads(self, process: Process, live: list[int] | None = None) -> None:
         """Threads that have ended while their process has not."""
         left = set(live_threads_of(process.pid) if live is None else live)
@@ -478,13 +489,3 @@ def _has_ended(process: Process) -> bool:
 
 def _rights(status: Status) -> tuple[int, frozenset[str]]:
     return status.uid, status.capabilities
-
-
-def _new_faults(process: Process) -> dict[int, int]:
-    """How often each thread has faulted since this was asked last."""
-    found = {}
-    for thread in process.threads.values():
-        with contextlib.suppress(ProcessLookupError):
-            now = faults_of(process.pid, thread.tid)
-            found[thread.tid], thread.faults = now - thread.faults, now
-    return found

@@ -4,6 +4,7 @@ Source: mm/mempolicy.c and mm/migrate.c (6.12): which pointers are read and writ
 """
 
 import errno
+import itertools
 import struct
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -37,6 +38,7 @@ class PolicyCalls:
         self._kernel = kernel
         self._family = family
         self._is_waiting = is_waiting
+        self._numbers = itertools.count(1)
         self.handlers: Final[Mapping[str, Callable[[Notification, Thread], int]]] = MappingProxyType(
             {
                 "get_mempolicy": self._get_mempolicy,
@@ -65,9 +67,9 @@ class PolicyCalls:
     def _set_mempolicy(self, call: Notification, thread: Thread) -> int:
         mode, mask_at, maxnode, *_ = call.args
         words = read_words(call.tid, mask_at, maxnode)
-        self._family.settle(thread)
+        self._family.settle_before_change(thread)
         self._kernel.call(thread.task, "set_mempolicy", mode, words, maxnode)
-        thread.has_policy = True
+        thread.policy = next(self._numbers)
         return 0
 
     def _mbind(self, call: Notification, thread: Thread) -> int:

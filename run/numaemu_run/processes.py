@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from numaemu.task import Task
+from numaemu_run.fault_events import Touches
 from numaemu_run.mirror import Mirror
 
 #: A user, and the capabilities that the machine knows.
@@ -24,8 +25,8 @@ class Thread:
     cpu: int
     #: Its directory under /proc: of this thread, whoever gets its number later.
     place: int
-    #: Has it set a policy, or taken one over?
-    has_policy: bool = False
+    #: Which one it is under, of all that were set; 0: the default. Whom it has started is under the same.
+    policy: int = 0
     #: Its page faults when they were last looked at.
     faults: int = 0
     #: What its task has been told of it: its user and its capabilities.
@@ -52,6 +53,8 @@ class Process:
     borrows: bool = False
     #: The thread that is about to execute another program, if one is.
     executor: int | None = None
+    #: Faults since it was last looked at that are not its first one's alone.
+    touches: list[Touches] = field(default_factory=list)
     #: With so many threads known it is time to see which have ended.
     threads_expected: int = 16
 
@@ -69,8 +72,10 @@ class Process:
 
     def is_under_one_policy(self) -> bool:
         """Have all of its threads one policy and one CPU, as far as is known? Who touches a page is no matter then."""
-        cpu = self.leader.cpu
-        return len(self.threads) == 1 or not any(one.has_policy or one.cpu != cpu for one in self.threads.values())
+        first = self.leader
+        return len(self.threads) == 1 or all(
+            (one.policy, one.cpu) == (first.policy, first.cpu) for one in self.threads.values()
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from numaemu.private import boot
 from numaemu_core.topology import Topology
 from numaemu_run import child, descriptors, seccomp, signals
 from numaemu_run.abi import Abi, abi_of_host
+from numaemu_run.fault_events import FaultEvents
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
 from numaemu_run.procfs import PAGE_SIZE, children_of, descendants_of, status_of
@@ -142,19 +143,23 @@ class Session:
 
     def _supervise(self, started: child.Started, passing: signals.Passing, strangers: AbstractSet[int]) -> int:
         """Until the program has ended, and what it has left; gives how."""
+        events = None
+        with contextlib.suppress(OSError):  # then it is a guess who has touched a page
+            events = FaultEvents(self._abi, started.pid)
         supervisor = Supervisor(
             Kernel(self.machine),
             self.tree,
             self._abi,
             started.listener,
             self._root,
+            events,
             mounted=started.mounted,
             exits=self._exits,
         )
         self.supervisor = supervisor
         for fd in passing.fds:
             supervisor.watch(fd)
-        with contextlib.closing(supervisor.family):
+        with contextlib.closing(events) if events else contextlib.nullcontext(), contextlib.closing(supervisor.family):
             code = _serve(supervisor, started.pid, passing)
             self._ended_at = time.monotonic()
             _end_the_rest(supervisor, passing, strangers)

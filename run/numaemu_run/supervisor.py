@@ -18,6 +18,7 @@ from numaemu_run.abi import EXEC_CALLS, EXIT_CALL, MREMAP_CALL, OPEN_CALLS, PATH
 from numaemu_run.affinity import AffinityCalls
 from numaemu_run.descriptors import NONE_LEFT
 from numaemu_run.family import Family
+from numaemu_run.fault_events import FaultEvents
 from numaemu_run.files import Files
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
@@ -45,13 +46,15 @@ class Supervisor:
         abi: Abi,
         listener: Listener,
         root: Path,
+        events: FaultEvents | None,
         *,
         mounted: bool,
         exits: bool = False,
     ) -> None:
         """`root`: where the tree of nodes lies; `mounted`: it lies over the host's for the program.
 
-        `exits`: remember where the pages of processes were when they ended, as far as these matter.
+        `events`: the program's page faults, where the host tells them. `exits`: remember where the pages of processes
+        were when they ended, as far as these matter.
         """
         self._exits = exits
         self._listener = listener
@@ -59,7 +62,7 @@ class Supervisor:
         self._poll.register(listener.fd, select.POLLIN)
         #: What a poll gives while the program calls, and nothing else happens.
         self._calls_only = [(listener.fd, select.POLLIN)]
-        self.family = Family(kernel, tree, self._poll)
+        self.family = Family(kernel, tree, self._poll, events)
         #: How often each call came, and how often it was refused by the machine.
         self.calls: collections.Counter[str] = collections.Counter()
         self.refused: collections.Counter[str] = collections.Counter()
@@ -119,13 +122,9 @@ class Supervisor:
         return False
 
     def _look(self) -> None:
-        """See what has come into memory, where it is clear whose policy it came under."""
+        """However many processes there are, looking takes a small part of the time."""
         began = time.monotonic()
-        for process in self.family:
-            with self.family.troubles.confined():
-                if len(process.threads) == 1:
-                    self.family.settle(process.leader)
-        # However many there are, looking takes a small part of the time.
+        self.family.look_around()
         self._next_look = time.monotonic() + max(_LOOK_EVERY_S, (time.monotonic() - began) * 50)
 
     def _serve(self) -> None:

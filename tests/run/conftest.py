@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any, TypeAlias
 import pytest
 
 import numaemu as nm
+from numaemu_run.abi import abi_of_host
+from numaemu_run.fault_events import FaultEvents
 from numaemu_run.session import Session
 
 SECONDS = 60
@@ -78,6 +81,16 @@ def own_descriptors() -> "collections.Counter[str]":
             name = str(link.readlink())
             found[name] += not name.startswith(("socket:", "anon_inode:[event"))
     return found
+
+
+@functools.cache
+def faults_refused() -> str:
+    """Why the host does not tell of page faults; empty if it does."""
+    try:
+        with contextlib.closing(FaultEvents(abi_of_host(), os.getpid())):
+            return ""
+    except OSError as error:
+        return str(error)
 
 
 @pytest.fixture

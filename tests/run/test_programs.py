@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.run.conftest import PROGRAMS, Done, Run
+from tests.run.conftest import PROGRAMS, Done, Run, faults_refused
 
 import numaemu as nm
 
@@ -101,12 +101,13 @@ def python(run: Run, name: str, *words: object, options: tuple[str, ...] = ()) -
 def test_threads_and_children_have_policies_of_their_own(run: Run) -> None:
     """Threads bind ranges, children set policies, all at once; each page is where its own binding says.
 
-    Which thread has touched a page that no range's policy is for is guessed: of eight such ranges most are right.
+    Where the host does not tell of faults, which thread has touched a page that no range's policy is for is a guess.
     """
-    bound, guessed, *rest = python(run, "threads.py")
+    bound, own, *rest = python(run, "threads.py")
     assert (bound, rest) == ("8 threads right", ["6 children right", "shared [3]", "4 CPUs [0, 1, 2, 3]"])
-    count, _, what = guessed.partition(" ")
-    assert (int(count) >= 6, what) == (True, "ranges under policies of their own right")
+    count, _, what = own.partition(" ")
+    assert what == "ranges under policies of their own right"
+    assert int(count) >= (6 if faults_refused() else 8)
 
 
 def test_a_process_takes_its_policy_through_exec_and_forks(run: Run) -> None:

@@ -1,6 +1,6 @@
 """More processes and threads than their supervisor has descriptors for: what came of the calls of each, a letter each.
 
-`.` all are right, `f` but for a file that could not be given, `-` the thread is not known, and is refused, `!` wrong.
+`.` all are right, `f` but for a file or a call that found none left, `-` the thread is refused, `!` wrong.
 """
 
 import errno
@@ -31,9 +31,9 @@ def asked(number: int) -> bytes:
         return b"!"
     if found == (NONE_LEFT, NONE_LEFT):
         return b"-"
-    if found != (0, 0) or policy() != (BIND, [node]):
+    if not {0, NONE_LEFT}.issuperset(found) or (found[0] == 0 and policy() != (BIND, [node])):
         return b"!"
-    return b"f" if file_refused else b"."
+    return b"f" if file_refused or NONE_LEFT in found else b"."
 
 
 def together() -> str:

@@ -1,0 +1,68 @@
+"""Threads under policies of their own: whose a new page is, where the host tells of faults and where it does not."""
+
+import errno
+import json
+import os
+import sys
+
+import pytest
+from tests.run.conftest import PROGRAMS, Run, faults_refused
+
+from numaemu_run import fault_events
+from numaemu_run import session as session_module
+from numaemu_run.fault_events import FaultEvents
+from numaemu_run.session import Session
+
+pytestmark = pytest.mark.shares_machines
+
+
+told = pytest.mark.skipif(
+    bool(faults_refused()), reason=f"page faults are not told: {faults_refused()}; see numaemu doctor"
+)
+
+
+@told
+@pytest.mark.parametrize("by", ["cpu", "policy"])
+def test_each_page_is_on_the_node_of_the_thread_that_has_touched_it(run: Run, by: str) -> None:
+    """Also where threads touch every fourth page of one range, and have ended when somebody looks."""
+    done = run(sys.executable, PROGRAMS / "touchers.py", by, options=("--report", "json"))
+    assert (done.stdout, done.returncode) == ("2000 pages right\n", 0), done.stderr
+    report = json.loads(done.stderr)
+    assert (report["pages_ambiguous"], report["troubles"]) == (0, {})
+
+
+def right_pages(session: Session, capfd: pytest.CaptureFixture[str], program: str, *arguments: str) -> tuple[int, int]:
+    """How many pages or ranges the program finds right, and how many were a guess."""
+    assert session.run([sys.executable, str(PROGRAMS / program), *arguments], os.environ).code == 0
+    assert session.supervisor is not None
+    assert session.supervisor.family.troubles.counts == {}
+    lines = capfd.readouterr().out.splitlines()
+    right = next(line for line in lines if line.endswith((" right", "of their own right")) and "threads" not in line)
+    return int(right.split()[0]), session.supervisor.family.counts.pages_ambiguous
+
+
+def test_without_the_faults_it_is_a_guess(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of eight ranges that threads touch in turn most are right, and their pages are counted as guessed."""
+
+    def refused(*_arguments: object) -> FaultEvents:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(session_module, "FaultEvents", refused)
+    right, guessed = right_pages(session, capfd, "threads.py")
+    assert right >= 6
+    assert guessed > 0
+
+
+@told
+def test_faults_that_find_no_room_are_a_guess(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What nobody takes out of a full ring in time is counted as guessed; what was recorded is right."""
+    monkeypatch.setattr(fault_events, "_RING_BYTES", 4096)
+    monkeypatch.setattr(FaultEvents, "_empty", lambda _self: None)
+    right, guessed = right_pages(session, capfd, "touchers.py", "cpu")
+    room = 4096 // fault_events.TOUCH.itemsize
+    assert guessed > 0
+    assert room // 2 <= right < 2000
