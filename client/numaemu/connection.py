@@ -25,7 +25,7 @@ from numaemu.fault_points import reach
 from numaemu.line import Line, LineBroken
 from numaemu_core import limits
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
-from numaemu_core.wire import LINE_CALLS, StrangerError, WireError, pack_request, unpack_reply
+from numaemu_core.wire import StrangerError, WireError, fits_line, pack_request, unpack_reply
 from numaemu_host import pidfd
 
 if TYPE_CHECKING:
@@ -283,7 +283,7 @@ class Calls:
         """
         mine = self._mine
         window = mine.window()
-        if name in LINE_CALLS and (line := self._line()) is not None:
+        if fits_line(name, args) and (line := self._line()) is not None:
             with contextlib.suppress(LineBroken):  # then it is asked again as any other
                 return self._asked(line, name, args, window)
         if mine.connection is not None and mine.connection.busy:

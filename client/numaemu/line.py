@@ -50,7 +50,7 @@ class Line:
         self._let_go.atexit = False
 
     def ask(self, name: str, args: Sequence[Any], window: int | None) -> Any:  # noqa: ANN401 - as the call has it
-        """The result of one of `LINE_CALLS`.
+        """The result of a call that `fits_line`.
 
         Whoever gets another exception than these has to drop the line: an answer may still come.
 

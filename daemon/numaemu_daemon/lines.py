@@ -14,7 +14,7 @@ from typing import Final
 
 from numaemu_core import limits
 from numaemu_core.errors import MmError
-from numaemu_core.wire import LINE_CALLS, Request, WireError, unpack_request
+from numaemu_core.wire import Request, WireError, fits_line, unpack_request
 from numaemu_daemon.clients import Client, Connection
 from numaemu_daemon.guests import descriptors
 
@@ -81,7 +81,7 @@ class Lines:
             return
         # One at a time, each with a number of its own: whoever sends more does not play by the rules.
         is_next = connection.waiting is None and request.request_id > connection.last_request
-        if request.name not in LINE_CALLS or not is_next:
+        if not fits_line(request.name, request.args) or not is_next:
             self.close(connection)
         else:
             self._take(connection, request, len(body))

@@ -46,9 +46,17 @@ _SHARED = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_SHARED
 
 
 def sys_mirror(
-    k: Kernel, task: Task, unmapped: Sequence[Span], areas: Sequence[Area], gone: Sequence[Span], held: Sequence[Span]
+    k: Kernel,
+    task: Task,
+    unmapped: Sequence[Span],
+    areas: Sequence[Area],
+    gone: Sequence[Span],
+    held: Sequence[Span],
+    read: Sequence[Span],
 ) -> KernelTask[int]:
     """Unmap, map, drop pages, and give frames to the pages of `held` that have none; gives how many bytes these are.
+
+    Pages of `read` were only looked at: private ones have the page of zeros.
 
     What is mapped already in an area stays, the rest is mapped without a policy; but in an area that grows, as heaps
     and stacks do, a mapping grows with its policy. So does private memory without a policy, which is one mapping to the
@@ -60,7 +68,7 @@ def sys_mirror(
         SegmentationFault: held pages that no area maps. OutOfMemory: they find no frame; those before have theirs.
     """
     mm = task.mm
-    for start, end in [*unmapped, *((area[0], area[1]) for area in areas), *gone, *held]:
+    for start, end in [*unmapped, *((area[0], area[1]) for area in areas), *gone, *held, *read]:
         if (start | end) & (k.page_size - 1) or not start < end <= limits.TASK_SIZE_BYTES:
             raise MmError(errno.EINVAL, f"[{start:#x}, {end:#x}) is no range of whole pages of the address space")
     with (yield from down_write(mm)):
@@ -71,16 +79,21 @@ def sys_mirror(
             _fill(k, mm, area)
         for start, end in gone:
             yield from unmap_vmas(k, mm, start, end, free_tables=False)
-    total = steps = 0
-    for start, end in held:
+    yield from _touch(k, task, held, write=True)
+    yield from _touch(k, task, read, write=False)
+    return sum(end - start for start, end in held)
+
+
+def _touch(k: Kernel, task: Task, spans: Sequence[Span], *, write: bool) -> KernelTask[None]:
+    """Fault pages in, as if the task accessed them."""
+    steps = 0
+    for start, end in spans:
         at = start
         while at < end:
-            at += yield from sys_fault(k, task, at, end - at, write=True)
+            at += yield from sys_fault(k, task, at, end - at, write=write)
             steps += 1
             if not steps % _FAULTS_PER_STEP or at < end:
                 yield Breathe()
-        total += end - start
-    return total
 
 
 def _fill(k: Kernel, mm: Mm, area: Area) -> None:

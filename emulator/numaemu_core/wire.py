@@ -32,8 +32,9 @@ KIND_STRANGER: Final = "stranger"
 #: In an answer of move_pages: a status that the kernel did not write.
 STATUS_UNWRITTEN: Final = -(1 << 31)
 
-#: Calls that come on lines as well: nothing is lost if one is taken twice, and its answer is short.
-LINE_CALLS: Final = frozenset({"fault", "get_mempolicy"})
+#: Calls that come on lines as well, and the most pages that one may ask for there.
+_LINE_CALLS: Final = frozenset({"fault", "get_mempolicy"})
+_LINE_PAGES_MAX: Final = 64
 
 _WORD: Final = (1 << 64) - 1
 
@@ -212,7 +213,7 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "set_cpuset": (number, mask_words),
     "get_mempolicy": (number, optional(ulong), ulong, ulong),
     "where": (number, ulong, ulong),
-    "mirror": (number, spans, areas, spans, spans),  # pid, unmapped, mapped, pages dropped, pages held
+    "mirror": (number, spans, areas, spans, spans, spans),  # pid, unmapped, mapped, pages dropped, held, read
     "unpinned": (number,),
     "numa_maps": (number,),
     "maps": (number,),
@@ -257,6 +258,14 @@ def _whole_number(value: object) -> int:
         return operator.index(value)  # type: ignore[arg-type]  # whether it is one is the question
     except TypeError:
         raise TypeError(f"expected numbers, text or bytes, got a {type(value).__name__}") from None
+
+
+def fits_line(name: str, args: Sequence[Any]) -> bool:
+    """May a call come on a line? Nothing is lost if it is taken twice, and its answer is short."""
+    if name == "move_pages":  # only where a few pages are
+        _, _, count, _, nodes, *_ = args
+        return nodes is None and bool(count <= _LINE_PAGES_MAX)
+    return name in _LINE_CALLS
 
 
 def unpack_request(body: bytes | memoryview, boot_id: str) -> Request:

@@ -27,9 +27,10 @@ class Kernel:
         areas: list[list[Any]],
         gone: list[list[int]],
         held: list[list[int]],
+        read: list[list[int]],
     ) -> None:
         """See `numaemu_core.mirror`."""
-        self.call(task, "mirror", unmapped, areas, gone, held)
+        self.call(task, "mirror", unmapped, areas, gone, held, read)
 
     def mems_allowed(self, task: Task) -> int:
         """The nodes that its cpuset leaves a task, as a mask."""

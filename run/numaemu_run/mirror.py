@@ -4,7 +4,7 @@ Nothing is told when a program maps or touches memory. `settle` looks, and tells
 pages are placed by the policies of that moment. So it is called before a policy changes, and before somebody asks.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -18,12 +18,12 @@ from numaemu_run.kernel import Kernel
 from numaemu_run.pagemap import (
     NO_RUNS,
     Runs,
+    are_present,
     difference,
     exclusive_runs,
     holds,
     inside,
     intersection,
-    is_present,
     joined,
     present_runs,
     union,
@@ -34,7 +34,8 @@ from numaemu_run.procfs import PAGE_SIZE, Area, areas_of, maps_of
 _RANGES_PER_CALL: Final = 4096
 #: Labels of areas that grow in place.
 _GROWING: Final = ("heap", "stack")
-_NO_END: Final = (1 << 47) // PAGE_SIZE
+_ADDRESS_END: Final = 1 << 47
+_NO_END: Final = _ADDRESS_END // PAGE_SIZE
 _EVERYTHING: Final = np.array([[0, _NO_END]], np.int64)
 
 #: What is the same memory as long as it stays mapped: the shared object, and what part of it lies at address 0.
@@ -62,19 +63,26 @@ class Mirror:
         self._told: Mapping[_Kind, Runs] = MappingProxyType({})
         self._mapped: Runs = NO_RUNS
         self._held: Runs = NO_RUNS
+        #: Pages that were only read.
+        self._zeros: Runs = NO_RUNS
         #: Pages that it may have in common with a process that was forked from it, or that it was forked from.
         self._common: Runs = NO_RUNS
         #: What an mremap was asked to do since it was settled: first page, end, length in pages.
         self._move: tuple[int, int, int] | None = None
 
     def twin(self, tid: int) -> "Mirror | None":
-        """That of a process forked from this one, by a thread of it; None: it has executed another program since."""
+        """That of a process forked from this one, by a thread of it; None: it has executed another program since.
+
+        What the machine's fork does not copy is told when the child is looked at: pages of shared objects, which it has
+        to touch by itself, and those that were only read.
+        """
         other = Mirror(self._kernel, tid)
         if not other.image.is_still(self.image):
             return None
+        private = difference(self._held, _pages([area for area in self.areas if area.name]))
         other._text, other.areas, other._told = self._text, self.areas, self._told
-        other._mapped, other._held = self._mapped, self._held
-        self._common = other._common = self._held
+        other._mapped, other._held = self._mapped, private
+        self._common = other._common = private
         return other
 
     def settle(self, task: Task, tid: int, share: Share | None = None) -> int:
@@ -108,30 +116,36 @@ class Mirror:
             starts = set() if not len(fresh) else _touched(areas, fresh)
             new = [area for area in areas if area.start in starts]
             mapped = joined(_holdable(areas))
-        present = present_runs(tid, areas)
-        if not inside(present, mapped):  # it has mapped something since we looked
-            present = intersection(present, mapped)
-        kept = difference(self._held, union(lost, fresh))
+        # It may have mapped something since we looked.
+        present, zeros = (
+            runs if inside(runs, mapped) else intersection(runs, mapped) for runs in present_runs(tid, areas)
+        )
+        changed = union(lost, fresh)
+        kept, kept_zeros = difference(self._held, changed), difference(self._zeros, changed)
         own = self._no_longer_common(tid, intersection(kept, present)) if len(self._common) else NO_RUNS
-        gone = added = NO_RUNS
+        gone = added = read = NO_RUNS
         if not np.array_equal(kept, present):
             gone, added = difference(kept, present), difference(present, kept)
+        if not np.array_equal(kept_zeros, zeros):
+            gone = union(gone, difference(kept_zeros, union(zeros, present)))
+            read = difference(zeros, kept_zeros)
         if share is None or not len(added):
-            self._tell(task, lost, new, gone, union(added, own))
+            self._tell(task, lost, new, gone, union(added, own), read)
         else:
-            self._tell(task, lost, new, gone, own)
+            self._tell(task, lost, new, gone, own, read)
             for toucher, runs in share(added):
-                self._tell(toucher, NO_RUNS, [], NO_RUNS, runs)
-        self._text, self.areas, self._told, self._mapped, self._held = text, areas, now, mapped, present
+                self._tell(toucher, NO_RUNS, [], NO_RUNS, runs, NO_RUNS)
+        self._text, self.areas, self._told, self._mapped = text, areas, now, mapped
+        self._held, self._zeros = present, zeros
         if len(own):
             self._common = difference(self._common, own)
         return count(added)
 
     def _forget_program(self, task: Task) -> None:
         """Another program is executed: nothing of the old one is left."""
-        self._tell(task, _EVERYTHING, [], NO_RUNS, NO_RUNS)
+        self._tell(task, _EVERYTHING, [], NO_RUNS, NO_RUNS, NO_RUNS)
         self._text, self._told, self._move = b"", {}, None
-        self._mapped = self._held = self._common = NO_RUNS
+        self._mapped = self._held = self._zeros = self._common = NO_RUNS
 
     def _no_longer_common(self, tid: int, held: Runs) -> Runs:
         """Pages that it had in common with a relative, and has for itself now: one of the two has written to them."""
@@ -154,9 +168,8 @@ class Mirror:
         fresh = difference(now, told)
         if inside(old, now):
             if length > end - first and inside(np.array([[end, first + length]]), fresh):
-                self._kernel.mirror(
-                    task, [], [[first * PAGE_SIZE, (first + length) * PAGE_SIZE, None, 0, True]], [], []
-                )
+                grown = [first * PAGE_SIZE, (first + length) * PAGE_SIZE, None, 0, True]
+                self._kernel.mirror(task, [], [grown], [], [], [])
                 self._told = {**self._told, _PRIVATE: union(told, np.array([[end, first + length]]))}
             return
         at = next((start for start, stop in fresh.tolist() if stop - start == length), None)
@@ -172,22 +185,23 @@ class Mirror:
         self._told = {**self._told, _PRIVATE: union(difference(told, old), moved)}
         pages = intersection(intersection(self._held, old) + (at - first), moved)
         self._held = union(difference(self._held, old), pages)
+        self._zeros = difference(self._zeros, old)
         self._common = difference(self._common, old)
 
-    def knows(self, tid: int, address: int) -> bool:
-        """Was the page at an address told, and is it there still? Then nothing has to be settled to ask for it.
+    def knows(self, tid: int, addresses: Sequence[int]) -> bool:
+        """Were the pages at a few addresses told, and are they there still? Then nothing has to be settled to ask.
 
         `tid` as for `settle`.
 
         Raises:
             ProcessLookupError: the process is gone. PermissionError: we may not look into it.
         """
-        number = address // PAGE_SIZE
-        if not holds(self._held, number) or not image_of(tid, self.image).is_still(self.image):
+        numbers = [address // PAGE_SIZE for address in addresses if address < _ADDRESS_END]
+        if len(numbers) < len(addresses) or not holds(self._held, numbers):
             return False
-        return is_present(tid, number)
+        return image_of(tid, self.image).is_still(self.image) and are_present(tid, numbers)
 
-    def _tell(self, task: Task, lost: Runs, new: list[Area], gone: Runs, added: Runs) -> None:
+    def _tell(self, task: Task, lost: Runs, new: list[Area], gone: Runs, added: Runs, read: Runs) -> None:
         """In the order in which it must come, so many ranges a call."""
         areas = [[a.start, a.end, a.name or None, a.offset, a.label in _GROWING] for a in new]
         jobs: list[tuple[int, list[Any]]] = [
@@ -195,6 +209,7 @@ class Mirror:
             (1, areas),
             (2, (gone * PAGE_SIZE).tolist()),
             (3, (added * PAGE_SIZE).tolist()),
+            (4, (read * PAGE_SIZE).tolist()),
         ]
         if sum(len(ranges) for _, ranges in jobs) <= _RANGES_PER_CALL:
             if any(ranges for _, ranges in jobs):
@@ -202,7 +217,7 @@ class Mirror:
             return
         for place, ranges in jobs:
             for at in range(0, len(ranges), _RANGES_PER_CALL):
-                part: list[list[Any]] = [[], [], [], []]
+                part: list[list[Any]] = [[] for _ in jobs]
                 part[place] = ranges[at : at + _RANGES_PER_CALL]
                 self._kernel.mirror(task, *part)
 

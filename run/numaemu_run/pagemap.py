@@ -1,4 +1,4 @@
-"""Which pages of a process have memory: its present and swapped pages, without the page of zeros and without caches.
+"""Which pages of a process have memory: its present and swapped pages, those of the page of zeros, no caches.
 
 Two ways: the ioctl PAGEMAP_SCAN (Linux 6.7) finds them in one call for the whole address space; before that,
 /proc/PID/pagemap is read mapping by mapping (and cannot tell the page of zeros).
@@ -10,7 +10,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,10 +47,17 @@ _NO_SCAN: Final = frozenset({errno.ENOTTY, errno.EINVAL})
 NO_RUNS: Final[Runs] = np.empty((0, 2), np.int64)
 
 
-def present_runs(pid: int, areas: Sequence[Area]) -> Runs:
-    """Pages that have memory of their own: anonymous ones, and those of the shared objects that areas name.
+class Present(NamedTuple):
+    """Pages that are there."""
 
-    Pages of other files are the host's page cache.
+    #: With memory of their own: anonymous ones, and those of the shared objects that areas name.
+    held: Runs
+    #: Private ones that were only read: the page of zeros. Where the kernel does not tell they are among `held`.
+    zeros: Runs
+
+
+def present_runs(pid: int, areas: Sequence[Area]) -> Present:
+    """Pages that are there, without those of other files: these are the host's page cache.
 
     Raises:
         ProcessLookupError: the process is gone. PermissionError: we may not look into it.
@@ -62,24 +69,26 @@ def present_runs(pid: int, areas: Sequence[Area]) -> Runs:
         except OSError as error:
             if error.errno not in _NO_SCAN:
                 raise
-            return _read(fd, touched(pid, areas))
+            return Present(_read(fd, touched(pid, areas)), NO_RUNS)
     finally:
         os.close(fd)
-    private = regions["categories"] & np.uint64(_IS_FILE) == 0
+    categories = regions["categories"]
+    of_files, zeros = (categories & np.uint64(bit) != 0 for bit in (_IS_FILE, _IS_ZERO))
+    held = _spans(regions[~of_files & ~zeros])
     shared = [[area.start // PAGE_SIZE, area.end // PAGE_SIZE] for area in areas if area.name]
-    if not shared:
-        return _spans(regions[private])
-    return union(_spans(regions[private]), intersection(_spans(regions[~private]), np.array(shared, np.int64)))
+    if shared:
+        held = union(held, intersection(_spans(regions[of_files]), np.array(shared, np.int64)))
+    return Present(held, _spans(regions[zeros]))
 
 
-def is_present(pid: int, page_number: int) -> bool:
-    """Has one page memory, of whatever kind? ProcessLookupError, PermissionError as `present_runs`."""
+def are_present(pid: int, page_numbers: Sequence[int]) -> bool:
+    """Have a few pages memory, of whatever kind? ProcessLookupError, PermissionError as `present_runs`."""
     fd = _opened(pid)
     try:
-        entry = os.pread(fd, _ENTRY_BYTES, page_number * _ENTRY_BYTES)
+        entries = [os.pread(fd, _ENTRY_BYTES, number * _ENTRY_BYTES) for number in page_numbers]
     finally:
         os.close(fd)
-    return int.from_bytes(entry, "little") & int(_PRESENT_BITS) != 0
+    return all(int.from_bytes(entry, "little") & int(_PRESENT_BITS) for entry in entries)
 
 
 def exclusive_runs(pid: int, runs: Runs) -> Runs:
@@ -127,7 +136,7 @@ def _opened(pid: int) -> int:
 
 
 def _scan(fd: int) -> Regions:
-    """Regions with memory, ascending, each with whether it is of a file; without the page of zeros."""
+    """Regions with memory, ascending, each with whether it is of a file, or of the page of zeros."""
     parts: list[Regions] = []
     start = 0
     while start < _SCAN_END:
@@ -142,10 +151,10 @@ def _scan(fd: int) -> Regions:
                 regions.ctypes.data,
                 _REGIONS,
                 0,  # pages: no limit
-                _IS_ZERO,  # inverted
-                _IS_ZERO,  # all of these
+                0,  # inverted
+                0,  # all of these
                 _IS_PRESENT | _IS_SWAPPED,  # one of these
-                _IS_FILE,  # told
+                _IS_FILE | _IS_ZERO,  # told
             )
         )
         count = fcntl.ioctl(fd, _PAGEMAP_SCAN, argument)
@@ -241,10 +250,10 @@ def difference(one: Runs, other: Runs) -> Runs:
     return _combined(one, other, 1, -1)
 
 
-def holds(runs: Runs, page_number: int) -> bool:
-    """Is the page in one of the runs?"""
-    at = int(np.searchsorted(runs[:, 0], page_number, "right")) - 1
-    return at >= 0 and page_number < int(runs[at, 1])
+def holds(runs: Runs, page_numbers: Sequence[int]) -> bool:
+    """Is each page in one of the runs?"""
+    pages = np.array(page_numbers, np.int64)
+    return inside(np.stack([pages, pages + 1], 1), runs)
 
 
 def inside(runs: Runs, outer: Runs) -> bool:

@@ -27,6 +27,7 @@ def mirror(
     areas: Sequence[tuple[int, int, str | None, int, bool]] = (),
     gone: Pairs = (),
     held: Pairs = (),
+    read: Pairs = (),
 ) -> int:
     """The call, with everything counted in pages from AT."""
 
@@ -34,7 +35,7 @@ def mirror(
         return [(AT + first * PAGE, AT + end * PAGE) for first, end in pairs]
 
     told = [(AT + a * PAGE, AT + b * PAGE, name, at * PAGE, grows) for a, b, name, at, grows in areas]
-    return int(m.call(sys_mirror(m.k, task, spans(unmapped), told, spans(gone), spans(held)))) // PAGE
+    return int(m.call(sys_mirror(m.k, task, spans(unmapped), told, spans(gone), spans(held), spans(read)))) // PAGE
 
 
 def where(m: Machine, task: Task, pages: int = 8) -> list[int]:
@@ -163,6 +164,18 @@ def test_a_child_has_the_mappings_of_its_parent(machine: Make) -> None:
     assert (where(m, task, 4), where(m, child, 4)) == ([0] * 4, [GONE, GONE, 0, 0])
 
 
+def test_pages_that_were_only_read_have_the_page_of_zeros(machine: Make) -> None:
+    """They are mapped, take no frame, and get one when they are written to; dropped ones are mapped no more."""
+    m = machine()
+    task = m.attach()
+    assert mirror(m, task, areas=[(0, 4, None, 0, False)], read=[(0, 4)]) == 0
+    assert [m.entry(task, AT + page * PAGE) // PAGE for page in range(4)] == [m.k.zero_pfn] * 4
+    assert mirror(m, task, gone=[(0, 1)], held=[(1, 2)]) == 1
+    entries = [m.entry(task, AT + page * PAGE) // PAGE for page in range(4)]
+    assert (entries[0], entries[2:]) == (0, [m.k.zero_pfn] * 2)
+    assert entries[1] not in {0, m.k.zero_pfn}
+
+
 def test_a_full_machine_says_so(machine: Make) -> None:
     """Pages for which there is no frame under the policy are out of memory."""
     m = machine(node=[{"memory": "64K", "cpus": [0]}, {"memory": "64K", "cpus": [1]}], swap=0)
@@ -175,13 +188,13 @@ def test_a_full_machine_says_so(machine: Make) -> None:
     "span",
     [(AT + 1, AT + PAGE), (AT, AT), (AT + PAGE, AT), (limits.TASK_SIZE_BYTES, limits.TASK_SIZE_BYTES + PAGE)],
 )
-@pytest.mark.parametrize("place", [0, 2, 3])
+@pytest.mark.parametrize("place", [0, 2, 3, 4])
 def test_ranges_are_of_whole_pages(machine: Make, place: int, span: tuple[int, int]) -> None:
     """Anything else is EINVAL, before anything changes."""
     m = machine()
     task = m.attach()
-    ranges: list[list[tuple[int, int]]] = [[], [], [], []]
+    ranges: list[list[tuple[int, int]]] = [[], [], [], [], []]
     ranges[place] = [span]
     with pytest.raises(MmError, match="EINVAL"):
-        m.call(sys_mirror(m.k, task, ranges[0], [(AT, AT + PAGE, None, 0, False)], ranges[2], ranges[3]))
+        m.call(sys_mirror(m.k, task, ranges[0], [(AT, AT + PAGE, None, 0, False)], *ranges[2:]))
     assert not len(task.mm.vmas)

@@ -89,7 +89,7 @@ VALID: dict[str, tuple[list[Any], list[Any] | None]] = {
     "set_mempolicy_home_node": ([3, 0, 4096, 1, 0], None),
     "get_mempolicy": ([3, None, 0, 0], None),
     "where": ([3, 0, 4096], None),
-    "mirror": ([3, [[0, 4096]], [[4096, 8192, "0:1 7", 0, False]], [], [[4096, 8192]]], None),
+    "mirror": ([3, [[0, 4096]], [[4096, 8192, "0:1 7", 0, False]], [], [[4096, 8192]], []], None),
     "unpinned": ([3], None),
     "numa_maps": ([3], None),
     "maps": ([3], None),

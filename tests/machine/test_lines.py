@@ -1,6 +1,7 @@
 """Lines for faults and questions: sockets of a client's threads beside ZeroMQ, which change only what these cost."""
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -78,7 +79,7 @@ def test_refusals_are_those_of_a_call(boot: Boot) -> None:
 
 def test_a_question_goes_over_the_line(boot: Boot) -> None:
     """`get_mempolicy` of an address or of the task needs no connection to ZeroMQ; it is refused as a call would be."""
-    machine = boot(nodes=2)
+    machine = boot(nodes=2, profile="linux-6.12")
     with machine.attach() as task:
         buf = task.mmap(PAGE)
         task.mbind(buf.start, PAGE, nm.MPOL_BIND, {1})
@@ -90,6 +91,7 @@ def test_a_question_goes_over_the_line(boot: Boot) -> None:
             answers.append(task.get_mempolicy())
             answers.append(task.get_mempolicy(buf.start, nm.MPOL_F_ADDR))
             answers.append(task.get_mempolicy(buf.start, nm.MPOL_F_NODE | nm.MPOL_F_ADDR))
+            answers.append(task.move_pages(0, [buf.start, buf.start + PAGE]).tolist())
             with pytest.raises(OSError, match="Errno 14"):
                 task.get_mempolicy(buf.start + PAGE, nm.MPOL_F_ADDR)
             answers.append((machine.status()["connections"], lines_of(machine)))
@@ -98,7 +100,13 @@ def test_a_question_goes_over_the_line(boot: Boot) -> None:
         thread.start()
         thread.join()
         # The connection is that of the last question, what the machine says of itself.
-        assert answers == [(nm.MPOL_DEFAULT, set()), (nm.MPOL_BIND, {1}), 1, (calls[0] + 1, calls[1] + 1)]
+        assert answers == [
+            (nm.MPOL_DEFAULT, set()),
+            (nm.MPOL_BIND, {1}),
+            1,
+            [1, -errno.EFAULT],
+            (calls[0] + 1, calls[1] + 1),
+        ]
 
 
 @pytest.mark.parametrize("token", [bytes(16), b"short", b""])
@@ -151,9 +159,16 @@ def bad_packets(machine: nm.Machine, task: nm.Task, addr: int) -> dict[str, list
     """What no thread of the library sends."""
     boot_id = machine._attachment.peer.boot_id  # noqa: SLF001 - what names the machine in each message
     good = fault_request(machine, 5, task, addr)
+
+    def move_pages(count: int, nodes: bytes | None) -> bytes:
+        args = [task.pid, 0, count, addr.to_bytes(8, "little") * count, nodes, 0, True]
+        return pack_request(boot_id, 1, "move_pages", args, None)
+
     return {
         "garbage": [b"\xc1"],
         "another call": [pack_request(boot_id, 1, "exit", [task.pid], None)],
+        "a long question": [move_pages(65, None)],
+        "a move": [move_pages(1, bytes(4))],
         "another machine": [pack_request("no", 1, "fault", [task.pid, addr, 1, True], None)],
         "too long": [good + bytes(8192)],
         "an old number": [good, good],
@@ -162,7 +177,17 @@ def bad_packets(machine: nm.Machine, task: nm.Task, addr: int) -> dict[str, list
 
 
 @pytest.mark.parametrize(
-    "kind", ["garbage", "another call", "another machine", "too long", "an old number", "wrong types"]
+    "kind",
+    [
+        "garbage",
+        "another call",
+        "a long question",
+        "a move",
+        "another machine",
+        "too long",
+        "an old number",
+        "wrong types",
+    ],
 )
 def test_who_breaks_the_rules_is_hung_up_on(kind: str, boot: Boot, eventually: Eventually) -> None:
     """Packets that are no fault, or not the next one, cost the line; everybody goes on."""

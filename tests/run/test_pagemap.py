@@ -38,7 +38,7 @@ def test_runs_are_sets(one: set[int], other: set[int]) -> None:
         assert np.array_equal(found, runs(expected))
     assert inside(a, union(a, b))
     assert inside(a, b) == (one <= other)
-    assert {page for page in range(64) if holds(a, page)} == one
+    assert {page for page in range(64) if holds(a, [page])} == one
 
 
 def test_runs_that_touch_are_one() -> None:
@@ -62,14 +62,23 @@ def test_pages_with_memory_are_found(monkeypatch: pytest.MonkeyPatch, way: str) 
         touched = file[0]
         for memory in (private, shared):
             memory[3 * PAGE_SIZE] = memory[4 * PAGE_SIZE] = memory[9 * PAGE_SIZE] = touched | 1
-        found = pagemap.present_runs(os.getpid(), areas_of(maps_of(os.getpid())))
+        read = private[12 * PAGE_SIZE]
+        found, zeros = pagemap.present_runs(os.getpid(), areas_of(maps_of(os.getpid())))
+        first = address_of(private) // PAGE_SIZE
+        if way == "scan":
+            assert [page for page in range(16) if holds(zeros, [first + page])] == [12]
+        else:  # it cannot be told from others
+            assert (len(zeros), holds(found, [first + 12])) == (0, True)
+            private.madvise(mmap.MADV_DONTNEED, 12 * PAGE_SIZE, PAGE_SIZE)
+            found, zeros = pagemap.present_runs(os.getpid(), areas_of(maps_of(os.getpid())))
+        assert read == 0
         for memory in (private, shared):
             first = address_of(memory) // PAGE_SIZE
-            assert [page for page in range(16) if holds(found, first + page)] == [3, 4, 9]
-            assert pagemap.is_present(os.getpid(), first + 4)
-            assert not pagemap.is_present(os.getpid(), first + 5)
+            assert [page for page in range(16) if holds(found, [first + page])] == [3, 4, 9]
+            assert pagemap.are_present(os.getpid(), [first + 3, first + 4])
+            assert not pagemap.are_present(os.getpid(), [first + 4, first + 5])
         view = np.frombuffer(file, np.uint8)
-        assert not holds(found, view.ctypes.data // PAGE_SIZE)
+        assert not holds(found, [view.ctypes.data // PAGE_SIZE])
         del view
     private.close()
     shared.close()

@@ -34,6 +34,8 @@ PROGRAM = PROGRAMS / "relatives.py"
         "headless",
         "huge",
         "odd_name",
+        "only_read",
+        "shared_with_a_child",
         "short_lived",
     ],
 )

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from calls import BIND, PAGE, Memory, mask, mbind, policy, set_mempolicy, syscall
+from calls import BIND, PAGE, Memory, mask, mbind, node_of, policy, set_mempolicy, syscall
 
-EPERM, ESRCH, EFAULT, EINVAL = 1, 3, 14, 22
+EPERM, ENOENT, ESRCH, EACCES, EFAULT, EINVAL = 1, 2, 3, 13, 14, 22
 DEFAULT: tuple[int, list[int]] = (0, [])
 NO_RANDOM_ADDRESSES = 0x0040000
 MOVE, MOVE_ALL = 2, 4
@@ -210,6 +210,52 @@ def executed_again() -> None:
             os.execv(sys.executable, [sys.executable, *sys.argv[:2], "2"])
     memory.write()
     assert "bind:2" not in Path("/proc/self/numa_maps").read_text()
+
+
+def shared_with_a_child() -> None:
+    """A page of a shared mapping is its child's, too, when that has touched it, though it has made no call."""
+    memory, private = Memory(2, shared=True), Memory(1)
+    assert mbind(memory.start, memory.length, 1) == 0
+    memory.write()
+    private.write()
+    assert move_to([memory.start, private.start], 2) == [2, 2]
+    touched, wait = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        memory.map[0] = private.map[0] = 1
+        os.write(touched[1], b"x")
+        os.read(wait[0], 1)
+        everywhere, there = mask(0, 1, 2, 3), mask(3)
+        os._exit(syscall("migrate_pages", 0, 5, everywhere, there) < 0)
+    os.read(touched[0], 1)
+    # What both have is left alone, but for what the child has not touched yet.
+    second = memory.start + PAGE
+    assert move_to([memory.start, second], 0) == [-EACCES, 0]
+    os.write(wait[1], b"x")
+    assert os.waitpid(pid, 0)[1] == 0
+    assert [node_of(memory.start), node_of(second)] == [3, 0]
+
+
+def only_read() -> None:
+    """Pages that were read and never written are the page of zeros: EFAULT to move_pages, and none that is missing."""
+    memory = Memory(3)
+    assert memory.map[0] + memory.map[PAGE] == 0
+    pages = [memory.start + page * PAGE for page in range(3)]
+    assert move_to(pages, 1) == [-EFAULT, -EFAULT, -ENOENT]
+    memory.map[0] = 1
+    assert move_to(pages, 1) == [1, -EFAULT, -ENOENT]
+    memory.map.madvise(mmap.MADV_DONTNEED)
+    assert memory.map[0] == 0
+    assert move_to(pages, 1) == [-EFAULT, -ENOENT, -ENOENT]
+
+
+def move_to(pages: list[int], node: int) -> list[int]:
+    """What move_pages says of each."""
+    count = len(pages)
+    statuses = (ctypes.c_int * count)()
+    addresses, nodes = (ctypes.c_ulong * count)(*pages), (ctypes.c_int * count)(*[node] * count)
+    assert syscall("move_pages", 0, count, addresses, nodes, statuses, MOVE) >= 0
+    return list(statuses)
 
 
 def zombies() -> None:
