@@ -188,6 +188,10 @@ class Mirror:
         self._zeros = difference(self._zeros, old)
         self._common = difference(self._common, old)
 
+    def knows_mappings(self, tid: int) -> bool:
+        """Are all mappings as they were told? Then nothing has to be settled to ask for their policies. As `knows`."""
+        return maps_of(tid) == self._text and image_of(tid, self.image).is_still(self.image)
+
     def knows(self, tid: int, addresses: Sequence[int]) -> bool:
         """Were the pages at a few addresses told, and are they there still? Then nothing has to be settled to ask.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from numaemu_core.uapi import MPOL_F_ADDR, MPOL_MF_MOVE_ALL
+from numaemu_core.uapi import MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE_ALL
 from numaemu_core.wire import STATUS_UNWRITTEN
 from numaemu_run import target
 from numaemu_run.family import Family
@@ -55,8 +55,11 @@ class PolicyCalls:
 
     def _get_mempolicy(self, call: Notification, thread: Thread) -> int:
         mode_at, mask_at, maxnode, addr, flags, _ = call.args
-        if flags & MPOL_F_ADDR and not thread.process.mirror.knows(thread.tid, [addr]):
-            self._family.look(thread, addr)
+        if flags & MPOL_F_ADDR:
+            mirror = thread.process.mirror
+            known = mirror.knows(thread.tid, [addr]) if flags & MPOL_F_NODE else mirror.knows_mappings(thread.tid)
+            if not known:
+                self._family.look(thread, addr)
         wanted = maxnode if mask_at else None
         value, mask = self._kernel.call(thread.task, "get_mempolicy", wanted, addr, flags & _ULONG)
         self._check_still_there(call)

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -81,6 +82,16 @@ def own_descriptors() -> "collections.Counter[str]":
             name = str(link.readlink())
             found[name] += not name.startswith(("socket:", "anon_inode:[event"))
     return found
+
+
+def compiled(name: str, folder: Path, *options: str) -> Path:
+    """A program in C, compiled into a folder. Skips where there is no compiler."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed: apt-get install gcc libc6-dev")
+    program = folder / name.removesuffix(".c")
+    command = ["gcc", "-O1", *options, "-o", str(program), str(PROGRAMS / name)]
+    subprocess.run(command, check=True)
+    return program
 
 
 @functools.cache

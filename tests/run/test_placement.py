@@ -4,9 +4,10 @@ import errno
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
-from tests.run.conftest import PROGRAMS, Run, faults_refused
+from tests.run.conftest import PROGRAMS, Run, compiled, faults_refused
 
 from numaemu_run import fault_events
 from numaemu_run import session as session_module
@@ -29,6 +30,15 @@ def test_each_page_is_on_the_node_of_the_thread_that_has_touched_it(run: Run, by
     assert (done.stdout, done.returncode) == ("2000 pages right\n", 0), done.stderr
     report = json.loads(done.stderr)
     assert (report["pages_ambiguous"], report["troubles"]) == (0, {})
+
+
+@told
+def test_threads_of_openmp_touch_first(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that are spread over the CPUs have their parts of an array on their nodes."""
+    monkeypatch.setenv("OMP_PROC_BIND", "spread")
+    monkeypatch.setenv("OMP_PLACES", "threads")
+    done = run(compiled("first_touch.c", tmp_path, "-fopenmp"))
+    assert (done.stdout, done.returncode) == ("512 512 512 512\n", 0), done.stderr
 
 
 def right_pages(session: Session, capfd: pytest.CaptureFixture[str], program: str, *arguments: str) -> tuple[int, int]:

@@ -2,13 +2,11 @@
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tests.run.conftest import PROGRAMS, Done, Run, faults_refused
+from tests.run.conftest import PROGRAMS, Done, Run, compiled, faults_refused
 
 import numaemu as nm
 
@@ -40,16 +38,7 @@ local again: 2 2 2 2 2 2 2 2
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A static program that makes the calls without libc's help."""
-    return compiled(tmp_path_factory.mktemp("c"), "-static")
-
-
-def compiled(folder: Path, *options: str) -> Path:
-    if shutil.which("gcc") is None:
-        pytest.skip("gcc is not installed: apt-get install gcc libc6-dev")
-    program = folder / "policies"
-    command = ["gcc", "-O1", *options, "-o", str(program), str(PROGRAMS / "policies.c")]
-    subprocess.run(command, check=True)
-    return program
+    return compiled("policies.c", tmp_path_factory.mktemp("c"), "-static")
 
 
 @pytest.mark.parametrize("options", [(), ("--no-mount",)], ids=["mounted", "answered"])
@@ -80,7 +69,7 @@ def test_files_are_opened_as_the_kernel_opens_them(run: Run, options: tuple[str,
 
 def test_a_dynamic_program_gets_them_too(run: Run, tmp_path: Path) -> None:
     """The same calls through a loader and a shared libc."""
-    check_answers(run(compiled(tmp_path)))
+    check_answers(run(compiled("policies.c", tmp_path)))
 
 
 def check_answers(done: Done) -> None:

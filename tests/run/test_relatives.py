@@ -4,13 +4,11 @@ import errno
 import inspect
 import json
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from tests.run.conftest import PROGRAMS, Run, numaemu
+from tests.run.conftest import PROGRAMS, Run, compiled, numaemu
 
 from numaemu_run import trouble
 from numaemu_run.family import Family
@@ -53,13 +51,9 @@ def test_pages_in_common_with_a_parent_that_nobody_has_met_count_once(run: Run) 
     assert 4000 <= sum(json.loads(done.stderr)["pages_by_node"].values()) < 3 * 4000
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed: apt-get install gcc libc6-dev")
 def test_children_may_have_the_memory_of_their_parent(run: Run, tmp_path: Path) -> None:
     """What such a child binds is bound for the parent; a program that one executes has memory of its own."""
-    program = tmp_path / "vforked"
-    command = ["gcc", "-O1", "-o", str(program), str(PROGRAMS / "vforked.c")]
-    subprocess.run(command, check=True)
-    done = run(program, options=("--report", "json"))
+    done = run(compiled("vforked.c", tmp_path), options=("--report", "json"))
     assert (done.stdout, done.returncode) == ("0 2 0 2 0\n", 0)
     assert json.loads(done.stderr)["troubles"] == {}
 
