@@ -26,12 +26,16 @@ POLICY_CALLS: Final = (
 OPEN_CALLS: Final = ("open", "openat", "openat2")
 #: Restartable sequences, which tell a thread its CPU: refused, so that libc asks.
 RSEQ_CALL: Final = "rseq"
+#: How much memory there is.
+SYSINFO_CALL: Final = "sysinfo"
 #: Memory that moves or grows keeps its policy, and maps do not tell from where it came.
 MREMAP_CALL: Final = "mremap"
 #: The end of a process, which is looked at once more then.
 EXIT_CALL: Final = "exit_group"
 #: Whoever executes a program takes the place of the first thread of its process.
 EXEC_CALLS: Final = ("execve", "execveat")
+#: Calls that are handed over in every run; opens are by their flags.
+HANDED_OVER: Final = (*POLICY_CALLS, RSEQ_CALL, MREMAP_CALL, SYSINFO_CALL, EXIT_CALL, *EXEC_CALLS)
 #: Calls that look at a path: answered only where the tree of nodes cannot be mounted.
 PATH_CALLS: Final = (
     "access",
@@ -107,6 +111,7 @@ X86_64: Final = Abi(
             "set_mempolicy_home_node": 450,
             "stat": 4,
             "statx": 332,
+            "sysinfo": 99,
         }
     ),
     seccomp=317,
@@ -148,6 +153,7 @@ AARCH64: Final = Abi(
             "set_mempolicy": 237,
             "set_mempolicy_home_node": 450,
             "statx": 291,
+            "sysinfo": 179,
         }
     ),
     seccomp=277,

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from numaemu_run.abi import EXEC_CALLS, EXIT_CALL, MREMAP_CALL, OPEN_CALLS, PATH_CALLS, POLICY_CALLS, RSEQ_CALL, Abi
+from numaemu_run.abi import HANDED_OVER, OPEN_CALLS, PATH_CALLS, Abi
 
 RET_USER_NOTIF: Final = 0x7FC00000
 RET_ALLOW: Final = 0x7FFF0000
@@ -78,7 +78,7 @@ def assemble(lines: Iterable[_Line]) -> bytes:
 
 
 def make_filter(abi: Abi, *, paths: bool) -> bytes:
-    """A filter that hands over policy calls, opens for reading, mremap, rseq, and the begin and end of programs.
+    """A filter that hands over policy calls, opens for reading, mremap, rseq, sysinfo, and begin and end of programs.
 
     `paths`: every call that looks at a path, too.
 
@@ -87,7 +87,7 @@ def make_filter(abi: Abi, *, paths: bool) -> bytes:
     the host.
     """
     numbers = abi.numbers
-    handed = [*POLICY_CALLS, RSEQ_CALL, MREMAP_CALL, EXIT_CALL, *EXEC_CALLS, *(PATH_CALLS if paths else ())]
+    handed = [*HANDED_OVER, *(PATH_CALLS if paths else ())]
     lines: list[_Line] = [
         _Plain(_LD_W_ABS, _ARCH),
         Jump(_JEQ_K, abi.foreign_arch, "foreign"),

@@ -13,8 +13,18 @@ from typing import Final
 
 from numaemu.errors import MachineGone
 from numaemu_core.errors import MmError, OutOfMemory
-from numaemu_run import vdso
-from numaemu_run.abi import EXEC_CALLS, EXIT_CALL, MREMAP_CALL, OPEN_CALLS, PATH_CALLS, POLICY_CALLS, RSEQ_CALL, Abi
+from numaemu_run import target, vdso
+from numaemu_run.abi import (
+    EXEC_CALLS,
+    EXIT_CALL,
+    MREMAP_CALL,
+    OPEN_CALLS,
+    PATH_CALLS,
+    POLICY_CALLS,
+    RSEQ_CALL,
+    SYSINFO_CALL,
+    Abi,
+)
 from numaemu_run.affinity import AffinityCalls
 from numaemu_run.descriptors import NONE_LEFT
 from numaemu_run.family import Family
@@ -27,6 +37,7 @@ from numaemu_run.policy import PolicyCalls
 from numaemu_run.processes import Thread
 from numaemu_run.procfs import status_of
 from numaemu_run.seccomp import Listener, Notification
+from numaemu_run.sysinfo import sysinfo
 
 #: How often processes are looked at while they make no calls.
 _LOOK_EVERY_S: Final = 0.5
@@ -71,6 +82,7 @@ class Supervisor:
         #: Programs whose vDSO could not be changed: it tells them the host's CPUs.
         self.unchanged_vdsos = 0
         self._abi = abi
+        self._kernel = kernel
         self._services = {number: (name, self._service_of(name)) for name, number in abi.numbers.items()}
         self._files = Files(kernel, self.family, tree, root, mounted=mounted)
         self._paths = PathCalls(self._files, abi)
@@ -88,9 +100,12 @@ class Supervisor:
             return self._serve_path
         if name in EXEC_CALLS:
             return self._serve_exec
-        return {RSEQ_CALL: self._serve_rseq, MREMAP_CALL: self._serve_mremap, EXIT_CALL: self._serve_exit}.get(
-            name, self._serve_thread
-        )
+        return {
+            RSEQ_CALL: self._serve_rseq,
+            MREMAP_CALL: self._serve_mremap,
+            SYSINFO_CALL: self._serve_sysinfo,
+            EXIT_CALL: self._serve_exit,
+        }.get(name, self._serve_thread)
 
     def watch(self, fd: int) -> None:
         """Let `step` end when this becomes readable, too."""
@@ -188,6 +203,17 @@ class Supervisor:
         except OSError:
             self.unchanged_vdsos += 1
         self._listener.refuse(call, errno.ENOSYS)
+
+    def _serve_sysinfo(self, _name: str, call: Notification) -> None:
+        try:
+            self.family.look_at_all()
+            told = sysinfo(self._kernel.machine.figures("meminfo"))
+            if self._listener.is_waiting(call):
+                target.write(call.tid, call.args[0], told)
+        except (PermissionError, MachineGone):
+            self._listener.let_through(call)
+        else:
+            self._listener.give(call, 0)
 
     def _serve_mremap(self, _name: str, call: Notification) -> None:
         """The host moves the memory; where to is found when it is looked at next."""

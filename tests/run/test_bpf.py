@@ -16,6 +16,7 @@ from numaemu_run.abi import (
     PATH_CALLS,
     POLICY_CALLS,
     RSEQ_CALL,
+    SYSINFO_CALL,
     X86_64,
     Abi,
 )
@@ -44,11 +45,11 @@ def verdict(program: bytes, arch: int, number: int, *args: int) -> int:
 
 @pytest.mark.parametrize("abi", ABI)
 def test_policy_calls_are_handed_over_and_others_are_not(abi: Abi) -> None:
-    """Of all numbers, those of the policy calls, of opens, rseq, mremap, execve and exit_group reach the supervisor."""
+    """Of all numbers, those of policy calls, opens, rseq, mremap, sysinfo, and begin and end reach the supervisor."""
     program = make_filter(abi, paths=False)
     wanted = {
         abi.numbers[name]
-        for name in (*POLICY_CALLS, *OPEN_CALLS, RSEQ_CALL, MREMAP_CALL, EXIT_CALL, *EXEC_CALLS)
+        for name in (*POLICY_CALLS, *OPEN_CALLS, RSEQ_CALL, MREMAP_CALL, SYSINFO_CALL, EXIT_CALL, *EXEC_CALLS)
         if name in abi.numbers
     }
     assert {n for n in range(600) if verdict(program, abi.audit_arch, n) == RET_USER_NOTIF} == wanted

@@ -1,5 +1,6 @@
 """Programs of several kinds: static, threads, forks, exec, shared memory."""
 
+import errno
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ import pytest
 from tests.run.conftest import PROGRAMS, Done, Run, compiled, faults_refused
 
 import numaemu as nm
+from numaemu_run.abi import abi_of_host
 
 pytestmark = pytest.mark.shares_machines
 
@@ -113,6 +115,22 @@ def test_a_fork_parts_with_its_parent_where_one_of_them_writes(run: Run) -> None
 def test_a_policy_goes_along_with_mremap(run: Run) -> None:
     """Memory that grows in its place, moves and shrinks keeps its policy and its pages; other memory has none of it."""
     assert python(run, "resized.py") == ["bound [3]", "grown [3]", "moved [3]", "shrunk [3]", "other [0]"]
+
+
+MEMORY = """
+import ctypes, os
+fields = dict(line.split(":") for line in open("/proc/meminfo"))
+total, free = (int(fields[name].split()[0]) // 4 for name in ("MemTotal", "MemFree"))
+print(total, os.sysconf("SC_PHYS_PAGES"), abs(os.sysconf("SC_AVPHYS_PAGES") - free) < 1000)
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.syscall(ctypes.c_long(NUMBER), ctypes.c_void_p(4096)), ctypes.get_errno())
+"""
+
+
+def test_the_memory_is_that_of_the_machine(run: Run) -> None:
+    """sysinfo, by which runtimes size their heaps, tells what /proc/meminfo does; a bad pointer is EFAULT."""
+    done = run(sys.executable, "-c", MEMORY.replace("NUMBER", str(abi_of_host().numbers["sysinfo"])))
+    assert (done.stdout, done.stderr) == (f"{4 * 64 * 256} {4 * 64 * 256} True\n-1 {errno.EFAULT}\n", "")
 
 
 def test_memory_that_is_gone_gives_its_frames_back(run: Run, machine: nm.Machine) -> None:
