@@ -83,7 +83,7 @@ class FaultEvents:
             OSError: EACCES, EPERM, ENOSYS: the host, or an outer filter, does not allow it.
         """
         with contextlib.ExitStack() as stack:
-            self._rings = [_Ring(stack, abi, pid, cpu) for cpu in sorted(os.sched_getaffinity(0))]
+            self._rings = [_Ring(_opened(abi, pid, cpu), stack) for cpu in sorted(os.sched_getaffinity(0))]
             self._closed, self._closing = os.pipe2(os.O_CLOEXEC)
             stack.callback(os.close, self._closed)
             stack.callback(os.close, self._closing)
@@ -94,10 +94,14 @@ class FaultEvents:
         self._taken_bytes = 0
 
     def begin(self) -> None:
-        """Record from now on. A second call does nothing."""
+        """Record from now on. A second call does nothing.
+
+        Raises:
+            OSError: EPERM: the user may lock no more memory. ENOMEM.
+        """
         if self._emptier is None:
             for ring in self._rings:
-                ring.begin()
+                ring.begin(self._stack)
             # Rings are soon full, and whoever wants the faults may wait for the machine just then.
             self._emptier = threading.Thread(target=self._empty, name="fault events", daemon=True)
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # those are for others
@@ -156,32 +160,38 @@ def parsed(body: bytes) -> Touches:
         parts.append(rest[: others[0]] if len(others) else rest)
         at += parts[-1].nbytes
         if at < len(body):
-            at += _SIZE.unpack_from(body, at)[0]
+            at += _SIZE.unpack_from(body, at)[0] or len(body)
     return np.concatenate(parts)
 
 
 class _Ring:
     """What one processor records."""
 
-    def __init__(self, stack: contextlib.ExitStack, abi: Abi, pid: int, cpu: int) -> None:
-        self.fd = _opened(abi, pid, cpu)
-        stack.callback(os.close, self.fd)
-        self._memory = mmap.mmap(self.fd, PAGE_SIZE + _RING_BYTES)
-        stack.callback(self._memory.close)
+    def __init__(self, fd: int, stack: contextlib.ExitStack) -> None:
+        """Owns the descriptor until the stack is closed. Memory is only taken by `begin`."""
+        self.fd = fd
+        stack.callback(os.close, fd)
+        self._memory: mmap.mmap | None = None
         self._read = 0
 
-    def begin(self) -> None:
+    def begin(self, stack: contextlib.ExitStack) -> None:
+        """Record from now on."""
+        self._memory = mmap.mmap(self.fd, PAGE_SIZE + _RING_BYTES)
+        stack.callback(self._memory.close)
         fcntl.ioctl(self.fd, _ENABLE, 0)
 
     def take(self) -> bytes:
         """The records that are new."""
-        (written,) = _NUMBER.unpack_from(self._memory, _HEAD_AT)
-        at, end = PAGE_SIZE + self._read % _RING_BYTES, PAGE_SIZE + written % _RING_BYTES
+        memory = self._memory
+        if memory is None:
+            return b""
+        (written,) = _NUMBER.unpack_from(memory, _HEAD_AT)
         if written == self._read:
             return b""
-        body = self._memory[at:end] if at < end else self._memory[at:] + self._memory[PAGE_SIZE:end]
+        at, end = PAGE_SIZE + self._read % _RING_BYTES, PAGE_SIZE + written % _RING_BYTES
+        body = memory[at:end] if at < end else memory[at:] + memory[PAGE_SIZE:end]
         self._read = written
-        _NUMBER.pack_into(self._memory, _TAIL_AT, written)
+        _NUMBER.pack_into(memory, _TAIL_AT, written)
         return body
 
 

@@ -17,6 +17,7 @@ from numaemu_run.pagemap import Runs
 from numaemu_run.processes import Counts, Process, Thread
 from numaemu_run.procfs import PAGE_SIZE, faults_of
 from numaemu_run.shares import as_runs, shares
+from numaemu_run.telling import notice
 from numaemu_run.touches import touched_by
 
 #: Faults that are kept for one process until it is looked at: 32 bytes each.
@@ -42,7 +43,11 @@ class Placement:
     def begin(self) -> None:
         """Threads of a process are about to differ: from now on who touches a page may matter."""
         if self._events is not None:
-            self._events.begin()
+            try:
+                self._events.begin()
+            except OSError as error:
+                self._events = None
+                notice(f"page faults are not recorded: {error.strerror}; whose a page is may be a guess")
 
     def place(self, thread: Thread, address: int | None) -> None:
         """What its process has touched is in the machine then; `address` is what this thread asks for.

@@ -66,6 +66,22 @@ def test_without_the_faults_it_is_a_guess(
 
 
 @told
+def test_faults_that_cannot_be_recorded_are_told(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where the host lets us lock no more memory when threads begin to differ, that is said once; the run goes on."""
+
+    def refused(_events: FaultEvents) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(FaultEvents, "begin", refused)
+    assert session.run([sys.executable, str(PROGRAMS / "touchers.py"), "cpu"], os.environ).code == 0
+    out, err = capfd.readouterr()
+    assert out.endswith(" pages right\n")
+    assert err.count("page faults are not recorded: Operation not permitted") == err.count("\n") == 1
+
+
+@told
 def test_faults_that_find_no_room_are_a_guess(
     session: Session, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
