@@ -7,6 +7,7 @@ a call, which knows all of that, and the next one gets a new line.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import time
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
 _ANSWER_BYTES: Final = 4096
 #: struct timeval: how long a receive waits before init and the daemon are looked at.
 _SLICE: Final = struct.pack("ll", int(limits.SILENCE_S), int(limits.SILENCE_S % 1 * 1_000_000))
+#: A thread stays awake so long for its answer: to be woken up for it takes longer than most answers do. On a lone
+#: processor the daemon could not work meanwhile.
+_AWAKE_S: Final = 3e-4 if len(os.sched_getaffinity(0)) > 1 else 0.0
+#: Where one did not come in that time, others have the processors: so many answers are slept for, and twice as many
+#: each time.
+_ASLEEP_MIN: Final = 16
+_ASLEEP_MAX: Final = 1024
 
 
 class LineBroken(Exception):
@@ -45,6 +53,8 @@ class Line:
         self._generation = way_back.generation
         self._socket = sock
         self._last_id = 0
+        #: Answers that are slept for before one is waited for awake again, and how many the next time.
+        self._asleep, self._next_asleep = 0, _ASLEEP_MIN
         self.busy = False
         self._let_go = weakref.finalize(self, sock.close)
         self._let_go.atexit = False
@@ -60,7 +70,7 @@ class Line:
         self._last_id = request_id = self._last_id + 1
         self._send(pack_request(self._peer.boot_id, request_id, name, args, window))
         reach("asking.sent")
-        boot_id, answered, result = unpack_reply(self._received())
+        boot_id, answered, result = unpack_reply(self._awaited() or self._received())
         if (boot_id, answered) != (self._peer.boot_id, request_id):
             raise WireError(f"an answer to question {answered} instead of {request_id}")
         return result
@@ -70,6 +80,29 @@ class Line:
             self._socket.send(body)
         except OSError:
             raise LineBroken from None
+
+    def _awaited(self) -> bytes | None:
+        """The next packet, if it comes in a moment. LineBroken: none will come."""
+        if self._asleep or not _AWAKE_S:
+            self._asleep -= bool(self._asleep)
+            return None
+        until = time.monotonic() + _AWAKE_S
+        while True:
+            try:
+                packet = self._socket.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    break
+                os.sched_yield()
+            except OSError:
+                raise LineBroken from None
+            else:
+                if not packet:
+                    raise LineBroken
+                self._next_asleep = _ASLEEP_MIN
+                return packet
+        self._asleep, self._next_asleep = self._next_asleep, min(2 * self._next_asleep, _ASLEEP_MAX)
+        return None
 
     def _received(self) -> bytes:
         """The next packet. LineBroken: none will come. MachineGone."""

@@ -97,6 +97,9 @@ class FakeKernel:
         match name:
             case "window":
                 return next(self.slots)
+            case "fault":
+                self.bring_in(*args)
+                return args[1]
             case _:
                 return 0
 
@@ -106,12 +109,7 @@ class FakeKernel:
     def note_window(self, window: Window) -> None:
         """What a machine's `Calls.note_window` does."""
 
-    def fault(self, _pid: int, addr: int, length: int, *, write: bool) -> None:
-        """What a machine's `Calls.fault` does."""
-        self.calls.append(("fault", (addr, length, write)))
-        self.bring_in(addr, length, write=write)
-
-    def bring_in(self, addr: int, length: int, *, write: bool) -> None:
+    def bring_in(self, addr: int, length: int, write: bool) -> None:  # noqa: FBT001 - as the call has it
         """Map what is not there; as much as can be."""
         first, end = addr >> 12, (addr + length - 1 >> 12) + 1
         for vpn in range(first, end):

@@ -33,7 +33,6 @@ class ScriptedCalls:
         self.made: list[tuple[Any, ...]] = []
         self.answers: dict[str, Any] = {"attach": [1, 3, kernel.pgd], "adopt": [9, 3, kernel.pgd]}
         self.note_window = kernel.note_window
-        self.fault = kernel.fault
 
     def call(self, name: str, *args: Any) -> Any:  # noqa: ANN401 - as each call has it
         self.made.append((name, *args))
