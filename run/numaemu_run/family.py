@@ -245,9 +245,8 @@ class Family:
             old.close()
 
     def _add(self, status: Status, process: Process, task: Task, elder: Thread | None) -> Thread:
-        if len(process.threads) >= process.threads_expected:
+        if process.is_crowded() and process.is_under_one_policy():  # else what they have touched comes first
             self._forget_ended_threads(process)
-            process.threads_expected = max(process.threads_expected, 2 * len(process.threads))
         cpus = self._tree.cpus if elder is None else elder.cpus
         cpu = first_node(cpus) if elder is None else elder.cpu
         try:
@@ -370,7 +369,7 @@ class Family:
         self._placement.collect()
         for process in self:
             with self.troubles.confined():
-                if len(process.threads) == 1 or process.touches:
+                if len(process.threads) == 1 or process.touches or process.is_crowded():
                     self.settle(process.leader)
 
     def note_mremap(self, tid: int, start: int, old_length: int, new_length: int) -> None:
@@ -465,6 +464,7 @@ class Family:
         if left:
             for thread in [thread for tid, thread in process.threads.items() if tid not in left]:
                 self._forget_thread(thread)
+            process.threads_expected = max(process.threads_expected, 2 * len(process.threads))
 
     def _forget_thread(self, thread: Thread) -> None:
         """Its task ends; the memory goes with the last one of the process: unless that has ended, another is met."""

@@ -139,7 +139,7 @@ def _scan(fd: int) -> Regions:
     """Regions with memory, ascending, each with whether it is of a file, or of the page of zeros."""
     parts: list[Regions] = []
     start = 0
-    while start < _SCAN_END:
+    while True:
         regions = np.empty(_REGIONS, _REGION)
         argument = bytearray(
             _ARGUMENT.pack(
@@ -159,8 +159,10 @@ def _scan(fd: int) -> Regions:
         )
         count = fcntl.ioctl(fd, _PAGEMAP_SCAN, argument)
         parts.append(regions[:count])
-        start = _ARGUMENT.unpack(argument)[4]
-    return np.concatenate(parts)
+        if count < _REGIONS:
+            return np.concatenate(parts)
+        # Where it says that it has ended, unless it was done: then it says where it was some regions before.
+        start = max(_ARGUMENT.unpack(argument)[4], int(regions["end"][-1]))
 
 
 def _spans(regions: Regions) -> Runs:

@@ -70,6 +70,10 @@ class Process:
             raise ProcessLookupError(f"no thread of process {self.pid} is left")
         return found
 
+    def is_crowded(self) -> bool:
+        """Are so many threads known that some must have ended?"""
+        return len(self.threads) >= self.threads_expected
+
     def is_under_one_policy(self) -> bool:
         """Have all of its threads one policy and one CPU, as far as is known? Who touches a page is no matter then."""
         first = self.leader

@@ -84,6 +84,24 @@ def test_pages_with_memory_are_found(monkeypatch: pytest.MonkeyPatch, way: str) 
     shared.close()
 
 
+@pytest.mark.parametrize("count", [100, 700, 4000, 4096, 9000])
+def test_each_page_is_found_once(count: int) -> None:
+    """However many runs there are, they come ascending and apart: Linux tells of the last ones twice if it is let."""
+    if not pagemap.has_scan(os.getpid()):
+        pytest.skip("this kernel has no PAGEMAP_SCAN")
+    with mmap.mmap(-1, 4 * count * PAGE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        for page in range(0, 4 * count, 4):
+            memory[page * PAGE_SIZE] = 1
+            assert memory[(page + 2) * PAGE_SIZE] == 0
+        found, zeros = pagemap.present_runs(os.getpid(), areas_of(maps_of(os.getpid())))
+        first = address_of(memory) // PAGE_SIZE
+        for runs, begin in ((found, first), (zeros, first + 2)):
+            assert (np.diff(runs.ravel()) > 0).all()
+            starts = [start for start in runs[:, 0].tolist() if first < start < first + 4 * count - 2]
+            assert starts == [*range(begin, first + 4 * count - 2, 4)][begin == first :]
+
+
 def test_long_mappings_without_pages_are_not_read() -> None:
     """Where pages are found one by one, what is reserved and untouched costs nothing; one page makes it count."""
     flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE; shared: it is not merged with others

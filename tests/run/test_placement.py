@@ -23,7 +23,7 @@ told = pytest.mark.skipif(
 
 
 @told
-@pytest.mark.parametrize("by", ["cpu", "policy"])
+@pytest.mark.parametrize("by", ["cpu", "policy", "one after another"])
 def test_each_page_is_on_the_node_of_the_thread_that_has_touched_it(run: Run, by: str) -> None:
     """Also where threads touch every fourth page of one range, and have ended when somebody looks."""
     done = run(sys.executable, PROGRAMS / "touchers.py", by, options=("--report", "json"))
