@@ -76,10 +76,7 @@ class Process:
 
     def is_under_one_policy(self) -> bool:
         """Have all of its threads one policy and one CPU, as far as is known? Who touches a page is no matter then."""
-        first = self.leader
-        return len(self.threads) == 1 or all(
-            (one.policy, one.cpu) == (first.policy, first.cpu) for one in self.threads.values()
-        )
+        return len({(one.policy, one.cpu) for one in self.threads.values()}) <= 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,19 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 from tests.run.conftest import PROGRAMS, Run, compiled, faults_refused
 
 from numaemu_run import fault_events
 from numaemu_run import session as session_module
-from numaemu_run.fault_events import FaultEvents
+from numaemu_run.fault_events import TOUCH, FaultEvents
+from numaemu_run.mirror import Mirror
+from numaemu_run.placement import Placement
+from numaemu_run.processes import Counts, Process
 from numaemu_run.session import Session
 
 pytestmark = pytest.mark.shares_machines
@@ -20,6 +26,16 @@ pytestmark = pytest.mark.shares_machines
 told = pytest.mark.skipif(
     bool(faults_refused()), reason=f"page faults are not told: {faults_refused()}; see numaemu doctor"
 )
+
+
+def test_faults_of_a_process_that_has_just_ended_are_nobodys() -> None:
+    """Its threads are forgotten before its end is told: what they have touched is of no process, and nothing fails."""
+    rows = [(9, 0, TOUCH.itemsize, pid, pid, 1, 4096) for pid in (5, 6)]
+    events = SimpleNamespace(take=lambda: np.array(rows, TOUCH))
+    ended = Process(5, -1, cast("Mirror", None))
+    placement = Placement(Counts(), {5: ended}, cast("FaultEvents", events), lambda process, _tid: process.leader)
+    placement.collect()
+    assert ended.touches == []
 
 
 @told
