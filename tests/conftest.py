@@ -3,7 +3,9 @@
 The hypothesis profile has no deadlines, and the same examples every time in CI.
 """
 
+import contextlib
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +19,8 @@ settings.register_profile("numaemu", deadline=None, derandomize="CI" in os.envir
 settings.load_profile("numaemu")
 
 OWNED_BEFORE = pytest.StashKey[set[str]]()
+#: How long each fixture may take to end.
+TEARDOWN_S = 60.0
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,9 +62,26 @@ def what_is_there(module_leaves_nothing: None, request: pytest.FixtureRequest) -
 @pytest.hookimpl(wrapper=True, trylast=True)  # inside of pytest's capturing, as the fixtures are
 def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
     """A test has closed its descriptors, ended its threads and child processes, and unmapped shared memory."""
-    yield
-    if isinstance(item, pytest.Function):
-        item.funcargs.clear()  # the last references to what its fixtures gave
-    if OWNED_BEFORE in item.stash:
-        left = leaks.left_over(leaks.owned, item.stash[OWNED_BEFORE])
-        assert not left, f"left behind by this test: {'; '.join(left)}"
+    with bounded_parts():
+        yield
+        if isinstance(item, pytest.Function):
+            item.funcargs.clear()  # the last references to what its fixtures gave
+        if OWNED_BEFORE in item.stash:
+            left = leaks.left_over(leaks.owned, item.stash[OWNED_BEFORE])
+            assert not left, f"left behind by this test: {'; '.join(left)}"
+
+
+@contextlib.contextmanager
+def bounded_parts() -> Iterator[None]:
+    """Whatever takes longer than its time is given up, and the next begins; pytest-timeout looks at no failed test."""
+
+    def ring(_number: int, _frame: object) -> None:
+        raise TimeoutError(f"no end within {TEARDOWN_S:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, TEARDOWN_S, TEARDOWN_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
