@@ -208,20 +208,23 @@ _NUMA_MISS: Final = 1
 
 def _serve(supervisor: Supervisor, pid: int, passing: signals.Passing) -> int:
     """Until the program has ended; gives how. Its orphans, which are our children, are reaped on the way."""
-    while (code := _reaped(pid)) is None:
+    while True:
+        statuses = _reaped()
+        if (status := statuses.get(pid)) is not None:
+            if not os.WIFSTOPPED(status):
+                return os.waitstatus_to_exitcode(status)
+            passing.stop_as(os.WSTOPSIG(status))
         while not passing.take(supervisor.step()):
             pass
-    return code
 
 
-def _reaped(pid: int | None = None) -> int | None:
-    """Wait for all children that have ended; gives how `pid` has, None: it has not."""
-    code = None
+def _reaped() -> dict[int, int]:
+    """Wait for all children that have ended or stopped; gives the last status of each."""
+    found = {}
     with contextlib.suppress(ChildProcessError):
-        while (found := os.waitpid(-1, os.WNOHANG))[0]:
-            if found[0] == pid:
-                code = os.waitstatus_to_exitcode(found[1])
-    return code
+        while (one := os.waitpid(-1, os.WNOHANG | os.WUNTRACED))[0]:
+            found[one[0]] = one[1]
+    return found
 
 
 def _end_the_rest(supervisor: Supervisor, passing: signals.Passing, strangers: AbstractSet[int]) -> None:

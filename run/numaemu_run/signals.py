@@ -1,8 +1,9 @@
 """Signals to the command while a program runs: they are for the program.
 
 What the terminal sends (Ctrl-C and its kin), the program gets by itself; what somebody sends to the command is passed
-on. Which is which is known from si_code, which Python's handlers do not tell: those two are read from a signalfd.
-Source: signalfd(2), sigaction(2): si_code is 0 or less if a process has sent it.
+on. Which is which is known from si_code, which Python's handlers do not tell: these are read from a signalfd.
+Whether Ctrl-Z stops it is the program's to decide, too: the command stops after it, as it did.
+Source: signalfd(2), sigaction(2): si_code is 0 or less if a process has sent it; tty_ioctl(4), waitpid(2).
 """
 
 import contextlib
@@ -18,10 +19,10 @@ from typing import Final
 
 #: Whoever sends one of these to us means the program.
 PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGWINCH)
-#: The terminal sends these to the program as well.
-FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT)
+#: The terminal sends these to the program as well; the last two, to who uses it when it is another one's turn.
+FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 #: Of these, the ones that mostly mean that it is to end.
-_TO_END: Final = frozenset({signal.SIGTERM, signal.SIGHUP, *FROM_TERMINAL})
+_TO_END: Final = frozenset({signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT})
 
 #: Number, errno, si_code, and the rest of struct signalfd_siginfo.
 _INFO: Final = struct.Struct("=Iii116x")
@@ -85,6 +86,21 @@ class Passing:
         if number in _TO_END and self.told_to_end_at is None:
             self.told_to_end_at = time.monotonic()
 
+    def stop_as(self, number: int) -> None:
+        """The program was stopped by that signal: so are we, until we are continued; a shell waits for us alone.
+
+        Who sends SIGSTOP, which no terminal does, may be to continue the program alone: we stop if a shell waits.
+        """
+        if number == signal.SIGSTOP and not _has_terminal():
+            return
+        self.take_sent()  # ours of the same kind, which would stop us once more
+        before = signal.SIG_DFL if number == signal.SIGSTOP else signal.signal(number, signal.SIG_DFL)
+        mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if number != signal.SIGSTOP:
+            signal.signal(number, before)
+
     def pass_on(self, number: int, _frame: FrameType | None = None) -> None:
         """Send it to the process, if it is still there."""
         self._note(number)
@@ -118,6 +134,18 @@ def passed_to(pid: int) -> Iterator[Passing]:
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
     """Only to be woken."""
+
+
+def _has_terminal() -> bool:
+    """Is it our turn to use the terminal?"""
+    try:
+        fd = os.open(os.ctermid(), os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    finally:
+        os.close(fd)
 
 
 def _signalfd(numbers: tuple[signal.Signals, ...]) -> int:

@@ -49,14 +49,20 @@ def terminal() -> Iterator[Terminal]:
     os.waitpid(made.pid, 0)
 
 
+def begin(terminal: Terminal, program: str) -> None:
+    """A shell script without double quotes, which says that it has begun."""
+    script = program.replace("$", r"\$")
+    terminal.type(f'{sys.executable} -m numaemu run --memory 4M --swap 4M -- sh -c "{script}"\n')
+    terminal.until("begun\r\n")
+
+
 def test_a_run_is_stopped_continued_and_interrupted_from_its_terminal(terminal: Terminal) -> None:
     """Ctrl-Z stops it, fg goes on with it and with its input, Ctrl-C is the program's to handle, once each."""
     program = (
         r"trap 'n=$((n+1)); echo interrupted $n' INT; trap 'echo total $n; exit 9' QUIT; "
         r"echo be''gun; read x; echo got $x; while :; do sleep 1; done"
     )
-    terminal.type(f'{sys.executable} -m numaemu run --memory 4M --swap 4M -- sh -c "{program}"\n'.replace("$", r"\$"))
-    terminal.until("begun\r\n")
+    begin(terminal, program)
     terminal.type("\x1a")
     terminal.until("Stopped")
     terminal.until("PROMPT> ")
@@ -76,4 +82,30 @@ def test_a_run_is_stopped_continued_and_interrupted_from_its_terminal(terminal: 
     terminal.until("PROMPT> ")
     terminal.type("echo code $?\n")
     terminal.until("code 9\r\n")
+    terminal.until("PROMPT> ")
+
+
+def test_a_program_that_does_not_stop_is_answered(terminal: Terminal) -> None:
+    """It ignores Ctrl-Z: nothing has happened, and its next call has an answer."""
+    begin(terminal, "trap '' TSTP; echo be''gun; read x; cat /sys/devices/system/node/online; echo got $x")
+    terminal.type("\x1a")
+    terminal.type("hello\n")
+    terminal.until("0-1\r\ngot hello\r\n")
+    terminal.until("PROMPT> ")
+
+
+@pytest.mark.parametrize("by", ["TSTP", "STOP"])
+def test_a_program_tidies_up_before_it_stops(terminal: Terminal, by: str) -> None:
+    """Its calls are answered meanwhile; it stops when it is ready to, and as it likes."""
+    handler = f"cat /sys/devices/system/node/online; echo ti''dy; trap - TSTP; kill -{by} $$; echo on again"
+    begin(terminal, f"trap '{handler}' TSTP; echo be''gun; while :; do sleep 0.1; done")
+    terminal.type("\x1a")
+    terminal.until("0-1\r\ntidy\r\n")
+    terminal.until("PROMPT> ")
+    terminal.type("jobs\n")
+    terminal.until(r"\[1\]\+  Stopped")
+    terminal.until("PROMPT> ")
+    terminal.type("fg\n")
+    terminal.until("on again\r\n")
+    terminal.type("\x03")
     terminal.until("PROMPT> ")
