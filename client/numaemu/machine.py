@@ -144,11 +144,14 @@ class Machine:
 
     # -- the whole machine ---------------------------------------------------------------------------------------------
 
-    def figures(self, name: str) -> Any:  # noqa: ANN401 - each has its own shape
-        """What the text of `hardware`, `numastat`, `meminfo` or `vmstat` is made of, as lists and dicts."""
+    def figures(self, name: str, node: int | None = None) -> Any:  # noqa: ANN401 - each has its own shape
+        """What the text of `hardware`, `numastat`, `meminfo` or `vmstat` is made of, as lists and dicts.
+
+        `node`: meminfo of that node alone, an empty list if there is no such node.
+        """
         if name not in {"hardware", "numastat", "meminfo", "vmstat"}:
             raise ValueError(f"expected hardware, numastat, meminfo or vmstat, got {name!r}")
-        return self._calls.call(name)
+        return self._calls.call(name, *(() if node is None else (node,)))
 
     def hardware(self) -> str:
         """Nodes, CPUs, memory and distances, as `numactl --hardware` prints them."""
@@ -175,12 +178,11 @@ class Machine:
         Raises:
             FileNotFoundError: the machine has no such node.
         """
-        found = self.figures("meminfo")
-        chosen = [figures for figures in found if node is None or figures["node"] == node]
-        if not chosen:
+        found = self.figures("meminfo", node)
+        if not found:
             raise FileNotFoundError(errno.ENOENT, f"the machine {self.name!r} has no node {node}")
         of_2005 = profile_named(self.topology.profile).views_of_2005
-        return "".join(text.meminfo(figures, of_2005=of_2005) for figures in chosen)
+        return "".join(text.meminfo(figures, of_2005=of_2005) for figures in found)
 
     def vmstat(self) -> str:
         """Pages by kind and events since boot, as in /proc/vmstat: a name and a number a line."""

@@ -78,7 +78,7 @@ class Calls:
             "sysctl": lambda _client, path, value: write_sysctl(k, path, value),
             "hardware": lambda _client: node_views.hardware(k),
             "numastat": lambda _client: node_views.numastat(k),
-            "meminfo": lambda _client: node_views.meminfo(k),
+            "meminfo": lambda _client, node: node_views.meminfo(k, node),
             "vmstat": lambda _client: node_views.vmstat(k),
             "status": lambda _client: server.status(),
         }

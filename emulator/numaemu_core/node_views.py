@@ -125,11 +125,16 @@ def numastat(k: Kernel) -> list[list[Any]]:
 # -- meminfo -----------------------------------------------------------------------------------------------------------
 
 
-def meminfo(k: Kernel) -> list[dict[str, int]]:
-    """The fields of nodeN/meminfo in the order of the machine's kernel, in kB, a dict a node; "node" is its id."""
+def meminfo(k: Kernel, only: int | None = None) -> list[dict[str, int]]:
+    """The fields of nodeN/meminfo in the order of the machine's kernel, in kB, a dict a node; "node" is its id.
+
+    `only`: of the node of that id alone; of none if there is no such node.
+    """
     locked = mlocked_pfns(k)
     made = []
     for node in k.topology.nodes:
+        if only not in {None, node.id}:
+            continue
         zone = k.zones.get(node.id, Zone(node.id, 0, 0, 0))
         counts = page_counts(k, zone.first, zone.end, locked)
         fields = _fields_of_2005(counts) if k.profile.views_of_2005 else _fields_of_today(counts)

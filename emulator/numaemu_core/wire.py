@@ -225,16 +225,21 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "sysctl": (text, text),
     "hardware": (),
     "numastat": (),
-    "meminfo": (),
+    "meminfo": (optional(number),),  # of one node
     "vmstat": (),
     "status": (),
     "fsck": (),
 }
 
 
-#: Last arguments that may be left out, and what they are then: an mmap of anonymous memory names no file, and who calls
-#: move_pages wants the statuses.
-DEFAULTS: Final[dict[str, list[Any]]] = {"hello": [None], "mmap": [None, 0, "r+"], "move_pages": [True]}
+#: Last arguments that may be left out, and what they are then: an mmap of anonymous memory names no file, who calls
+#: move_pages wants the statuses, and meminfo tells of all nodes.
+DEFAULTS: Final[dict[str, list[Any]]] = {
+    "hello": [None],
+    "mmap": [None, 0, "r+"],
+    "move_pages": [True],
+    "meminfo": [None],
+}
 
 
 def pack_request(boot_id: str, request_id: int, name: str, args: Sequence[Any], window: int | None = None) -> bytes:

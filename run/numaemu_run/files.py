@@ -61,6 +61,7 @@ class Files:
         self._tree = tree
         self._root = str(root)
         self._mounted = mounted
+        self._nodes = frozenset(node.id for node in tree.topology.nodes)
         self._of_2005 = profile_named(tree.topology.profile).views_of_2005
 
     # -- which path is meant -------------------------------------------------------------------------------------------
@@ -162,18 +163,17 @@ class Files:
 
     def _of_node(self, node: int, name: str) -> str | None:
         """None: there is no such node."""
+        if node not in self._nodes:
+            return None
         self._family.look_at_all()
         machine = self._kernel.machine
         if name == "meminfo":
-            figures = next((row for row in machine.figures("meminfo") if row["node"] == node), None)
-            return None if figures is None else node_meminfo(figures, of_2005=self._of_2005)
-        counters = next((row for nid, row in machine.figures("numastat") if nid == node), None)
-        if counters is None:
-            return None
+            return node_meminfo(*machine.figures("meminfo", node), of_2005=self._of_2005)
+        counters = next(row for nid, row in machine.figures("numastat") if nid == node)
         if name == "numastat":
             return "".join(f"{key} {value}\n" for key, value in zip(NUMA_COUNTERS, counters, strict=True))
-        free = next(row["MemFree"] for row in machine.figures("meminfo") if row["node"] == node)
-        pages = (free << 10) // self._tree.topology.page_size
+        (figures,) = machine.figures("meminfo", node)
+        pages = (figures["MemFree"] << 10) // self._tree.topology.page_size
         lines = [f"nr_free_pages {pages}", *(f"{key} {value}" for key, value in zip(_IN_VMSTAT, counters, strict=True))]
         return "\n".join(lines) + "\n"
 

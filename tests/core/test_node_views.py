@@ -92,6 +92,13 @@ def test_meminfo_names(machine: Make, profile: str) -> None:
         assert list(figures) == ["node", *wanted]
 
 
+def test_meminfo_of_one_node(machine: Make) -> None:
+    """It is the same as among those of all nodes; a node that is not there has none."""
+    k = busy(machine, "linux-6.12").k
+    assert [node_views.meminfo(k, node.id) for node in k.topology.nodes] == [[one] for one in node_views.meminfo(k)]
+    assert node_views.meminfo(k, 77) == []
+
+
 def test_meminfo_counts_of_2005(machine: Make) -> None:
     """Active holds all pages that were written, locked or not; Mapped counts anonymous pages, too."""
     found = node_views.meminfo(busy(machine, "swap-v3").k)

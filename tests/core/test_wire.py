@@ -101,7 +101,7 @@ VALID: dict[str, tuple[list[Any], list[Any] | None]] = {
     "sysctl": (["/sys/kernel/mm/mempolicy/weighted_interleave/node0", "3"], None),
     "hardware": ([], None),
     "numastat": ([], None),
-    "meminfo": ([], None),
+    "meminfo": ([], [None]),
     "vmstat": ([], None),
     "status": ([], None),
     "fsck": ([], None),

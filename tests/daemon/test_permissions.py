@@ -79,7 +79,7 @@ def arguments(name: str, pid: int) -> list[Any]:
     args = list(seen or given)
     if name == "attach":
         return [0, [], pid]
-    if CALLS[name] and name not in {"hello", "create_file", "sysctl"}:
+    if CALLS[name] and name not in {"hello", "create_file", "sysctl", "meminfo"}:
         args[0] = pid
     return args
 

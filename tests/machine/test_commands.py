@@ -38,6 +38,7 @@ def test_a_machine_lives_from_up_to_down(runtime: Path) -> None:
     assert "available: 3 nodes (0-2)" in numaemu("-m", "one", "hardware").stdout
     assert "numa_hit" in numaemu("-m", "one", "stat").stdout
     assert "Node 2 MemTotal:" in numaemu("-m", "one", "meminfo", "2").stdout
+    assert numaemu("-m", "one", "meminfo", "3").returncode == 1
     assert "pgfault 0" in numaemu("-m", "one", "vmstat").stdout
     assert "one" in numaemu("ls").stdout
     assert numaemu("-m", "one", "fsck").returncode == 0

@@ -78,7 +78,7 @@ def run_meminfo(args: argparse.Namespace) -> int:
         if not args.json:
             print(machine.meminfo(args.node), end="")
             return 0
-        figures = [node for node in machine.figures("meminfo") if args.node in {None, node["node"]}]
+        figures = machine.figures("meminfo", args.node)
         if not figures:
             raise FileNotFoundError(errno.ENOENT, f"the machine {machine.name!r} has no node {args.node}")
         print_json(figures)
