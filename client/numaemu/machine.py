@@ -79,20 +79,23 @@ class Machine:
         capabilities: Iterable[str] = (),
         share_mm: int | None = None,
         remote: bool = False,  # noqa: FBT001, FBT002 - as programs call it
+        uid: int | None = None,
     ) -> Task:
         """A new task on a CPU, with an mm of its own, or with that of the task whose pid is `share_mm`.
 
         `capabilities` are names such as CAP_SYS_RESOURCE. A `remote` task, and its forks, read and write through the
         kernel daemon and not in memory that this process maps: slower, with the same results, and nothing can be
-        pinned. Mirrors: a process that has just been executed.
+        pinned. `uid`: whose task it is: by default root's for the owner of the machine, and the user's own for others.
+        Mirrors: a process that has just been executed.
 
         Raises:
-            OSError: EINVAL: no such CPU, or no such capability; ESRCH: no such task; EAGAIN: too many; EPERM: another
+            OSError: EINVAL: no such CPU, capability or user id; ESRCH: no such task; EAGAIN: too many; EPERM: another
             user's task, or a capability that the owner of the machine has not granted to this user.
         """
         if isinstance(capabilities, str):
             raise TypeError(f"capabilities: expected a set of names, got {capabilities!r}")
-        return self._new_task(self._calls.call("attach", cpu, sorted(capabilities), share_mm), remote=remote)
+        user = () if uid is None else (operator.index(uid),)
+        return self._new_task(self._calls.call("attach", cpu, sorted(capabilities), share_mm, *user), remote=remote)
 
     def adopt(self, pid: int) -> Task:
         """Take over a task that another process of the same user forked; that one's handle is void then.

@@ -233,8 +233,11 @@ class Calls:
     def _ended(self, client: Client, pid: int, _result: object, _refusal: MmError | None) -> None:
         self._forget(client, pid)
 
-    def _attach(self, client: Client, cpu: int, capabilities: list[str], share_mm: int | None) -> list[int]:
-        task = fork.attach(self._k, cpu, capabilities, share_mm, client.number, client.user)
+    def _attach(
+        self, client: Client, cpu: int, capabilities: list[str], share_mm: int | None, uid: int | None
+    ) -> list[int]:
+        user = client.user if uid is None else uid
+        task = fork.attach(self._k, cpu, capabilities, share_mm, client.number, user)
         client.tasks.add(task.pid)
         return _identity(task)
 

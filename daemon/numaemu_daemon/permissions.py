@@ -96,7 +96,7 @@ class Permissions:
             case Rule.ANYBODY:
                 pass
         if name == "attach":
-            self._check_capabilities(client, args[1])
+            self._check_rights(client, args[1], args[3])
         if name in _FILE_ARGUMENT:
             self._check_file(client, args[_FILE_ARGUMENT[name]])
 
@@ -141,9 +141,11 @@ class Permissions:
         if client.user != (ROOT if user is None else user):
             raise MmError(errno.EPERM, f"task {pid} is another user's")
 
-    def _check_capabilities(self, client: Client, names: list[str]) -> None:
+    def _check_rights(self, client: Client, names: list[str], uid: int | None) -> None:
         if client.user == ROOT:
             return
+        if uid not in {None, client.user}:
+            raise MmError(errno.EPERM, f"a task of user {uid} is for the owner of the machine, or for that user")
         granted = self._admission.capabilities(client.user)
         wanted = sorted(set(names) - granted)
         if wanted:

@@ -4,7 +4,7 @@ Mirrors: kernel/sys.c and security/commoncap.c (2.6.15, 6.1).
 """
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from numaemu_core.effects import KernelTask
@@ -26,6 +26,19 @@ def ptrace_may_access(task: Task, target: Task) -> bool:
     return task.uid == target.uid and target.dumpable and target.capabilities <= task.capabilities
 
 
+def check_uid(uid: int) -> None:
+    """MmError: EINVAL: it is no user id."""
+    if not 0 <= uid <= _UID_MAX:
+        raise MmError(errno.EINVAL, f"{uid} is no user id")
+
+
+def check_capabilities(names: Iterable[str]) -> None:
+    """MmError: EINVAL: a name is none."""
+    unknown = sorted(set(names) - CAPABILITIES)
+    if unknown:
+        raise MmError(errno.EINVAL, f"capability {unknown[0]!r} is not known; known: {', '.join(sorted(CAPABILITIES))}")
+
+
 def sys_setuid(k: Kernel, task: Task, uid: int) -> KernelTask[int]:
     """Become another user: leaving root gives every capability up, and the task is not dumpable any more (setuid(2)).
 
@@ -33,8 +46,7 @@ def sys_setuid(k: Kernel, task: Task, uid: int) -> KernelTask[int]:
         MmError: EINVAL (no user id), EPERM (another user's, and the task is not root).
     """
     yield from ()
-    if uid > _UID_MAX:
-        raise MmError(errno.EINVAL, f"{uid} is no user id")
+    check_uid(uid)
     if task.uid not in (0, uid):
         raise MmError(errno.EPERM, f"user {task.uid} cannot become {uid}")
     if task.uid != uid:
@@ -52,9 +64,7 @@ def sys_drop_capabilities(k: Kernel, task: Task, names: Sequence[str]) -> Kernel
         MmError: EINVAL: a name that is none.
     """
     yield from ()
-    unknown = sorted(set(names) - CAPABILITIES)
-    if unknown:
-        raise MmError(errno.EINVAL, f"capability {unknown[0]!r} is not known; known: {', '.join(sorted(CAPABILITIES))}")
+    check_capabilities(names)
     task.capabilities -= frozenset(names)
     k.journal.task(task)
     return 0

@@ -11,6 +11,7 @@ import numpy as np
 from numaemu_core import limits
 from numaemu_core.columns import I8, NO_INDEXES, U8, Bool
 from numaemu_core.cpuset import top_cpuset
+from numaemu_core.cred import check_capabilities, check_uid
 from numaemu_core.distinct import distinct
 from numaemu_core.effects import Breathe, KernelTask, Shootdown
 from numaemu_core.errors import MmError, OutOfMemory
@@ -38,7 +39,6 @@ from numaemu_core.rmap import pinned_pages, put_pages, set_anon_identity
 from numaemu_core.runs import copy_rows
 from numaemu_core.swapfile import SWAP_LOCK, swap_duplicate
 from numaemu_core.task_locks import down_write, spin_lock
-from numaemu_core.uapi import CAPABILITIES
 
 #: Tables of the parent, and as many of the child, whose locks one step of a fork takes.
 #: So many pids are named where one is not there.
@@ -77,14 +77,13 @@ def attach(k: Kernel, cpu: int, capabilities: list[str], share_mm: int | None, o
     """A new task of a client and of user `uid`, with an mm of its own or with that of the task `share_mm`.
 
     Raises:
-        MmError: EINVAL (no such CPU or capability), ESRCH (no task `share_mm`), EAGAIN (too many tasks), ENOMEM.
+        MmError: EINVAL (no such CPU, capability or user id), ESRCH (no task `share_mm`), EAGAIN (too many), ENOMEM.
     """
     if cpu not in k.cpu_node:
         raise MmError(errno.EINVAL, f"CPU {cpu} is not there; CPUs: {sorted(k.cpu_node)}")
     _check_task_count(k)
-    unknown = sorted(set(capabilities) - CAPABILITIES)
-    if unknown:
-        raise MmError(errno.EINVAL, f"capability {unknown[0]!r} is not known; known: {', '.join(sorted(CAPABILITIES))}")
+    check_capabilities(capabilities)
+    check_uid(uid)
     if share_mm is None:
         mm = new_mm(k)
     else:

@@ -179,7 +179,7 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "alive": (),
     "leave": (),
     "hello": (token, optional(number)),  # …, the connection that it goes on
-    "attach": (number, names, optional(number)),  # cpu, capabilities, share_mm
+    "attach": (number, names, optional(number), optional(number)),  # cpu, capabilities, share_mm, uid
     "adopt": (number,),
     "window": (number,),
     "window_close": (number, number),
@@ -232,10 +232,11 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
 }
 
 
-#: Last arguments that may be left out, and what they are then: an mmap of anonymous memory names no file, who calls
-#: move_pages wants the statuses, and meminfo tells of all nodes.
+#: Last arguments that may be left out, and what they are then: a task is its client's user's, an mmap of anonymous
+#: memory names no file, who calls move_pages wants the statuses, and meminfo tells of all nodes.
 DEFAULTS: Final[dict[str, list[Any]]] = {
     "hello": [None],
+    "attach": [None],
     "mmap": [None, 0, "r+"],
     "move_pages": [True],
     "meminfo": [None],

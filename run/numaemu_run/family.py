@@ -220,11 +220,9 @@ class Family:
         """A new task with the CPU and the policy of an elder, and the rights of a thread."""
         cpu = min(self._tree.cpu_node) if elder is None else elder.cpu
         shared = None if share_mm is None else share_mm.pid
-        task = self._kernel.machine.attach(cpu, status.capabilities, share_mm=shared, remote=True)
+        # The machine asks who a task is when it is to move the pages of another one.
+        task = self._kernel.machine.attach(cpu, status.capabilities, share_mm=shared, remote=True, uid=status.uid)
         try:
-            if status.uid:  # the machine asks who a task is when it is to move the pages of another one
-                self._kernel.call(task, "setuid", status.uid)
-                self._kernel.call(task, "set_dumpable", 1)
             if elder is not None:
                 self._kernel.copy_policy(elder.task, task)
         except BaseException:

@@ -36,6 +36,7 @@ class Status:
     #: Its effective and its real user.
     uid: int
     real_uid: int
+    #: Those that count for the host: of our user namespace, and of no other.
     capabilities: frozenset[str]
     #: Is it under a seccomp filter that this process is not under, as in a container everybody is under one?
     filtered: bool
@@ -67,8 +68,21 @@ def status_of(tid: int) -> Status:
         real_uid=int(fields["Uid"].split()[0]),
         tid=int(fields["Pid"]),
         filtered=_filters(fields) > _own_filters(),
-        capabilities=frozenset(name for bit, name in _CAPABILITY_BITS.items() if bits >> bit & 1),
+        capabilities=_capabilities(bits) if bits and _user_namespace(tid) == _user_namespace("self") else frozenset(),
     )
+
+
+@functools.cache
+def _capabilities(bits: int) -> frozenset[str]:
+    return frozenset(name for bit, name in _CAPABILITY_BITS.items() if bits >> bit & 1)
+
+
+def _user_namespace(who: int | str) -> str | None:
+    """None: it is gone, or we may not look."""
+    try:
+        return os.readlink(f"/proc/{who}/ns/user")  # noqa: PTH115 - half the time
+    except OSError:
+        return None
 
 
 def _status_fields(who: int | str) -> dict[str, str]:

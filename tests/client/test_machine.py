@@ -261,6 +261,12 @@ def test_refused_before_it_is_sent(machine: Machine) -> None:
         machine.figures("everything")
 
 
+def test_whose_task_it_is(machine: Machine, calls: ScriptedCalls) -> None:
+    """The user of a task is told to the machine where one was named."""
+    machine.attach(uid=1001)
+    assert calls.made[-1] == ("attach", 0, [], None, 1001)
+
+
 def test_missing_node(machine: Machine, calls: ScriptedCalls) -> None:
     """The meminfo of a node that is not there is a file that is not there."""
     calls.answers["meminfo"] = []

@@ -400,6 +400,21 @@ def test_shared_pages_are_refused_without_move_all(machine: Make) -> None:
     assert move(m, child, [base], [2], MPOL_MF_MOVE_ALL)[0] == -errno.EPERM
 
 
+def test_capabilities_are_those_of_a_task_whoever_it_is(machine: Make) -> None:
+    """A task of any user may have some; becoming another user gives them up; what is no user id is EINVAL."""
+    m = today(machine)
+    task = m.attach(0, NICE)
+    base = filled(m, task, 1)
+    user = fork.attach(m.k, 0, [NICE], task.pid, uid=1001)
+    assert move(m, user, [base], [1], MPOL_MF_MOVE_ALL) == (0, [1])
+    m.call(cred.sys_setuid(m.k, task, 1001))
+    assert move(m, task, [base], [2], MPOL_MF_MOVE_ALL)[0] == -errno.EPERM
+    for uid in (-1, 1 << 32):
+        with pytest.raises(MmError) as caught:
+            fork.attach(m.k, 0, [], None, uid=uid)
+        assert caught.value.errno == errno.EINVAL
+
+
 #: (argument that is wrong, errno)
 REFUSED = [("flags", errno.EINVAL), ("pid", errno.ESRCH), ("other", errno.EPERM), ("cpuset", errno.EACCES)]
 

@@ -53,7 +53,7 @@ VALID: dict[str, tuple[list[Any], list[Any] | None]] = {
     "alive": ([], None),
     "leave": ([], None),
     "hello": ([TOKEN], [TOKEN, None]),
-    "attach": ([0, ["CAP_SYS_NICE"], None], None),
+    "attach": ([0, ["CAP_SYS_NICE"], None], [0, ["CAP_SYS_NICE"], None, None]),
     "adopt": ([3], None),
     "window": ([3], None),
     "window_close": ([3, 17], None),

@@ -78,7 +78,7 @@ def arguments(name: str, pid: int) -> list[Any]:
     given, seen = VALID[name]
     args = list(seen or given)
     if name == "attach":
-        return [0, [], pid]
+        return [0, [], pid, None]
     if CALLS[name] and name not in {"hello", "create_file", "sysctl", "meminfo"}:
         args[0] = pid
     return args
@@ -142,7 +142,16 @@ def test_tasks_that_are_not_there(name: str, house: House) -> None:
 )
 def test_capabilities(who: str, capability: str, result: int, house: House) -> None:
     """The owner's clients get what they name; others what was granted to all of them or to them."""
-    assert house.ask(who, "attach", [0, [capability], None]) == result
+    assert house.ask(who, "attach", [0, [capability], None, None]) == result
+
+
+@pytest.mark.parametrize(
+    ("who", "user", "result"),
+    [(OWNER, 1001, ALLOWED), (OTHER, USERS[OTHER], ALLOWED), (OTHER, USERS[THIRD], EPERM), (OTHER, 0, EPERM)],
+)
+def test_whose_task_it_is(who: str, user: int, result: int, house: House) -> None:
+    """The owner's clients have tasks of any user, others their own."""
+    assert house.ask(who, "attach", [0, [], None, user]) == result
 
 
 def test_a_task_that_became_another_user_is_still_its_clients(house: House) -> None:

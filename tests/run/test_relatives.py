@@ -66,6 +66,13 @@ def test_rights_that_are_given_up_are_gone(run: Run) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_rights_that_are_kept_count(run: Run) -> None:
+    """MOVE_ALL is for CAP_SYS_NICE, whoever has it; that of a user namespace of one's own is not what is meant."""
+    done = run(sys.executable, PROGRAM, "capable_user")
+    assert (done.stdout, done.returncode) == ("well\n", 0), done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 @pytest.mark.parametrize("options", [(), ("--no-mount",)], ids=["mounted", "answered"])
 def test_who_becomes_another_user_is_served_on(run: Run, options: tuple[str, ...]) -> None:
     """Its policy stays, its calls are answered, and the tree of nodes is there for him and for what he executes."""

@@ -18,6 +18,7 @@ EPERM, ENOENT, ESRCH, EACCES, EFAULT, EINVAL = 1, 2, 3, 13, 14, 22
 DEFAULT: tuple[int, list[int]] = (0, [])
 NO_RANDOM_ADDRESSES = 0x0040000
 MOVE, MOVE_ALL = 2, 4
+PR_SET_KEEPCAPS, CAP_SYS_NICE, CAPABILITY_VERSION, CLONE_NEWUSER = 8, 23, 0x20080522, 0x10000000
 NOBODY = 4_190_000
 RESERVED = 0x4000
 
@@ -266,6 +267,31 @@ def zombies() -> None:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     for _ in range(10):
         assert set_mempolicy(BIND, 1) == 0
+
+
+def capable_user() -> None:
+    """Capabilities count for whoever has kept them, and not if they are those of a user namespace of his own."""
+    memory = Memory(4)
+    memory.write()
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def moves_all() -> int:
+        return mbind(memory.start, memory.length, 1, flags=MOVE_ALL)
+
+    def as_capable() -> bool:
+        libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        os.setresuid(12345, 12345, 12345)
+        right = moves_all() == -EPERM
+        nice = 1 << CAP_SYS_NICE
+        libc.capset((ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)(nice, nice))
+        return right and moves_all() == 0
+
+    def in_own_namespace() -> bool:
+        return moves_all() == 0 and libc.unshare(CLONE_NEWUSER) == 0 and moves_all() == -EPERM
+
+    assert set_mempolicy(BIND, 0) == 0
+    assert child(as_capable) == 0
+    assert child(in_own_namespace) == 0
 
 
 def another_user() -> None:
