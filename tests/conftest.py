@@ -27,6 +27,9 @@ TEARDOWN_S = 60.0
 def worker_leaves_nothing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Whatever this worker's tests have started has ended with its last test, and machines have no files left."""
     mark = leaks.mark_this_worker()
+    # A shell that starts the tests in the background has these ignored, and so had all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     connection.shared_context().socket(zmq.PAIR).close(0)  # the library keeps one for a whole process
     runtime = tmp_path_factory.mktemp("r")
     runtime.chmod(0o700)

@@ -34,6 +34,8 @@ class AffinityCalls:
         self._kernel = kernel
         self._family = family
         self._tree = tree
+        self._pairs = target.PairWriter()
+        self._places = {cpu: _PLACE.pack(cpu, node) for cpu, node in tree.cpu_node.items()}
         self.handlers: Final[Mapping[str, Callable[[Notification, Thread], int | None]]] = MappingProxyType(
             {
                 "getcpu": self._getcpu,
@@ -43,8 +45,8 @@ class AffinityCalls:
         )
 
     def _getcpu(self, call: Notification, thread: Thread) -> int:
-        place = _PLACE.pack(thread.cpu, self._tree.cpu_node[thread.cpu])
-        target.write_pair(call.tid, call.args[0], call.args[1], place)
+        first_at, second_at, *_ = call.args
+        self._pairs.write(call.tid, first_at, second_at, self._places[thread.cpu])
         return 0
 
     def _sched_getaffinity(self, call: Notification, thread: Thread) -> int | None:

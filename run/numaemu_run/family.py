@@ -92,7 +92,7 @@ class Family:
         if known is None:
             return self._meet(tid)
         if not known.is_alive():
-            self._forget_thread(known)
+            self._part_with(known)
             return self._meet(tid)
         if known.process.executor is not None:
             self._see_whether_executed(known.process, tid)
@@ -330,13 +330,12 @@ class Family:
         self._meet_orphans(thread.process)
 
     def _meet_threads(self, process: Process) -> list[int]:
-        """All that have not ended are known then, and none that have; gives their numbers."""
+        """All that have not ended are known then; gives their numbers."""
         live = live_threads_of(process.pid)
         for tid in live:
             if tid not in process.threads:
                 with self.troubles.confined():
                     self._meet(tid)
-        self._forget_ended_threads(process, live)
         return live
 
     def look(self, thread: Thread, address: int | None = None) -> None:
@@ -463,6 +462,14 @@ class Family:
             for thread in [thread for tid, thread in process.threads.items() if tid not in left]:
                 self._forget_thread(thread)
             process.threads_expected = max(process.threads_expected, 2 * len(process.threads))
+
+    def _part_with(self, thread: Thread) -> None:
+        """Its number is another one's by now. What it has touched comes first, unless its process has ended, too."""
+        if not _has_ended(thread.process):
+            with self.troubles.confined():
+                self.look(thread)
+        if self._threads.get(thread.tid) is thread:
+            self._forget_thread(thread)
 
     def _forget_thread(self, thread: Thread) -> None:
         """Its task ends; the memory goes with the last one of the process: unless that has ended, another is met."""

@@ -101,23 +101,38 @@ def write(tid: int, address: int, data: bytes) -> None:
         _refuse_write(done, address)
 
 
-def write_pair(tid: int, first_at: int, second_at: int, pair: bytes) -> None:
-    """Write two numbers of four bytes, each at an address of its own; at 0 nothing is written.
+class PairWriter:
+    """Writes two numbers of four bytes, each at an address of its own; whoever asks again mostly has the same ones."""
 
-    Raises:
-        OSError: as `write`. If one address is wrong, the other number is written, as by put_user twice.
-    """
-    first, second = first_at and _WORD_BYTES, second_at and _WORD_BYTES
-    _DATA.bytes[: 2 * _WORD_BYTES] = pair
-    _PAIR.pack_into(_LOCAL.bytes, 0, _DATA.address, first, _DATA.address + _WORD_BYTES, second)
-    _PAIR.pack_into(_REMOTE.bytes, 0, first_at, first, second_at, second)
-    done: int = _writev(tid, _HERE, _TWO, _THERE, _TWO, _NO_FLAGS)
-    if done == first + second:
-        return
-    try:
-        _refuse_write(done, first_at or second_at)
-    finally:  # it may be the first one alone that has no place
-        write(tid, second_at, pair[_WORD_BYTES : _WORD_BYTES + second])
+    def __init__(self) -> None:
+        self._first_at = self._second_at = self._length = 0
+        self._data = _Scratch(2 * _WORD_BYTES)
+        self._bytes = self._data.bytes
+        self._local, self._remote = _Scratch(_PAIR.size), _Scratch(_PAIR.size)
+        self._vectors = (self._local.reference, _TWO, self._remote.reference, _TWO, _NO_FLAGS)
+
+    def write(self, tid: int, first_at: int, second_at: int, pair: bytes) -> None:
+        """At 0 nothing is written.
+
+        Raises:
+            OSError: as `write`. If one address is wrong, the other number is written, as by put_user twice.
+        """
+        if first_at != self._first_at or second_at != self._second_at:
+            self._aim(first_at, second_at)
+        self._bytes[:] = pair
+        done: int = _writev(tid, *self._vectors)
+        if done == self._length:
+            return
+        try:
+            _refuse_write(done, first_at or second_at)
+        finally:  # it may be the first one alone that has no place
+            write(tid, second_at, pair[_WORD_BYTES:] if second_at else b"")
+
+    def _aim(self, first_at: int, second_at: int) -> None:
+        first, second = first_at and _WORD_BYTES, second_at and _WORD_BYTES
+        _PAIR.pack_into(self._local.bytes, 0, self._data.address, first, self._data.address + _WORD_BYTES, second)
+        _PAIR.pack_into(self._remote.bytes, 0, first_at, first, second_at, second)
+        self._first_at, self._second_at, self._length = first_at, second_at, first + second
 
 
 def _refuse_write(done: int, address: int) -> None:

@@ -14,10 +14,12 @@ from tests.run.conftest import PROGRAMS, Run, compiled, faults_refused
 
 from numaemu_run import fault_events
 from numaemu_run import session as session_module
+from numaemu_run.family import Family
 from numaemu_run.fault_events import TOUCH, FaultEvents
 from numaemu_run.mirror import Mirror
 from numaemu_run.placement import Placement
-from numaemu_run.processes import Counts, Process
+from numaemu_run.processes import Counts, Process, Thread
+from numaemu_run.procfs import live_threads_of
 from numaemu_run.session import Session
 
 pytestmark = pytest.mark.shares_machines
@@ -46,6 +48,33 @@ def test_each_page_is_on_the_node_of_the_thread_that_has_touched_it(run: Run, by
     assert (done.stdout, done.returncode) == ("2000 pages right\n", 0), done.stderr
     report = json.loads(done.stderr)
     assert (report["pages_ambiguous"], report["troubles"]) == (0, {})
+
+
+@told
+def test_what_a_thread_touches_while_its_process_is_looked_at_is_its_own(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """It has ended when the look is over: it is forgotten after the next one, when its pages are placed."""
+    pipe = tmp_path / "go on"
+    os.mkfifo(pipe)
+    look, look_around = Family.look, Family.look_around
+    around: list[bool] = []
+
+    def looks(family: Family, thread: Thread, address: int | None = None) -> None:
+        look(family, thread, address)
+        if around and len(thread.process.threads) == 2 and len(live_threads_of(thread.process.pid)) == 2:
+            pipe.write_text("x")
+            while len(live_threads_of(thread.process.pid)) == 2:
+                pass
+
+    def looks_around(family: Family) -> None:
+        around.append(True)
+        look_around(family)
+        around.clear()
+
+    monkeypatch.setattr(Family, "look", looks)
+    monkeypatch.setattr(Family, "look_around", looks_around)
+    assert right_pages(session, capfd, "last_touches.py", str(pipe)) == (10, 0)
 
 
 @told

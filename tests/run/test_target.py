@@ -84,7 +84,11 @@ def test_writes_reach_the_memory(edge: int) -> None:
 def test_two_numbers_go_to_two_places_or_nowhere(edge: int, *, first: bool, second: bool) -> None:
     """Each number is where it was asked for; what lies between stays."""
     start = edge - 12
-    target.write_pair(ME, first and start, second and edge - 4, b"ABCDWXYZ")
+    writer = target.PairWriter()
+    for pair in (b"abcdwxyz", b"ABCDWXYZ"):  # with the same addresses, and after others
+        for first_at, second_at in ((start, edge - 4), (first and start, second and edge - 4)):
+            target.write(ME, start, b"A" * 12)
+            writer.write(ME, first_at, second_at, pair)
     expected = (b"ABCD" if first else b"AAAA") + b"AAAA" + (b"WXYZ" if second else b"AAAA")
     assert target.read(ME, start, 12) == expected
 
@@ -94,7 +98,7 @@ def test_of_two_numbers_the_one_that_has_a_place_is_written(edge: int, *, first_
     """EFAULT, as the other has none; which of the two it is makes no difference."""
     first, second = (edge, edge - 4) if first_is_bad else (edge - 4, edge)
     with refusal(errno.EFAULT):
-        target.write_pair(ME, first, second, b"ABCDWXYZ")
+        target.PairWriter().write(ME, first, second, b"ABCDWXYZ")
     assert target.read(ME, edge - 4, 4) == (b"WXYZ" if first_is_bad else b"ABCD")
 
 
