@@ -45,8 +45,8 @@ class AffinityCalls:
         )
 
     def _getcpu(self, call: Notification, thread: Thread) -> int:
-        first_at, second_at, *_ = call.args
-        self._pairs.write(call.tid, first_at, second_at, self._places[thread.cpu])
+        args = call.args
+        self._pairs.write(call.tid, args[0], args[1], self._places[thread.cpu])
         return 0
 
     def _sched_getaffinity(self, call: Notification, thread: Thread) -> int | None:

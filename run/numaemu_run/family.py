@@ -45,7 +45,7 @@ _PID_MASK: Final = (1 << 32) - 1
 class Family:
     """All threads and processes of a run."""
 
-    def __init__(self, kernel: Kernel, tree: NodeTree, poll: select.poll, events: FaultEvents | None) -> None:
+    def __init__(self, kernel: Kernel, tree: NodeTree, poll: select.epoll, events: FaultEvents | None) -> None:
         """`poll` is told of a descriptor for each process, readable when that has ended.
 
         `events`: the faults of all of them, where the host tells them.
@@ -184,7 +184,7 @@ class Family:
             os.close(pidfd)
             raise
         self._processes[process.pid] = self._by_pidfd[pidfd] = process
-        self._poll.register(pidfd, select.POLLIN)
+        self._poll.register(pidfd, select.EPOLLIN)
         self.counts.processes += 1
         return thread
 

@@ -159,7 +159,7 @@ class Session:
         self.supervisor = supervisor
         for fd in passing.fds:
             supervisor.watch(fd)
-        with contextlib.closing(events) if events else contextlib.nullcontext(), contextlib.closing(supervisor.family):
+        with contextlib.closing(events) if events else contextlib.nullcontext(), contextlib.closing(supervisor):
             code = _serve(supervisor, started.pid, passing)
             self._ended_at = time.monotonic()
             _end_the_rest(supervisor, passing, strangers)

@@ -43,7 +43,6 @@ from numaemu_run.sysinfo import sysinfo
 _LOOK_EVERY_S: Final = 0.5
 #: So many calls are served before somebody looks at the time again.
 _CALLS_A_STEP: Final = 64
-_MS: Final = 1000
 _NONE: Final[AbstractSet[int]] = frozenset()
 
 
@@ -69,13 +68,13 @@ class Supervisor:
         """
         self._exits = exits
         self._listener = listener
-        self._poll = select.poll()
-        self._poll.register(listener.fd, select.POLLIN)
+        self._poll = select.epoll()  # however many processes there are, a call waits no longer for it
+        self._poll.register(listener.fd, select.EPOLLIN)
         #: What a poll gives while the program calls, and nothing else happens.
-        self._calls_only = [(listener.fd, select.POLLIN)]
+        self._calls_only = [(listener.fd, select.EPOLLIN)]
         self.family = Family(kernel, tree, self._poll, events)
         #: How often each call came, and how often it was refused by the machine.
-        self.calls: collections.Counter[str] = collections.Counter()
+        self.calls: collections.defaultdict[str, int] = collections.defaultdict(int)
         self.refused: collections.Counter[str] = collections.Counter()
         #: Opens that were answered with a file of the machine.
         self.files_given = 0
@@ -107,15 +106,20 @@ class Supervisor:
             EXIT_CALL: self._serve_exit,
         }.get(name, self._serve_thread)
 
+    def close(self) -> None:
+        """Nobody is served any more; whoever is still known is forgotten."""
+        self.family.close()
+        self._poll.close()
+
     def watch(self, fd: int) -> None:
         """Let `step` end when this becomes readable, too."""
-        self._poll.register(fd, select.POLLIN)
+        self._poll.register(fd, select.EPOLLIN)
 
     def step(self, timeout_s: float = math.inf) -> AbstractSet[int]:
         """Serve what has come, or wait for something; gives the watched descriptors that are readable."""
-        timeout_ms = max(min(self._next_look - time.monotonic(), timeout_s), 0) * _MS
+        waits_s = max(min(self._next_look - time.monotonic(), timeout_s), 0)
         for _ in range(_CALLS_A_STEP):
-            events = self._poll.poll(timeout_ms)
+            events = self._poll.poll(waits_s)
             if events != self._calls_only:
                 break
             self._serve()
@@ -124,13 +128,17 @@ class Supervisor:
         if not events and time.monotonic() >= self._next_look:
             self._look()
         # Ends before calls: see `Family.known`.
-        return {fd for fd, event in reversed(events) if self._is_watched(fd, event)}
+        events.sort(key=self._is_of_calls)
+        return {fd for fd, event in events if self._is_watched(fd, event)}
+
+    def _is_of_calls(self, event: tuple[int, int]) -> bool:
+        return event[0] == self._listener.fd
 
     def _is_watched(self, fd: int, event: int) -> bool:
         """Serve a descriptor of ours that is readable; False: it was ours."""
         if fd != self._listener.fd:
             return not self.family.has_news(fd)
-        if event & select.POLLIN:
+        if event & select.EPOLLIN:
             self._serve()
         else:  # nobody is left who could call
             self._poll.unregister(fd)

@@ -30,6 +30,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _readv = _libc.process_vm_readv
 _writev = _libc.process_vm_writev
 _readv.restype = _writev.restype = ctypes.c_ssize_t
+#: Without errno, and without letting other threads run meanwhile.
+_quick_writev = ctypes.PyDLL(None).process_vm_writev
+_quick_writev.restype = ctypes.c_ssize_t
 _NO_FLAGS: Final = ctypes.c_ulong(0)
 _ONE: Final = ctypes.c_ulong(1)
 _TWO: Final = ctypes.c_ulong(2)
@@ -120,13 +123,11 @@ class PairWriter:
         if first_at != self._first_at or second_at != self._second_at:
             self._aim(first_at, second_at)
         self._bytes[:] = pair
-        done: int = _writev(tid, *self._vectors)
-        if done == self._length:
-            return
-        try:
-            _refuse_write(done, first_at or second_at)
-        finally:  # it may be the first one alone that has no place
-            write(tid, second_at, pair[_WORD_BYTES:] if second_at else b"")
+        if _quick_writev(tid, *self._vectors) != self._length:  # one of them has no place
+            try:
+                write(tid, first_at, pair[:_WORD_BYTES] if first_at else b"")
+            finally:
+                write(tid, second_at, pair[_WORD_BYTES:] if second_at else b"")
 
     def _aim(self, first_at: int, second_at: int) -> None:
         first, second = first_at and _WORD_BYTES, second_at and _WORD_BYTES
