@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import threading
 import weakref
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from numaemu.line import Line, LineBroken
 from numaemu_core import limits
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
 from numaemu_core.wire import StrangerError, WireError, fits_line, pack_request, unpack_reply
-from numaemu_host import pidfd
+from numaemu_host import pidfd, sigmask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,7 +51,11 @@ def shared_context() -> zmq.Context[zmq.Socket[bytes]]:
     global _context  # noqa: PLW0603 - one a process, and a forked child starts again without
     with _guard:
         if _context is None:
-            _context = zmq.Context()
+            made = zmq.Context()
+            # Its threads hold signals only once they run: until then one that all of ours hold might be theirs.
+            with sigmask.held(signal.valid_signals()):
+                made.socket(zmq.PAIR).close(0)  # which starts them
+            _context = made
         return _context
 
 

@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from numaemu_host import sigmask
 from numaemu_run.abi import Abi
 from numaemu_run.procfs import PAGE_SIZE
 
@@ -104,11 +105,8 @@ class FaultEvents:
                 ring.begin(self._stack)
             # Rings are soon full, and whoever wants the faults may wait for the machine just then.
             self._emptier = threading.Thread(target=self._empty, name="fault events", daemon=True)
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # those are for others
-            try:
+            with sigmask.held(signal.valid_signals()):  # those are for others
                 self._emptier.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def take(self) -> Touches:
         """What was recorded since this was called last, in no order; what there was no room for is missing."""

@@ -17,6 +17,8 @@ from collections.abc import Set as AbstractSet
 from types import FrameType
 from typing import Final
 
+from numaemu_host import sigmask
+
 #: Whoever sends one of these to us means the program.
 PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGWINCH)
 #: The terminal sends these to the program as well; the last two, to who uses it when it is another one's turn.
@@ -33,14 +35,9 @@ _SET_BYTES: Final = 128
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-@contextlib.contextmanager
-def held() -> Iterator[set[int]]:
+def held() -> contextlib.AbstractContextManager[set[int]]:
     """They wait until there is somebody to pass them on to; gives the mask of before, which a program is to have."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*PASSED_ON, *FROM_TERMINAL))
-    try:
-        yield set(before)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return sigmask.held((*PASSED_ON, *FROM_TERMINAL))
 
 
 def release(mask: AbstractSet[int]) -> None:

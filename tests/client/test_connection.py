@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zmq
 
+from numaemu import connection
 from numaemu.connection import Calls, Connection, Init, Peer
 from numaemu.errors import MachineGone
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
@@ -27,6 +28,23 @@ if TYPE_CHECKING:
 
 BOOT_ID = "b00t"
 Answer = bytes | None
+
+
+def test_threads_of_zeromq_begin_with_all_signals_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one that all threads of a program hold would be theirs, until they have begun to hold signals themselves."""
+    masks: list[set[int]] = []
+
+    class Context(zmq.Context[zmq.Socket[bytes]]):
+        def socket(self, *args: object, **kwargs: object) -> zmq.Socket[bytes]:
+            masks.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+            return super().socket(*args, **kwargs)  # type: ignore[arg-type]  # whatever they are
+
+    monkeypatch.setattr(connection, "_context", None)
+    monkeypatch.setattr(zmq, "Context", Context)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    connection.shared_context().term()
+    assert masks == [signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 class Daemon:
