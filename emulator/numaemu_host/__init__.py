@@ -10,7 +10,9 @@ these files, and each file holds one primitive of the host:
 * `pidfd`: whether a process is alive or stopped, without mistaking a reused number for it.
 * `fdsock`: messages that carry descriptors over a Unix socket, and the kernel's word on who the peer is.
 * `fault_board`: how a test lets a process die or stop at a step of its choice.
-* `_mman`: the calls of libc that `memfd` needs and the standard library does not offer.
+* `sigmask`: signals that a thread holds for a while.
+* `timerfd`: a descriptor that is readable when a time has come.
+* `libc`: calls that the standard library does not offer; `_mman`: those for memory, which `memfd` needs.
 
 Rules that hold in all of them: errors of the host are `OSError` with its errno; times are seconds, sizes and offsets
 bytes; every descriptor is close-on-exec; nothing is inherited by a forked child in a state that could harm its parent.

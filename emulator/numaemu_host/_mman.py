@@ -6,7 +6,8 @@ The `mmap` of the standard library can neither place a mapping at an address nor
 
 import ctypes
 import mmap
-import os
+
+from numaemu_host.libc import checked, failure, libc
 
 PAGE_SIZE = mmap.PAGESIZE
 """Bytes in a page of the host."""
@@ -16,41 +17,33 @@ MAP_FIXED = 0x10
 MAP_NORESERVE = 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_mmap = _libc.mmap
+_mmap = libc.mmap
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _mmap.restype = ctypes.c_void_p
-_munmap = _libc.munmap
+_munmap = libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _munmap.restype = ctypes.c_int
-_madvise = _libc.madvise
+_madvise = libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _madvise.restype = ctypes.c_int
-
-
-def _raise_errno(call: str) -> None:
-    code = ctypes.get_errno()
-    raise OSError(code, f"{call}: {os.strerror(code)}")
 
 
 def map_memory(address: int, length: int, prot: int, flags: int, fd: int = -1, offset: int = 0) -> int:
     """Map `length` bytes and return their address; `address` 0 lets the kernel choose. OSError on refusal."""
     found: int | None = _mmap(address, length, prot, flags, fd, offset)
     if found is None or found == _MAP_FAILED:
-        _raise_errno("mmap")
+        raise failure("mmap")
     return found or 0
 
 
 def unmap_memory(address: int, length: int) -> None:
     """Unmap `length` bytes at `address`. OSError on refusal."""
-    if _munmap(address, length) != 0:
-        _raise_errno("munmap")
+    checked(_munmap(address, length), "munmap")
 
 
 def keep_from_children(address: int, length: int) -> None:
     """Leave the range out of the address space of forked children (MADV_DONTFORK). OSError on refusal."""
-    if _madvise(address, length, mmap.MADV_DONTFORK) != 0:
-        _raise_errno("madvise")
+    checked(_madvise(address, length, mmap.MADV_DONTFORK), "madvise")
 
 
 def reserve(length: int) -> int:

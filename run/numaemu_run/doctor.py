@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
+from numaemu_host.libc import libc
 from numaemu_run import namespace, pagemap, seccomp, target, vdso
 from numaemu_run.abi import ABIS, POLICY_CALLS, Abi, UnknownArchitectureError, abi_of_host
 from numaemu_run.bpf import make_filter
@@ -92,8 +93,6 @@ def _advice(code: int | None) -> str:
 
 def _call_all(abi: Abi, sock: socket.socket) -> NoReturn:
     """In the child: make each call under a filter, and say which were not answered."""
-    call = ctypes.CDLL(None, use_errno=True).syscall
-    call.restype = ctypes.c_long
     try:
         seccomp.set_no_new_privs()
         try:
@@ -104,7 +103,7 @@ def _call_all(abi: Abi, sock: socket.socket) -> NoReturn:
         socket.send_fds(sock, [b"0"], [fd])
         os.close(fd)
         zeros = [ctypes.c_ulong(0)] * 6
-        missed = [name for name in POLICY_CALLS if call(ctypes.c_long(abi.numbers[name]), *zeros) != _ANSWER]
+        missed = [name for name in POLICY_CALLS if libc.syscall(ctypes.c_long(abi.numbers[name]), *zeros) != _ANSWER]
         sock.sendall(",".join(missed).encode() + b"\n")
     finally:
         os._exit(0)

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numaemu_host import sigmask
+from numaemu_host.libc import failure, libc
 from numaemu_run.abi import Abi
 from numaemu_run.procfs import PAGE_SIZE
 
@@ -64,9 +65,6 @@ _NUMBER: Final = struct.Struct("=Q")
 _TAKEN_BYTES_MAX: Final = 64 << 20
 #: With its page of numbers it is what the host lets a user lock for each processor (perf_event_mlock_kb).
 _RING_BYTES: Final = 512 << 10
-
-_syscall = ctypes.CDLL(None, use_errno=True).syscall
-_syscall.restype = ctypes.c_long
 
 
 def now_ns() -> int:
@@ -209,7 +207,7 @@ def _opened(abi: Abi, pid: int, cpu: int) -> int:
             time.CLOCK_MONOTONIC,
         )
         fd = int(
-            _syscall(
+            libc.syscall(
                 ctypes.c_long(abi.perf_event_open),
                 ctypes.c_char_p(attributes),
                 ctypes.c_int(pid),
@@ -222,5 +220,4 @@ def _opened(abi: Abi, pid: int, cpu: int) -> int:
             return fd
         if ctypes.get_errno() not in {errno.EACCES, errno.EPERM}:
             break
-    code = ctypes.get_errno()
-    raise OSError(code, os.strerror(code))
+    raise failure("perf_event_open")

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from numaemu_host.libc import checked, failure, libc
+
 _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWUSER: Final = 0x10000000
 _MS_BIND: Final = 0x1000
@@ -19,14 +21,6 @@ _MS_REC: Final = 0x4000
 _MS_SLAVE: Final = 1 << 19
 #: Of the reason for a failure, so much is told.
 _TOLD_BYTES: Final = 4096
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _checked(result: int, what: str) -> None:
-    if result:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{what}: {os.strerror(code)}")
 
 
 def refusal(root: Path, directories: Sequence[str], needed: Sequence[str]) -> str:
@@ -70,15 +64,15 @@ def enter() -> None:
     Raises:
         OSError: neither way is allowed.
     """
-    if _libc.unshare(_CLONE_NEWNS):
+    if libc.unshare(_CLONE_NEWNS):
         if ctypes.get_errno() != errno.EPERM:
-            _checked(-1, "mount namespace")
+            raise failure("mount namespace")
         uid, gid = os.geteuid(), os.getegid()
-        _checked(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "user namespace")
+        checked(libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "user namespace")
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
         Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
-    _checked(_libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None), "propagation of mounts")
+    checked(libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_SLAVE), None), "propagation of mounts")
 
 
 def cover(root: Path, directories: Sequence[str]) -> list[str]:
@@ -92,8 +86,8 @@ def cover(root: Path, directories: Sequence[str]) -> list[str]:
         if not Path(name).is_dir():
             continue
         source = os.fsencode(root / name[1:])
-        _checked(
-            _libc.mount(source, os.fsencode(name), None, ctypes.c_ulong(_MS_BIND | _MS_REC), None), f"mount on {name}"
+        checked(
+            libc.mount(source, os.fsencode(name), None, ctypes.c_ulong(_MS_BIND | _MS_REC), None), f"mount on {name}"
         )
         covered.append(name)
     return covered

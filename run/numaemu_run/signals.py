@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Final
 
 from numaemu_host import sigmask
+from numaemu_host.libc import checked, libc
 
 #: Whoever sends one of these to us means the program.
 PASSED_ON: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGWINCH)
@@ -31,8 +32,6 @@ _INFO: Final = struct.Struct("=Iii116x")
 _SFD_FLAGS: Final = os.O_NONBLOCK | os.O_CLOEXEC
 #: Bytes of sigset_t in every libc.
 _SET_BYTES: Final = 128
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def held() -> contextlib.AbstractContextManager[set[int]]:
@@ -147,11 +146,7 @@ def _has_terminal() -> bool:
 
 def _signalfd(numbers: tuple[signal.Signals, ...]) -> int:
     chosen = ctypes.create_string_buffer(_SET_BYTES)
-    _libc.sigemptyset(chosen)
+    libc.sigemptyset(chosen)
     for number in numbers:
-        _libc.sigaddset(chosen, int(number))
-    fd: int = _libc.signalfd(-1, chosen, _SFD_FLAGS)
-    if fd < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"signalfd: {os.strerror(code)}")
-    return fd
+        libc.sigaddset(chosen, int(number))
+    return checked(libc.signalfd(-1, chosen, _SFD_FLAGS), "signalfd")

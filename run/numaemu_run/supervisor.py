@@ -2,7 +2,6 @@
 
 import collections
 import errno
-import math
 import os
 import select
 import time
@@ -13,6 +12,7 @@ from typing import Final
 
 from numaemu.errors import MachineGone
 from numaemu_core.errors import MmError, OutOfMemory
+from numaemu_host import timerfd
 from numaemu_run import target, vdso
 from numaemu_run.abi import (
     EXEC_CALLS,
@@ -70,6 +70,9 @@ class Supervisor:
         self._listener = listener
         self._poll = select.epoll()  # however many processes there are, a call waits no longer for it
         self._poll.register(listener.fd, select.EPOLLIN)
+        self._next_look = timerfd.Timer()  # a timeout at each poll would cost every call
+        self._poll.register(self._next_look.fd, select.EPOLLIN)
+        self._next_look.set(_LOOK_EVERY_S)
         #: What a poll gives while the program calls, and nothing else happens.
         self._calls_only = [(listener.fd, select.EPOLLIN)]
         self.family = Family(kernel, tree, self._poll, events)
@@ -89,7 +92,6 @@ class Supervisor:
             **PolicyCalls(kernel, self.family, listener.is_waiting).handlers,
             **AffinityCalls(kernel, self.family, tree).handlers,
         }
-        self._next_look = 0.0
 
     def _service_of(self, name: str) -> Callable[[str, Notification], None]:
         """What serves a call of that name."""
@@ -110,32 +112,37 @@ class Supervisor:
         """Nobody is served any more; whoever is still known is forgotten."""
         self.family.close()
         self._poll.close()
+        self._next_look.close()
 
     def watch(self, fd: int) -> None:
         """Let `step` end when this becomes readable, too."""
         self._poll.register(fd, select.EPOLLIN)
 
-    def step(self, timeout_s: float = math.inf) -> AbstractSet[int]:
-        """Serve what has come, or wait for something; gives the watched descriptors that are readable."""
-        waits_s = max(min(self._next_look - time.monotonic(), timeout_s), 0)
+    def step(self, timeout_s: float | None = None) -> AbstractSet[int]:
+        """Serve what has come, or wait for something; gives the watched descriptors that are readable.
+
+        Comes back after `timeout_s` even if there was nothing, and now and then without.
+        """
         for _ in range(_CALLS_A_STEP):
-            events = self._poll.poll(waits_s)
+            events = self._poll.poll(timeout_s)
             if events != self._calls_only:
                 break
             self._serve()
         else:
             return _NONE
-        if not events and time.monotonic() >= self._next_look:
-            self._look()
         # Ends before calls: see `Family.known`.
-        events.sort(key=self._is_of_calls)
+        events.sort(key=self._turn)
         return {fd for fd, event in events if self._is_watched(fd, event)}
 
-    def _is_of_calls(self, event: tuple[int, int]) -> bool:
-        return event[0] == self._listener.fd
+    def _turn(self, event: tuple[int, int]) -> int:
+        """When its turn is among those that came together."""
+        return (event[0] == self._listener.fd) + 2 * (event[0] == self._next_look.fd)
 
     def _is_watched(self, fd: int, event: int) -> bool:
         """Serve a descriptor of ours that is readable; False: it was ours."""
+        if fd == self._next_look.fd:
+            self._look()
+            return False
         if fd != self._listener.fd:
             return not self.family.has_news(fd)
         if event & select.EPOLLIN:
@@ -148,7 +155,7 @@ class Supervisor:
         """However many processes there are, looking takes a small part of the time."""
         began = time.monotonic()
         self.family.look_around()
-        self._next_look = time.monotonic() + max(_LOOK_EVERY_S, (time.monotonic() - began) * 50)
+        self._next_look.set(max(_LOOK_EVERY_S, (time.monotonic() - began) * 50))
 
     def _serve(self) -> None:
         call = self._listener.receive()

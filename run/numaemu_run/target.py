@@ -6,10 +6,10 @@ it executes another program.
 
 import ctypes
 import errno
-import os
 import struct
 from typing import Final
 
+from numaemu_host.libc import failure, libc
 from numaemu_run.procfs import PAGE_SIZE
 
 _PATH_MAX: Final = 4096
@@ -22,13 +22,10 @@ _WORD_BYTES: Final = 4
 _VECTOR: Final = struct.Struct("@PN")
 _PAIR: Final = struct.Struct("@PNPN")
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
 #: Arguments: pid, local vectors and how many, remote ones and how many, flags; ready to be handed over: to have ctypes
 #: convert numbers at each call takes as long as the call.
-_readv = _libc.process_vm_readv
-_writev = _libc.process_vm_writev
+_readv = libc.process_vm_readv
+_writev = libc.process_vm_writev
 _readv.restype = _writev.restype = ctypes.c_ssize_t
 #: Without errno, and without letting other threads run meanwhile.
 _quick_writev = ctypes.PyDLL(None).process_vm_writev
@@ -72,10 +69,9 @@ def read_some(tid: int, address: int, length: int) -> bytes:
     done: int = _readv(tid, _HERE, _ONE, _THERE, _ONE, _NO_FLAGS)
     if done >= 0:
         return buffer.raw[:done]
-    code = ctypes.get_errno()
-    if code == errno.EFAULT:
+    if ctypes.get_errno() == errno.EFAULT:
         return b""
-    raise OSError(code, os.strerror(code))
+    raise failure(f"memory at {address:#x}")
 
 
 def read(tid: int, address: int, length: int) -> bytes:
@@ -109,6 +105,7 @@ class PairWriter:
 
     def __init__(self) -> None:
         self._first_at = self._second_at = self._length = 0
+        self._pair = b""
         self._data = _Scratch(2 * _WORD_BYTES)
         self._bytes = self._data.bytes
         self._local, self._remote = _Scratch(_PAIR.size), _Scratch(_PAIR.size)
@@ -122,7 +119,8 @@ class PairWriter:
         """
         if first_at != self._first_at or second_at != self._second_at:
             self._aim(first_at, second_at)
-        self._bytes[:] = pair
+        if pair is not self._pair:
+            self._bytes[:] = self._pair = pair
         if _quick_writev(tid, *self._vectors) != self._length:  # one of them has no place
             try:
                 write(tid, first_at, pair[:_WORD_BYTES] if first_at else b"")
@@ -138,9 +136,8 @@ class PairWriter:
 
 def _refuse_write(done: int, address: int) -> None:
     """`done`: how many bytes were written, fewer than all; -1: see errno."""
-    code = ctypes.get_errno()
-    if done < 0 and code != errno.EFAULT:
-        raise OSError(code, os.strerror(code))
+    if done < 0 and ctypes.get_errno() != errno.EFAULT:
+        raise failure(f"memory at {address:#x}")
     raise OSError(errno.EFAULT, f"memory at {address:#x} cannot be written")
 
 

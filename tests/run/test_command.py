@@ -1,7 +1,6 @@
 """`numaemu run` as a command: exit codes, signals, input, reports, refusals; and `numaemu doctor`."""
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -303,7 +302,7 @@ def test_a_supervisor_that_fails_takes_its_program_along(session: Session, monke
     """Whatever goes wrong, no program runs on with nobody there to answer its calls; the error is told."""
     step = Supervisor.step
 
-    def broken(supervisor: Supervisor, timeout_s: float = math.inf) -> AbstractSet[int]:
+    def broken(supervisor: Supervisor, timeout_s: float | None = None) -> AbstractSet[int]:
         if list(supervisor.family):
             raise RuntimeError("broken")
         return step(supervisor, timeout_s)
