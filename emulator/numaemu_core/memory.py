@@ -88,7 +88,7 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
                 yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
             except (SegmentationFault, OutOfMemory) as error:
                 if isinstance(error, (OutOfMemory, BusError)):
-                    vpn += _accessible_pages(k, task.mm, vpn, stop, write=write)
+                    vpn += _accessible_pages(k, task.mm, np.arange(vpn, stop), write=write)
                 if vpn == first and retries.is_worth_another(k, task, error):
                     yield Breathe()
                     continue
@@ -127,12 +127,12 @@ class _Retries:
         return isinstance(error, OutOfMemory) and not task.dying and moved and self.count <= limits.FAULT_RETRIES
 
 
-def _accessible_pages(k: Kernel, mm: Mm, first_vpn: int, end_vpn: int, *, write: bool) -> int:
-    """How many pages from first_vpn on may be accessed now without a fault."""
-    flats = k.tables.walk(mm.pgd, np.arange(first_vpn, end_vpn))
+def _accessible_pages(k: Kernel, mm: Mm, vpns: I8, *, write: bool) -> int:
+    """How many of these pages, from the first on, may be accessed now without a fault."""
+    flats = k.tables.walk(mm.pgd, vpns)
     rights = np.uint64(PTE_PRESENT | PTE_READABLE | (PTE_WRITABLE if write else 0))
     missing = np.flatnonzero((flats < 0) | (k.c.pte[flats] & rights != rights))
-    return int(missing[0]) if len(missing) else end_vpn - first_vpn
+    return int(missing[0]) if len(missing) else len(vpns)
 
 
 def _accessible_vma(k: Kernel, mm: Mm, vpn: int, *, write: bool) -> VmArea:
@@ -161,7 +161,11 @@ def handle_mm_fault(
     alone = write and vma.vm_file is None and len(flats) == 1
     if alone and try_anonymous_page(k, task, vma, first_vpn, int(flats[0])):
         return
-    vpns = np.arange(first_vpn, end_vpn)
+    yield from _handle_pte_faults(k, task, vma, np.arange(first_vpn, end_vpn), flats, write=write)
+
+
+def _handle_pte_faults(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, *, write: bool) -> KernelTask[None]:
+    """handle_mm_fault for pages of a VMA, ascending, that have entries. Raises as handle_mm_fault."""
     yield from _migration_entry_wait(k, flats)
     entries = k.c.pte[flats]
     none, swapped = entries == 0, is_swapped(entries)
@@ -202,6 +206,35 @@ def _migration_entry_wait(k: Kernel, flats: I8) -> KernelTask[None]:
         if not len(moving):
             return
         yield from wait_on_pages_locked(k, (moving[:1] >> np.uint64(k.page_shift)).astype(np.int64))
+
+
+def fault_in_pages(k: Kernel, task: Task, vpns: I8, *, write: bool) -> KernelTask[None]:
+    """Make scattered pages accessible, as if the task accessed one after the other. Shapes: `vpns` int64[n], ascending.
+
+    Raises:
+        SegmentationFault: a page may not be accessed so. OutOfMemory, BusError: a page cannot be had. Those before it
+            are there.
+    """
+    shift, retries = k.page_shift, _Retries()
+    with (yield from down_read(task.mm)):
+        while len(vpns):
+            if task.killed:
+                raise OutOfMemory("the task was killed: out of memory")
+            vma = _accessible_vma(k, task.mm, int(vpns[0]), write=write)
+            here = vpns[: min(int(np.searchsorted(vpns, vma.vm_end >> shift)), k.batch_pages)]
+            tables = np.flatnonzero(np.diff(here >> limits.TABLE_SHIFT)) + 1  # where another one begins
+            here = here[: tables[limits.PTE_LOCK_BATCH - 1]] if len(tables) >= limits.PTE_LOCK_BATCH else here
+            try:
+                flats = k.tables.pte_alloc_each(task.mm.pgd, here)
+                yield from _handle_pte_faults(k, task, vma, here, flats, write=write)
+                done, retries = len(here), _Retries()
+            except (OutOfMemory, BusError) as error:
+                done = _accessible_pages(k, task.mm, here, write=write)
+                if not done and not retries.is_worth_another(k, task, error):
+                    raise
+            vpns = vpns[done:]
+            if len(vpns):
+                yield Breathe()
 
 
 # -- anonymous pages ---------------------------------------------------------------------------------------------------
@@ -375,7 +408,7 @@ def populate_vma_range(k: Kernel, task: Task, vma: VmArea, start: int, end: int)
             yield from populate_pages(k, task, vma, vpn, stop, write=write)
             vpn, retries = stop, _Retries()
         except (OutOfMemory, BusError) as error:
-            done = _accessible_pages(k, task.mm, vpn, stop, write=write)
+            done = _accessible_pages(k, task.mm, np.arange(vpn, stop), write=write)
             if done:
                 vpn, retries = vpn + done, _Retries()
             elif not retries.is_worth_another(k, task, error):

@@ -15,7 +15,7 @@ from numaemu_core.errors import MmError
 from numaemu_core.files import shmem_zero_setup
 from numaemu_core.fork import check_alive
 from numaemu_core.kernel import Kernel
-from numaemu_core.memory import sys_fault, unmap_vmas
+from numaemu_core.memory import fault_in_pages, unmap_vmas
 from numaemu_core.mm_types import (
     VM_ACCOUNT,
     VM_MAYEXEC,
@@ -39,8 +39,6 @@ Span = tuple[int, int]
 #: First byte, end, the name of a shared object or None, the first byte of it, does it grow?
 Area = tuple[int, int, str | None, int, bool]
 
-#: Ranges that are faulted in between two moments for others: most are short.
-_FAULTS_PER_STEP = 16
 _PRIVATE = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
 _SHARED = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_SHARED | VM_MAYSHARE
 
@@ -85,15 +83,15 @@ def sys_mirror(
 
 
 def _touch(k: Kernel, task: Task, spans: Sequence[Span], *, write: bool) -> KernelTask[None]:
-    """Fault pages in, as if the task accessed them."""
-    steps = 0
-    for start, end in spans:
-        at = start
-        while at < end:
-            at += yield from sys_fault(k, task, at, end - at, write=write)
-            steps += 1
-            if not steps % _FAULTS_PER_STEP or at < end:
-                yield Breathe()
+    """Fault pages in, as if the task accessed them: many ranges at a time, as most are short."""
+    runs = np.array(spans, np.int64).reshape(-1, 2) >> k.page_shift
+    before = np.concatenate(([0], np.cumsum(runs[:, 1] - runs[:, 0])))
+    total = int(before[-1])
+    for first in range(0, total, limits.FAULT_REQUEST_PAGES):
+        numbers = np.arange(first, min(first + limits.FAULT_REQUEST_PAGES, total))
+        run = np.searchsorted(before, numbers, "right") - 1
+        yield from fault_in_pages(k, task, np.unique(runs[run, 0] + numbers - before[run]), write=write)
+        yield Breathe()
 
 
 def _fill(k: Kernel, mm: Mm, area: Area) -> None:

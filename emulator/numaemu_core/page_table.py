@@ -130,6 +130,16 @@ class TableArena:
             vpn = stop
         return pieces[0] if len(pieces) == 1 else np.concatenate([NO_INDEXES, *pieces])
 
+    def pte_alloc_each(self, pgd: int, vpns: I8) -> I8:
+        """The flat indexes of the entries of scattered pages, whose tables are made where need be. As `pte_alloc`."""
+        flats = self.walk(pgd, vpns)
+        missing = flats < 0
+        if missing.any():
+            for number in distinct(vpns[missing] >> _SHIFT).tolist():
+                self._pte_table(pgd, number << _SHIFT)
+            flats = self.walk(pgd, vpns)
+        return flats
+
     def _pte_table(self, pgd: int, vpn: int) -> int:
         table = pgd
         for shift in _UPPER_SHIFTS:

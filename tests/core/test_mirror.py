@@ -5,12 +5,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from numaemu_core import fork, limits, mempolicy, numa_maps
-from numaemu_core.errors import MmError, OutOfMemory
+from numaemu_core import fork, limits, memory, mempolicy, numa_maps
+from numaemu_core.columns import I8
+from numaemu_core.effects import KernelTask
+from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
+from numaemu_core.install_page import install_new_pages
+from numaemu_core.kernel import Kernel
 from numaemu_core.mirror import sys_mirror
-from numaemu_core.mm_types import Task
-from numaemu_core.uapi import MPOL_BIND, MPOL_INTERLEAVE
+from numaemu_core.mm_types import Task, VmArea
+from numaemu_core.topology import uniform
+from numaemu_core.uapi import MPOL_BIND, MPOL_INTERLEAVE, MPOL_PREFERRED
 
 from .conftest import GONE, PAGE, Machine
 
@@ -174,6 +181,71 @@ def test_pages_that_were_only_read_have_the_page_of_zeros(machine: Make) -> None
     entries = [m.entry(task, AT + page * PAGE) // PAGE for page in range(4)]
     assert (entries[0], entries[2:]) == (0, [m.k.zero_pfn] * 2)
     assert entries[1] not in {0, m.k.zero_pfn}
+
+
+#: Pages of two page tables, in areas with and without a policy, one of them shared.
+FIRST, AREAS = 400, [(400, 520, None, 0, False), (520, 600, None, 0, False), (640, 800, "shm", 3, False)]
+SOME_PAGES = st.lists(st.tuples(st.integers(400, 799), st.integers(1, 9)), max_size=30).map(
+    lambda runs: [(page, min(page + length, 800)) for page, length in runs if not 591 < page < 640]
+)
+
+
+@given(SOME_PAGES, SOME_PAGES, SOME_PAGES, st.sampled_from([1, 7, limits.BATCH_PAGES]))
+def test_many_ranges_are_as_one_page_after_the_other(before: Pairs, held: Pairs, read: Pairs, batch: int) -> None:
+    """However many are told together, in whatever order, each page is where the task's access would have put it.
+
+    That goes for new pages, for those that a child has in common with its parent, and for those told twice.
+    """
+    found = []
+    for alone in False, True:
+        m = Machine(uniform(4, "2M", "1M", "swap-v3", PAGE))
+        m.k.batch_pages = batch
+        parent = m.attach()
+        mirror(m, parent, areas=AREAS, held=before)
+        m.mbind(parent, AT + 420 * PAGE, 80, MPOL_INTERLEAVE, {1, 2, 3})
+        m.mbind(parent, AT + 700 * PAGE, 40, MPOL_BIND, {3})
+        child = m.call(fork.sys_fork(m.k, parent))
+        m.call(mempolicy.sys_set_mempolicy(m.k, child, MPOL_PREFERRED, [4], 65))
+        mirror(m, child, areas=AREAS)
+        if alone:
+            for page in sorted({page for run in held for page in range(*run)}):
+                mirror(m, child, held=[(page, page + 1)])
+            for page in sorted({page for run in read for page in range(*run)}):
+                mirror(m, child, read=[(page, page + 1)])
+        else:
+            mirror(m, child, held=held, read=read)
+        places = [m.where(task, AT + FIRST * PAGE, 400) for task in (parent, child)]
+        zeros = [m.entry(child, AT + page * PAGE) // PAGE == m.k.zero_pfn for page in range(FIRST, 800)]
+        found.append((places, zeros, m.k.c.numastat.tolist(), m.k.vmstat["pgfault"]))
+        assert m.fsck() == []
+    assert found[0] == found[1]
+
+
+def test_pages_of_more_tables_than_one_step_may_lock(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are faulted in so many tables at a time."""
+    install, together = install_new_pages, []
+
+    def installing(k: Kernel, vma: VmArea, vpns: I8, *rest: Any) -> KernelTask[I8]:  # noqa: ANN401 - handed on
+        together.append(len(vpns))
+        return install(k, vma, vpns, *rest)
+
+    monkeypatch.setattr(memory, "install_new_pages", installing)
+    monkeypatch.setattr(limits, "PTE_LOCK_BATCH", 2)
+    m = machine()
+    task = m.attach()
+    pages = [table * limits.PTRS_PER_TABLE for table in range(7)]
+    mirror(m, task, areas=[(0, 4096, None, 0, False)], held=[(page, page + 1) for page in pages])
+    assert [m.where(task, AT + page * PAGE, 2) for page in pages] == [[0, GONE]] * 7
+    assert together == [2, 2, 2, 1]
+
+
+def test_a_page_that_may_not_be_touched_is_no_matter_to_those_before_it(machine: Make) -> None:
+    """They have their frames; those behind it have none."""
+    m = machine()
+    task = m.attach()
+    with pytest.raises(SegmentationFault):
+        mirror(m, task, areas=[(0, 4, None, 0, False), (6, 8, None, 0, False)], held=[(0, 2), (3, 4), (5, 8)])
+    assert where(m, task) == [0, 0, GONE, 0, NOT_MAPPED, NOT_MAPPED, GONE, GONE]
 
 
 def test_a_full_machine_says_so(machine: Make) -> None:

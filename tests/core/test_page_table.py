@@ -227,6 +227,21 @@ def test_a_table_with_entries_is_not_freed() -> None:
         model.arena.free_table(model.pgd)
 
 
+@given(st.lists(st.integers(0, VPN_END - 1), max_size=20, unique=True).map(sorted))
+def test_scattered_pages_get_the_tables_that_each_alone_would(vpns: list[int]) -> None:
+    """And no other ones; asked again, they are there."""
+    alone = Model()
+    for vpn in vpns:
+        alone.map(vpn, vpn + 1)
+    in_use = alone.arena.in_use
+    together = Model()
+    flats = together.arena.pte_alloc_each(together.pgd, np.array(vpns, np.int64))
+    assert flats.tolist() == together.arena.walk(together.pgd, np.array(vpns, np.int64)).tolist()
+    assert len(set(flats.tolist())) == len(vpns)
+    assert together.arena.in_use == in_use
+    assert flats.tolist() == together.arena.pte_alloc_each(together.pgd, np.array(vpns, np.int64)).tolist()
+
+
 def test_an_empty_range_needs_no_table() -> None:
     """No page, no table: an empty range makes and finds nothing."""
     model = Model()
