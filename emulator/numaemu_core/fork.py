@@ -246,7 +246,7 @@ def copy_page_range(k: Kernel, task: Task, vma: VmArea, *, eagerly: bool) -> Ker
 def _copy_entries(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, eager: Bool, pinned: I8) -> KernelTask[None]:
     """Copy some entries of the parent (copy_one_pte)."""
     c = k.c
-    ours = np.concatenate([_alloc_ptes(k, vma.vm_mm, span) for span in _spans(vpns)])
+    ours = k.tables.pte_alloc_each(vma.vm_mm.pgd, vpns)
     copied = eager | is_writable(c.pte[flats]) | _names_any(k, c.pte[flats], pinned)
     copied &= _is_anonymous(k, c.pte[flats])
     spare = NO_INDEXES
@@ -295,14 +295,3 @@ def _is_anonymous(k: Kernel, entries: U8) -> Bool:
     """Which entries map an anonymous page."""
     pfns = np.where(is_present(entries), _numbers(k, entries), k.zero_pfn)
     return (pfns != k.zero_pfn) & (k.c.mapping[pfns] & PAGE_MAPPING_FILE == 0)
-
-
-def _spans(vpns: I8) -> list[I8]:
-    """Ascending pages cut where they leave a pte table."""
-    return np.split(vpns, np.flatnonzero(np.diff(vpns >> limits.TABLE_SHIFT)) + 1)
-
-
-def _alloc_ptes(k: Kernel, mm: Mm, vpns: I8) -> I8:
-    """The flat indexes of pages of one pte table, which is made if it is missing."""
-    base = k.tables.pte_alloc(mm.pgd, int(vpns[0]), int(vpns[0]) + 1)
-    return base + (vpns - vpns[0])

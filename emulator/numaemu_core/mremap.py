@@ -215,7 +215,7 @@ def _move_page_tables(k: Kernel, mm: Mm, start: int, end: int, target: int) -> K
     moved: list[tuple[I8, I8]] = []
     for part in range(0, len(flats), limits.BATCH_PAGES):
         batch = slice(part, part + limits.BATCH_PAGES)
-        old, new = flats[batch], _alloc_ptes(k, mm, vpns[batch] + shift)
+        old, new = flats[batch], k.tables.pte_alloc_each(mm.pgd, vpns[batch] + shift)
         with (yield from spin_lock(k, pte_lock_keys(np.concatenate((old, new))))):
             _count_as_dirty(k, k.c.pte[old])
             k.c.accessed[new] = k.c.accessed[old]
@@ -237,10 +237,3 @@ def _count_as_dirty(k: Kernel, entries: U8) -> None:
     """Pages that a late window may write to through their old entry, whose dirty byte an eviction would not look at."""
     may_be = entries[is_present(entries) & is_writable(entries)]
     k.c.pg_flags[(may_be >> np.uint64(k.page_shift)).astype(np.int64)] |= PG_DIRTY
-
-
-def _alloc_ptes(k: Kernel, mm: Mm, vpns: I8) -> I8:
-    """The flat indexes of these ascending pages, making the tables that are missing."""
-    pieces = np.split(vpns, np.flatnonzero(np.diff(vpns >> limits.TABLE_SHIFT)) + 1)
-    bases = [k.tables.pte_alloc(mm.pgd, int(piece[0]), int(piece[0]) + 1) + (piece - piece[0]) for piece in pieces]
-    return np.concatenate(bases)

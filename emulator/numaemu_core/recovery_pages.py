@@ -99,16 +99,12 @@ def _moved_already(k: Kernel) -> I8:
 def finish_move(k: Kernel, mm: Mm, start: int, end: int, target: int) -> None:
     """A mremap had begun to move entries: move the others, so that no page is mapped in both places."""
     shift = (target - start) >> k.page_shift
-    flats, vpns, entries = k.tables.used_entries(mm.pgd, start >> k.page_shift, end >> k.page_shift)
-    for part in np.split(np.arange(len(flats)), np.flatnonzero(np.diff((vpns + shift) >> limits.TABLE_SHIFT)) + 1):
-        if len(part):
-            first = int(vpns[part[0]]) + shift
-            new = k.tables.pte_alloc(mm.pgd, first, first + 1) + (vpns[part] - vpns[part[0]])
-            old = flats[part]
-            k.c.accessed[new] |= k.c.accessed[old]
-            k.c.dirty[new] |= k.c.dirty[old]
-            k.c.pte[new] = entries[part]
-            k.c.pte[old] = 0
+    old, vpns, entries = k.tables.used_entries(mm.pgd, start >> k.page_shift, end >> k.page_shift)
+    new = k.tables.pte_alloc_each(mm.pgd, vpns + shift)
+    k.c.accessed[new] |= k.c.accessed[old]
+    k.c.dirty[new] |= k.c.dirty[old]
+    k.c.pte[new] = entries
+    k.c.pte[old] = 0
     # What had moved already may have been written through its old entry afterwards.
     tables, bases = k.tables.pte_tables(mm.pgd, start >> k.page_shift, end >> k.page_shift)
     for table, base in zip(tables.tolist(), bases.tolist(), strict=True):
