@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import Final
 
 from numaemu_core.nodemask import first_node
-from numaemu_run import target
+from numaemu_run import target, vdso
+from numaemu_run.abi import Abi
 from numaemu_run.family import Family
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
@@ -22,6 +23,8 @@ from numaemu_run.seccomp import Notification
 #: A CPU and its node.
 _PLACE: Final = struct.Struct("=II")
 _WORD_BYTES: Final = 8
+#: Who asks so many times between two looks is told once for all.
+_OFTEN: Final = 100
 #: Bytes of a mask that are looked at: no machine has more CPUs.
 _MASK_BYTES_MAX: Final = 1024 // 8
 
@@ -29,11 +32,12 @@ _MASK_BYTES_MAX: Final = 1024 // 8
 class AffinityCalls:
     """Serves them for the threads of a family. Each gives what the call returns, None: what the host says."""
 
-    def __init__(self, kernel: Kernel, family: Family, tree: NodeTree) -> None:
+    def __init__(self, kernel: Kernel, family: Family, tree: NodeTree, abi: Abi) -> None:
         """CPUs are those of the tree."""
         self._kernel = kernel
         self._family = family
         self._tree = tree
+        self._abi = abi
         self._pairs = target.PairWriter()
         self._places = {cpu: _PLACE.pack(cpu, node) for cpu, node in tree.cpu_node.items()}
         self.handlers: Final[Mapping[str, Callable[[Notification, Thread], int | None]]] = MappingProxyType(
@@ -46,6 +50,7 @@ class AffinityCalls:
 
     def _getcpu(self, call: Notification, thread: Thread) -> int:
         args = call.args
+        thread.process.cpu_questions += 1
         self._pairs.write(call.tid, args[0], args[1], self._places[thread.cpu])
         return 0
 
@@ -74,11 +79,25 @@ class AffinityCalls:
         if not cpus:
             raise OSError(errno.EINVAL, "no CPU of the mask is there")
         self._family.settle_before_change(whose)
+        stays = cpus >> whose.cpu & 1
+        if not stays:
+            vdso.ask(self._abi, whose.process.pid, whose.process.pidfd)
         whose.cpus = cpus
-        if not cpus >> whose.cpu & 1:
+        if not stays:
             whose.cpu = first_node(cpus)
             self._kernel.call(whose.task, "set_cpu", whose.cpu)
         return 0
+
+    def tell_who_asks_often(self) -> None:
+        """Processes whose threads all count as running on one CPU need not ask again until one of them does not."""
+        for process in self._family:
+            asked, process.cpu_questions = process.cpu_questions, 0
+            if asked >= _OFTEN and process.executor is None:
+                sharing = [other for other in self._family if other.mirror is process.mirror]
+                cpu, *others = {thread.cpu for other in sharing for thread in other.threads.values()}
+                if not others:
+                    with self._family.troubles.confined():
+                        vdso.tell(self._abi, process.pid, process.pidfd, cpu, self._tree.cpu_node[cpu])
 
 
 def _may_set(asker: Status, whose: Status) -> bool:

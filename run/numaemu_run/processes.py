@@ -55,6 +55,8 @@ class Process:
     executor: int | None = None
     #: Faults since it was last looked at that are not its first one's alone.
     touches: list[Touches] = field(default_factory=list)
+    #: How often it has asked for its CPU since it was told last.
+    cpu_questions: int = 0
     #: With so many threads known it is time to see which have ended.
     threads_expected: int = 16
 

@@ -88,9 +88,10 @@ class Supervisor:
         self._services = {number: (name, self._service_of(name)) for name, number in abi.numbers.items()}
         self._files = Files(kernel, self.family, tree, root, mounted=mounted)
         self._paths = PathCalls(self._files, abi)
+        self._affinity = AffinityCalls(kernel, self.family, tree, abi)
         self._of_threads: dict[str, Callable[[Notification, Thread], int | None]] = {
             **PolicyCalls(kernel, self.family, listener.is_waiting).handlers,
-            **AffinityCalls(kernel, self.family, tree).handlers,
+            **self._affinity.handlers,
         }
 
     def _service_of(self, name: str) -> Callable[[str, Notification], None]:
@@ -155,6 +156,7 @@ class Supervisor:
         """However many processes there are, looking takes a small part of the time."""
         began = time.monotonic()
         self.family.look_around()
+        self._affinity.tell_who_asks_often()
         self._next_look.set(max(_LOOK_EVERY_S, (time.monotonic() - began) * 50))
 
     def _serve(self) -> None:

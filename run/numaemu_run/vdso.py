@@ -2,21 +2,61 @@
 
 libc asks the vDSO which CPU it is on, or restartable sequences if it could register for them. Both tell the host's CPU
 without a system call. So the call rseq is refused, and `__vdso_getcpu` overwritten before the program's own code runs:
-libc registers while a program starts. Source: vdso(7), arch/x86/entry/vdso (6.12), sysdeps/unix/sysv/linux/getcpu.c
-and rseq-internal.h of glibc 2.36.
+libc registers while a program starts. The new one looks at a word of its own first, in which a program that asks often
+is told its CPU and node, for as long as all of its threads have the same.
+
+Source: vdso(7), elf(5), arch/x86/entry/vdso (6.12), sysdeps/unix/sysv/linux/getcpu.c and rseq-internal.h of glibc 2.36.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+from numaemu_host import pidfd as pidfds
 from numaemu_run.abi import X86_64, Abi
 
 _AT_SYSINFO_EHDR: Final = 33
 _ENTRY: Final = struct.Struct("=QQ")
+_ELF: Final = b"\x7fELF"
+
+#: The system call: mov eax, number; syscall; ret. The arguments are where it wants them.
+_ASK_BEGINS, _ASK_ENDS = b"\xb8", b"\x0f\x05\xc3"
+#: CPU in the lower half, node in the upper one …
+_WORD: Final = struct.Struct("<HH")
+#: … or this as its last byte: it asks. That byte is written by itself, so that no half of a word is ever believed.
+_LAST: Final = _WORD.size - 1
+_UNKNOWN: Final = b"\x80"
+
+# fmt: off
+_LOOK: Final = bytes((
+    0x8B, 0x05, 0x26, 0, 0, 0,  # mov eax, [word]
+    0x85, 0xC0,                 # test eax, eax
+    0x78, 0x19,                 # js ask
+    0x48, 0x85, 0xF6,           # test rsi, rsi
+    0x74, 0x07,                 # je cpu
+    0x89, 0xC2,                 # mov edx, eax
+    0xC1, 0xEA, 0x10,           # shr edx, 16
+    0x89, 0x16,                 # mov [rsi], edx
+    0x0F, 0xB7, 0xC0,           # cpu: movzx eax, ax
+    0x48, 0x85, 0xFF,           # test rdi, rdi
+    0x74, 0x02,                 # je done
+    0x89, 0x07,                 # mov [rdi], eax
+    0x31, 0xC0,                 # done: xor eax, eax
+    0xC3,                       # ret
+))
+# fmt: on
+_ALIGNMENT: Final = 16
+_WORD_AT: Final = 44
+_SIZE: Final = _WORD_AT + _WORD.size
+
+
+class _NoVdsoError(OSError):
+    """A process has none, or not where it was told."""
 
 
 def needs_change(abi: Abi) -> bool:
@@ -25,22 +65,76 @@ def needs_change(abi: Abi) -> bool:
 
 
 def change(abi: Abi, pid: int) -> None:
-    """Let `__vdso_getcpu` of a process make the system call.
+    """Let `__vdso_getcpu` of a process make the system call, until `tell`.
 
     Raises:
         OSError: we may not write to the process (EIO, EACCES), it is gone, or has no vDSO that we know.
     """
-    offset = _offset()
-    base = _base(pid)
-    # mov eax, number; syscall; ret: the arguments are where the system call wants them
-    code = b"\xb8" + abi.numbers["getcpu"].to_bytes(4, "little") + b"\x0f\x05\xc3"
-    fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    with _memory(pid) as (fd, base):
+        where = place_of_getcpu()
+        code = _function(abi) + bytes(_LAST) + _UNKNOWN if where.has_room else _ask(abi)
+        os.pwrite(fd, code, base + where.offset)
+
+
+def tell(abi: Abi, pid: int, pidfd: int, cpu: int, node: int) -> None:
+    """Let `__vdso_getcpu` of a process answer that by itself. Nothing happens if it was not changed, or not so.
+
+    Raises:
+        ProcessLookupError: it is gone. PermissionError: we may not write to it.
+    """
+    word = _WORD.pack(cpu, node)
+    _write(abi, pid, pidfd, (_LAST, _UNKNOWN), (0, word[:_LAST]), (_LAST, word[_LAST:]))
+
+
+def ask(abi: Abi, pid: int, pidfd: int) -> None:
+    """What a process was told is no longer so: it asks again. As `tell`."""
+    _write(abi, pid, pidfd, (_LAST, _UNKNOWN))
+
+
+def _write(abi: Abi, pid: int, pidfd: int, *parts: tuple[int, bytes]) -> None:
+    """Write parts of the word of a process, each at its offset, one after the other."""
+    if not needs_change(abi):
+        return
+    with contextlib.suppress(_NoVdsoError), _memory(pid) as (fd, base):
+        if pidfds.has_exited(pidfd):
+            raise ProcessLookupError(f"process {pid} has ended: its number may be another one's")
+        where = place_of_getcpu()
+        at = base + where.offset
+        if where.has_room and os.pread(fd, _WORD_AT, at) == _function(abi):
+            for offset, part in parts:
+                os.pwrite(fd, part, at + _WORD_AT + offset)
+
+
+def _ask(abi: Abi) -> bytes:
+    return _ASK_BEGINS + abi.numbers["getcpu"].to_bytes(4, "little") + _ASK_ENDS
+
+
+def _function(abi: Abi) -> bytes:
+    """All of the new function but its word."""
+    return (_LOOK + _ask(abi)).ljust(_WORD_AT, b"\xcc")
+
+
+@contextlib.contextmanager
+def _memory(pid: int) -> Iterator[tuple[int, int]]:
+    """A descriptor of the memory of a process, and where its vDSO lies. OSError as `change`."""
     try:
-        if os.pread(fd, 4, base) != b"\x7fELF":
-            raise OSError("no vDSO where the process has been told that it is")
-        os.pwrite(fd, code, base + offset)
+        base = _base(pid)
+        fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ProcessLookupError(f"process {pid} is gone") from None
+    try:
+        if _begins(fd, base) != _ELF:
+            raise _NoVdsoError("no vDSO where the process has been told that it is")
+        yield fd, base
     finally:
         os.close(fd)
+
+
+def _begins(fd: int, base: int) -> bytes:
+    """The first bytes there, none if nothing is: it executes another program just now, or has unmapped it."""
+    with contextlib.suppress(OSError):
+        return os.pread(fd, len(_ELF), base)
+    return b""
 
 
 def _base(pid: int) -> int:
@@ -50,16 +144,63 @@ def _base(pid: int) -> int:
     for kind, value in _ENTRY.iter_unpack(auxv[: len(auxv) // _ENTRY.size * _ENTRY.size]):
         if kind == _AT_SYSINFO_EHDR:
             return int(value)
-    raise OSError("the process has no vDSO")
+    raise _NoVdsoError("the process has no vDSO")
+
+
+class _Place(NamedTuple):
+    """Where `__vdso_getcpu` lies in the vDSO, and whether the new one has room there with its word."""
+
+    offset: int
+    has_room: bool
 
 
 @functools.cache
-def _offset() -> int:
-    """Where `__vdso_getcpu` lies in the vDSO, which is the same for every program of this kernel."""
+def place_of_getcpu() -> _Place:
+    """In our own vDSO, which is that of every program of this kernel."""
     try:
         function = ctypes.CDLL("linux-vdso.so.1")["__vdso_getcpu"]
     except (OSError, AttributeError):
-        raise OSError("the vDSO has no __vdso_getcpu") from None
+        raise _NoVdsoError("the vDSO has no __vdso_getcpu") from None
     address = ctypes.cast(function, ctypes.c_void_p).value
     assert address is not None
-    return address - _base(os.getpid())
+    base = _base(os.getpid())
+    offset = address - base
+    return _Place(offset, has_room(offset, _symbols(base)))
+
+
+def has_room(offset: int, sizes: dict[int, int]) -> bool:
+    """Is there room for the new function at an offset, given the sizes of all functions by their offsets?
+
+    It is no longer than the old one and the gap behind that, in which nothing begins that is not aligned.
+    """
+    end = -(-(offset + sizes.get(offset, 0)) // _ALIGNMENT) * _ALIGNMENT
+    nothing_inside = not any(offset < other < offset + _SIZE for other in sizes)
+    return offset % _ALIGNMENT == 0 and end >= offset + _SIZE and nothing_inside
+
+
+#: Of struct Elf64_Ehdr, Elf64_Phdr, Elf64_Dyn, Elf64_Sym what is looked at.
+_EHDR: Final = struct.Struct("=32xQ14xHH6x")
+_PHDR: Final = struct.Struct("=I4x8xQ40x")
+_SYM: Final = struct.Struct("=8xQQ")
+_PT_DYNAMIC, _DT_NULL, _DT_STRTAB, _DT_SYMTAB = 2, 0, 5, 6
+
+
+def _symbols(base: int) -> dict[int, int]:
+    """The sizes of the functions of an ELF file in our memory, by offset; none if they are not where they mostly are.
+
+    The table of names comes right after that of symbols, whose length is not told.
+    """
+
+    def at(offset: int, form: struct.Struct) -> tuple[int, ...]:
+        return form.unpack(ctypes.string_at(base + offset, form.size))
+
+    table, size, count = at(0, _EHDR)
+    headers = [at(table + i * size, _PHDR) for i in range(count)]
+    entry = next((where for kind, where in headers if kind == _PT_DYNAMIC), 0)
+    found: dict[int, int] = {}
+    while entry and (pair := at(entry, _ENTRY))[0] != _DT_NULL:
+        found[pair[0]] = pair[1]
+        entry += _ENTRY.size
+    start, end = found.get(_DT_SYMTAB, 0), found.get(_DT_STRTAB, 0)
+    symbols = [at(where, _SYM) for where in range(start, end - _SYM.size + 1, _SYM.size)]
+    return {symbol[0]: symbol[1] for symbol in symbols}

@@ -30,6 +30,7 @@ FIGURES: Final[dict[str, Callable[[], Iterator[Figure]]]] = {
     "bytes-per-frame": at_rest.bytes_per_frame,
     "run-cpu": under_run.run_cpu,
     "run-getcpu": under_run.run_getcpu,
+    "run-sched_getcpu": under_run.run_sched_getcpu,
     "run-get_mempolicy": under_run.run_get_mempolicy,
     "run-files": under_run.run_files,
 }

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -20,9 +21,12 @@ _SUMS: Final = 1_000_000
 #: Rounds are short, and a host that is busy for a moment, or runs slower, is more than what is looked for.
 _ROUNDS: Final = 51
 _OPEN_ROUNDS: Final = 3
+#: Who is told after this time never is; who takes so many times as long is not told yet.
+_TOLD_S: Final = 10.0
+_ASKS: Final = 5
 
-#: Works for each line that it reads, and tells how many seconds that took. Arguments: how often, the number of a call
-#: and how many results it has, or none.
+#: Works for each line that it reads, and tells how many seconds that took. Arguments: how often, the number of a call,
+#: 0 for none, or -1 for libc's question for the CPU; and how many results the call has.
 _AT_EACH_LINE: Final = """
 import ctypes, sys, time
 calls, number, results = map(int, sys.argv[1:])
@@ -31,7 +35,10 @@ zero = ctypes.c_ulong(0)
 pointers = [ctypes.byref(ctypes.c_int()) for _ in range(results)] + [zero] * (5 - results)
 for _ in sys.stdin:
     began = time.perf_counter()
-    if number:
+    if number < 0:
+        for _ in range(calls):
+            libc.sched_getcpu()
+    elif number:
         for _ in range(calls):
             libc.syscall(number, *pointers)
     else:
@@ -89,6 +96,24 @@ def _one_call(name: str, results: int, beside_us: Callable[[], float], peer_is: 
 def run_getcpu() -> Iterator[Figure]:
     """A call that the supervisor answers by itself."""
     return _one_call("getcpu", 2, lambda: 0.0, "under a supervisor that does nothing", 1.5)
+
+
+def run_sched_getcpu() -> Iterator[Figure]:
+    """The CPU that libc tells, once a program has asked so often that it is told for good."""
+    work = (_CALLS, -1, 0)
+    with _program([*_RUN, "--"], *work) as ours, _program([], *work) as peer:
+        deadline = time.monotonic() + _TOLD_S
+        while ours() > _ASKS * peer() and time.monotonic() < deadline:
+            pass
+        yield compare(
+            "run-sched_getcpu",
+            "us",
+            lambda: ours() / _CALLS * 1e6,
+            lambda: peer() / _CALLS * 1e6,
+            peer_is="the same program without it",
+            reach=times(1.5),
+            rounds=_ROUNDS,
+        )
 
 
 def run_get_mempolicy() -> Iterator[Figure]:

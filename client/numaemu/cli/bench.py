@@ -24,7 +24,8 @@ NAMES: Final = (
     *("hit-read-64", "hit-write-64", "map-read-64", "hit-read-16M", "fault-1", "populate-64M"),
     *("swapout-64M", "swapin-64M", "direct-64M", "sparse-1T", "reclaim-1.5x", "fork-64M", "exit-64M"),
     *("clients-64", "fault-p99-64", "beside-mbind", "flood-p99-client", "flood-p99-stranger"),
-    *("boot", "idle", "bytes-per-frame", "run-cpu", "run-getcpu", "run-get_mempolicy", "run-files"),
+    *("boot", "idle", "bytes-per-frame"),
+    *("run-cpu", "run-getcpu", "run-sched_getcpu", "run-get_mempolicy", "run-files"),
 )
 GROWTH_NAMES: Final = ("growth-pages", "growth-clients", "growth-nodes", "growth-vmas")
 
