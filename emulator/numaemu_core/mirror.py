@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from numaemu_core import limits
+from numaemu_core.distinct import distinct
 from numaemu_core.effects import Breathe, KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.files import shmem_zero_setup
@@ -90,7 +91,7 @@ def _touch(k: Kernel, task: Task, spans: Sequence[Span], *, write: bool) -> Kern
     for first in range(0, total, limits.FAULT_REQUEST_PAGES):
         numbers = np.arange(first, min(first + limits.FAULT_REQUEST_PAGES, total))
         run = np.searchsorted(before, numbers, "right") - 1
-        yield from fault_in_pages(k, task, np.unique(runs[run, 0] + numbers - before[run]), write=write)
+        yield from fault_in_pages(k, task, distinct(runs[run, 0] + numbers - before[run]), write=write)
         yield Breathe()
 
 

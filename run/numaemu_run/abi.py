@@ -24,8 +24,10 @@ POLICY_CALLS: Final = (
 )
 #: Calls that open a file for reading.
 OPEN_CALLS: Final = ("open", "openat", "openat2")
-#: Restartable sequences, which tell a thread its CPU: refused, so that libc asks.
+#: Restartable sequences, which tell a thread its CPU: refused by the filter, so that libc asks.
 RSEQ_CALL: Final = "rseq"
+#: What every libc calls when a program begins, before code of the program's own runs. Looked at where vDSOs need it.
+BEGIN_CALL: Final = "set_tid_address"
 #: How much memory there is.
 SYSINFO_CALL: Final = "sysinfo"
 #: Memory that moves or grows keeps its policy, and maps do not tell from where it came.
@@ -35,7 +37,7 @@ EXIT_CALL: Final = "exit_group"
 #: Whoever executes a program takes the place of the first thread of its process.
 EXEC_CALLS: Final = ("execve", "execveat")
 #: Calls that are handed over in every run; opens are by their flags.
-HANDED_OVER: Final = (*POLICY_CALLS, RSEQ_CALL, MREMAP_CALL, SYSINFO_CALL, EXIT_CALL, *EXEC_CALLS)
+HANDED_OVER: Final = (*POLICY_CALLS, BEGIN_CALL, MREMAP_CALL, SYSINFO_CALL, EXIT_CALL, *EXEC_CALLS)
 #: Calls that look at a path: answered only where the tree of nodes cannot be mounted.
 PATH_CALLS: Final = (
     "access",
@@ -62,7 +64,7 @@ class Abi:
     machine: str
     #: AUDIT_ARCH_*.
     audit_arch: int
-    #: Number of each call, without those that the architecture lacks.
+    #: Number of each call, without those that the architecture lacks, or has no need of.
     numbers: Mapping[str, int]
     #: Calls that we make: seccomp, kcmp, perf_event_open.
     seccomp: int
@@ -109,6 +111,7 @@ X86_64: Final = Abi(
             "sched_setaffinity": 203,
             "set_mempolicy": 238,
             "set_mempolicy_home_node": 450,
+            "set_tid_address": 218,
             "stat": 4,
             "statx": 332,
             "sysinfo": 99,

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from numaemu_run.abi import HANDED_OVER, OPEN_CALLS, PATH_CALLS, Abi
+from numaemu_run.abi import HANDED_OVER, OPEN_CALLS, PATH_CALLS, RSEQ_CALL, Abi
 
 RET_USER_NOTIF: Final = 0x7FC00000
 RET_ALLOW: Final = 0x7FFF0000
@@ -78,13 +78,13 @@ def assemble(lines: Iterable[_Line]) -> bytes:
 
 
 def make_filter(abi: Abi, *, paths: bool) -> bytes:
-    """A filter that hands over policy calls, opens for reading, mremap, rseq, sysinfo, and begin and end of programs.
+    """A filter that hands over policy calls, opens for reading, mremap, sysinfo, and begin and end of programs.
 
     `paths`: every call that looks at a path, too.
 
     Opens that write or create cannot be of the files that are answered, and go to the kernel; without `paths`, so do
-    those of directories. Policy calls of 32-bit programs and all calls of x32 are refused with ENOSYS: they would see
-    the host.
+    those of directories. Policy calls of 32-bit programs, all calls of x32, and rseq are refused with ENOSYS: they
+    would see the host.
     """
     numbers = abi.numbers
     handed = [*HANDED_OVER, *(PATH_CALLS if paths else ())]
@@ -102,6 +102,7 @@ def make_filter(abi: Abi, *, paths: bool) -> bytes:
     ]
     if abi.other_abi_from:
         lines.append(Jump(_JGE_K, abi.other_abi_from, "refuse"))
+    lines.append(Jump(_JEQ_K, numbers[RSEQ_CALL], "refuse"))
     opens = [name for name in OPEN_CALLS if name in numbers]
     lines += [Jump(_JEQ_K, numbers[name], name if name in _FLAGS_ARGUMENT else "hand over") for name in opens]
     lines += [Jump(_JEQ_K, numbers[name], "hand over") for name in handed if name in numbers]

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from numaemu.task import Task
+from numaemu_core.distinct import distinct
 from numaemu_run.fault_events import NO_TOUCHES, FaultEvents, now_ns
 from numaemu_run.mirror import count
 from numaemu_run.pagemap import Runs
@@ -79,8 +80,8 @@ class Placement:
         if not len(left):
             return
         silent = len(process.threads) - len(faults)  # they have ended, and nobody knows how often they had faulted
-        for tid, known in zip(*np.unique(touches["tid"], return_counts=True), strict=True):
-            faults[int(tid)] = faults.get(int(tid), 0) - int(known)
+        for tid in distinct(touches["tid"]).tolist():
+            faults[tid] = faults.get(tid, 0) - int(np.count_nonzero(touches["tid"] == tid))
         if silent + sum(number > 0 for number in faults.values()) > 1:
             self._counts.pages_ambiguous += count(left)
         asked = None if address is None else address // PAGE_SIZE
@@ -92,7 +93,7 @@ class Placement:
         if self._events is None:
             return
         touches = self._events.take()
-        for pid in np.unique(touches["pid"]).tolist():
+        for pid in distinct(touches["pid"]).tolist():
             process = self._processes.get(pid)
             if process is not None and not process.is_under_one_policy():
                 process.touches.append(touches[touches["pid"] == pid])

@@ -15,13 +15,13 @@ from numaemu_core.errors import MmError, OutOfMemory
 from numaemu_host import timerfd
 from numaemu_run import target, vdso
 from numaemu_run.abi import (
+    BEGIN_CALL,
     EXEC_CALLS,
     EXIT_CALL,
     MREMAP_CALL,
     OPEN_CALLS,
     PATH_CALLS,
     POLICY_CALLS,
-    RSEQ_CALL,
     SYSINFO_CALL,
     Abi,
 )
@@ -35,7 +35,6 @@ from numaemu_run.node_tree import NodeTree
 from numaemu_run.paths import PathCalls
 from numaemu_run.policy import PolicyCalls
 from numaemu_run.processes import Thread
-from numaemu_run.procfs import status_of
 from numaemu_run.seccomp import Listener, Notification
 from numaemu_run.sysinfo import sysinfo
 
@@ -103,7 +102,7 @@ class Supervisor:
         if name in EXEC_CALLS:
             return self._serve_exec
         return {
-            RSEQ_CALL: self._serve_rseq,
+            BEGIN_CALL: self._serve_begin,
             MREMAP_CALL: self._serve_mremap,
             SYSINFO_CALL: self._serve_sysinfo,
             EXIT_CALL: self._serve_exit,
@@ -155,8 +154,9 @@ class Supervisor:
     def _look(self) -> None:
         """However many processes there are, looking takes a small part of the time."""
         began = time.monotonic()
-        self.family.look_around()
-        self._affinity.tell_who_asks_often()
+        with self.family.troubles.confined():
+            self.family.look_around()
+            self._affinity.tell_who_asks_often()
         self._next_look.set(max(_LOOK_EVERY_S, (time.monotonic() - began) * 50))
 
     def _serve(self) -> None:
@@ -212,14 +212,13 @@ class Supervisor:
         finally:
             os.close(fd)
 
-    def _serve_rseq(self, _name: str, call: Notification) -> None:
-        """A thread begins; if it is the first one of a program, that is told the machine's CPUs by its vDSO, too."""
+    def _serve_begin(self, _name: str, call: Notification) -> None:
+        """A program begins: it is told the machine's CPUs by its vDSO, too."""
         try:
-            if vdso.needs_change(self._abi) and status_of(call.tid).tgid == call.tid:
-                vdso.change(self._abi, call.tid)
+            vdso.change(self._abi, call.tid)
         except OSError:
             self.unchanged_vdsos += 1
-        self._listener.refuse(call, errno.ENOSYS)
+        self._listener.let_through(call)
 
     def _serve_sysinfo(self, _name: str, call: Notification) -> None:
         try:

@@ -5,6 +5,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from numaemu_core.distinct import distinct
 from numaemu_run.fault_events import Touches
 from numaemu_run.pagemap import NO_RUNS, Runs
 from numaemu_run.procfs import PAGE_SIZE
@@ -33,7 +34,7 @@ def touched_by(added: Runs, touches: Touches) -> tuple[dict[int, Runs], Runs]:
         near = np.clip(neighbour, 0, len(faulted) - 1)
         together = faulted[near] // _TOGETHER == pages // _TOGETHER
         toucher[together] = tids[near[together]]
-    found = {int(tid): _runs_of(pages[toucher == tid]) for tid in np.unique(toucher)}
+    found = {int(tid): _runs_of(pages[toucher == tid]) for tid in distinct(toucher)}
     return found, found.pop(_NOBODY, NO_RUNS)
 
 

@@ -1,11 +1,12 @@
 """getcpu without the kernel: the vDSO of a new program is changed so that it asks the kernel, and so the supervisor.
 
 libc asks the vDSO which CPU it is on, or restartable sequences if it could register for them. Both tell the host's CPU
-without a system call. So the call rseq is refused, and `__vdso_getcpu` overwritten before the program's own code runs:
-libc registers while a program starts. The new one looks at a word of its own first, in which a program that asks often
+without a system call. So the call rseq is refused, and `__vdso_getcpu` overwritten before the program's own code runs,
+when libc calls set_tid_address. The new one looks at a word of its own first, in which a program that asks often
 is told its CPU and node, for as long as all of its threads have the same.
 
-Source: vdso(7), elf(5), arch/x86/entry/vdso (6.12), sysdeps/unix/sysv/linux/getcpu.c and rseq-internal.h of glibc 2.36.
+Source: vdso(7), elf(5), arch/x86/entry/vdso (6.12), sysdeps/unix/sysv/linux/getcpu.c and rseq-internal.h of glibc 2.36,
+src/sched/sched_getcpu.c and src/env/__init_tls.c of musl 1.2.3.
 """
 
 import contextlib

@@ -84,12 +84,16 @@ def own_descriptors() -> "collections.Counter[str]":
     return found
 
 
-def compiled(name: str, folder: Path, *options: str) -> Path:
+#: What to install for a compiler.
+_COMPILERS = {"gcc": "gcc libc6-dev", "musl-gcc": "musl-tools"}
+
+
+def compiled(name: str, folder: Path, *options: str, compiler: str = "gcc") -> Path:
     """A program in C, compiled into a folder. Skips where there is no compiler."""
-    if shutil.which("gcc") is None:
-        pytest.skip("gcc is not installed: apt-get install gcc libc6-dev")
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed: apt-get install {_COMPILERS[compiler]}")
     program = folder / name.removesuffix(".c")
-    command = ["gcc", "-O1", *options, "-o", str(program), str(PROGRAMS / name)]
+    command = [compiler, "-O1", *options, "-o", str(program), str(PROGRAMS / name)]
     subprocess.run(command, check=True)
     return program
 

@@ -53,6 +53,38 @@ sys.exit(main())
 """
 
 
+#: The command, which tells what is imported while programs are served.
+TELLS_IMPORTS = """
+import sys
+from numaemu.cli.main import main
+from numaemu_run import session
+
+class Told:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        print("imported:", name, file=sys.stderr)
+
+def serve(*arguments, served=session._serve):
+    sys.meta_path.insert(0, Told)
+    try:
+        return served(*arguments)
+    finally:
+        sys.meta_path.remove(Told)
+
+session._serve = serve
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("program", [("outnumbered.py", "4", "4"), ("touchers.py", "policy")], ids=["many", "threads"])
+def test_nothing_is_imported_while_programs_are_served(machine: nm.Machine, program: tuple[str, ...]) -> None:
+    """An import opens files, and there may be no descriptor left for them."""
+    command = [sys.executable, "-c", TELLS_IMPORTS, "run", "-m", machine.name, "--"]
+    words = [sys.executable, str(PROGRAMS / program[0]), *program[1:]]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("option", [(), ("--no-mount",)], ids=["mounted", "answered"])
 @pytest.mark.parametrize(("spare", "refused"), [(descriptors.SPARE, "-"), (0, "f-")], ids=["spare", "none"])
 def test_a_supervisor_without_descriptors_serves_whom_it_knows(

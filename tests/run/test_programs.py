@@ -74,6 +74,12 @@ def test_a_dynamic_program_gets_them_too(run: Run, tmp_path: Path) -> None:
     check_answers(run(compiled("policies.c", tmp_path)))
 
 
+@pytest.mark.parametrize("options", [(), ("-static",)], ids=["dynamic", "static"])
+def test_another_libc_gets_them_as_well(run: Run, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """musl, which knows nothing of rseq: it begins with the same call."""
+    check_answers(run(compiled("policies.c", tmp_path, *options, compiler="musl-gcc")))
+
+
 def check_answers(done: Done) -> None:
     assert done.returncode == 7
     text = "\n".join(line.rstrip() for line in done.stdout.splitlines()) + "\n"
