@@ -1,6 +1,6 @@
 """The tree of nodes and CPUs under /sys as text, and as files in a directory.
 
-Source: drivers/base/node.c, drivers/base/cpu.c, drivers/base/topology.c (6.12).
+Source: drivers/base/node.c, drivers/base/cpu.c, drivers/base/topology.c, mm/hugetlb.c (6.12).
 """
 
 import os
@@ -20,6 +20,7 @@ CPU_BUS_DIR: Final = "/sys/bus/cpu/devices"
 #: What the tree lies over. A host that has no buses under /sys can do without those.
 COVERED: Final = (NODE_DIR, CPU_DIR, NODE_BUS_DIR, CPU_BUS_DIR)
 
+_HUGE_PAGES: Final = "/sys/kernel/mm/hugepages"
 _WORD_BITS: Final = 32
 #: A file that is not here: a link to another path.
 _LINK: Final = "-> "
@@ -37,12 +38,18 @@ def bitmap(mask: int, bits: int) -> str:
     return ",".join(f"{part:0{count}x}" for part, count in zip(parts, digits, strict=True))
 
 
+def huge_page_sizes() -> list[str]:
+    """Those of this host, by their directories: programs look for the same ones in nodes."""
+    return sorted(path.name for path in Path(_HUGE_PAGES).glob("*"))
+
+
 class NodeTree:
     """What the tree says of a machine that does not change: everything but counters and free memory."""
 
-    def __init__(self, topology: Topology) -> None:
-        """From the description of the machine."""
+    def __init__(self, topology: Topology, huge_page_sizes: Iterable[str] = ()) -> None:
+        """From the description of the machine, which has no page of those sizes, as sysfs names them."""
         self.topology = topology
+        self._huge_page_sizes = tuple(huge_page_sizes)
         self.cpu_node = {cpu: node.id for node in topology.nodes for cpu in node.cpus}
         #: One more than the highest CPU: nr_cpu_ids.
         self.cpu_bits = max(self.cpu_node) + 1
@@ -84,6 +91,8 @@ class NodeTree:
             # Their numbers change: whoever opens them is given those of the moment.
             found |= {f"{place}/{name}": "" for name in ("meminfo", "numastat", "vmstat")}
             found |= {f"{place}/cpu{cpu}": f"{_LINK}../../cpu/cpu{cpu}" for cpu in node.cpus}
+            for size in self._huge_page_sizes:
+                found |= {f"{place}/hugepages/{size}/{which}_hugepages": "0" for which in ("nr", "free", "surplus")}
         return found
 
     def _cpu_files(self) -> Mapping[str, str]:

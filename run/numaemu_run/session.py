@@ -22,7 +22,7 @@ from numaemu_run import child, descriptors, seccomp, signals
 from numaemu_run.abi import Abi, abi_of_host
 from numaemu_run.fault_events import FaultEvents
 from numaemu_run.kernel import Kernel
-from numaemu_run.node_tree import NodeTree
+from numaemu_run.node_tree import NodeTree, huge_page_sizes
 from numaemu_run.procfs import PAGE_SIZE, children_of, descendants_of, status_of
 from numaemu_run.supervisor import Supervisor
 from numaemu_run.telling import notice
@@ -69,7 +69,7 @@ class Session:
             self.machine: Machine = self._stack.enter_context(_machine(topology, name))
             self.machine.give_up_when(self._is_too_long)
             _check_page_size(self.machine.topology)
-            self.tree = NodeTree(self.machine.topology)
+            self.tree = NodeTree(self.machine.topology, huge_page_sizes())
             with signals.held():  # one that ends us is not to come between
                 self._root = Path(tempfile.mkdtemp(prefix="numaemu-run-"))
                 self._stack.callback(shutil.rmtree, self._root, ignore_errors=True)

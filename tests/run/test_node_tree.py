@@ -1,12 +1,13 @@
 """The tree of nodes: what its files say of usual and of odd machines."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from numaemu_core.topology import Topology, from_dict
-from numaemu_run.node_tree import NodeTree, bitmap
+from numaemu_run.node_tree import NodeTree, bitmap, huge_page_sizes
 
 
 def tree(topology: Topology) -> dict[str, str]:
@@ -53,6 +54,16 @@ def test_sparse_and_incomplete_nodes_are_told() -> None:
     assert [files[f"{node}/node{nid}/cpulist"] for nid in (1, 4, 9)] == ["0,2", "40", ""]
     assert files[f"{node}/node1/cpumap"] == "000,00000005"
     assert f"{node}/node2/cpulist" not in files
+
+
+def test_nodes_have_no_huge_pages() -> None:
+    """And say so for each size that the host has."""
+    files = NodeTree(ODD, ["hugepages-2048kB"]).files()
+    found = {name: text for name, text in files.items() if "huge" in name}
+    place = "sys/devices/system/node/node4/hugepages/hugepages-2048kB"
+    assert len(found) == 9
+    assert {found[f"{place}/{which}_hugepages"] for which in ("nr", "free", "surplus")} == {"0"}
+    assert all(re.fullmatch(r"hugepages-\d+kB", size) for size in huge_page_sizes())
 
 
 def test_cpus_are_told_where_they_are() -> None:
