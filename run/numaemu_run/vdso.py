@@ -24,6 +24,7 @@ from numaemu_run.abi import X86_64, Abi
 _AT_SYSINFO_EHDR: Final = 33
 _ENTRY: Final = struct.Struct("=QQ")
 _ELF: Final = b"\x7fELF"
+_NAME: Final = b"__vdso_getcpu"
 
 #: The system call: mov eax, number; syscall; ret. The arguments are where it wants them.
 _ASK_BEGINS, _ASK_ENDS = b"\xb8", b"\x0f\x05\xc3"
@@ -157,16 +158,12 @@ class _Place(NamedTuple):
 
 @functools.cache
 def place_of_getcpu() -> _Place:
-    """In our own vDSO, which is that of every program of this kernel."""
-    try:
-        function = ctypes.CDLL("linux-vdso.so.1")["__vdso_getcpu"]
-    except (OSError, AttributeError):
-        raise _NoVdsoError("the vDSO has no __vdso_getcpu") from None
-    address = ctypes.cast(function, ctypes.c_void_p).value
-    assert address is not None
-    base = _base(os.getpid())
-    offset = address - base
-    return _Place(offset, has_room(offset, _symbols(base)))
+    """In our own vDSO, which is that of every program of this kernel. OSError: there is none."""
+    functions = _functions(_base(os.getpid()))
+    if _NAME not in functions:
+        raise _NoVdsoError("the vDSO has no __vdso_getcpu")
+    offset, _ = functions[_NAME]
+    return _Place(offset, has_room(offset, dict(functions.values())))
 
 
 def has_room(offset: int, sizes: dict[int, int]) -> bool:
@@ -179,15 +176,16 @@ def has_room(offset: int, sizes: dict[int, int]) -> bool:
     return offset % _ALIGNMENT == 0 and end >= offset + _SIZE and nothing_inside
 
 
-#: Of struct Elf64_Ehdr, Elf64_Phdr, Elf64_Dyn, Elf64_Sym what is looked at.
+#: Of struct Elf64_Ehdr, Elf64_Phdr and Elf64_Sym what is looked at: where and how many headers; kind and place; name,
+#: place and size.
 _EHDR: Final = struct.Struct("=32xQ14xHH6x")
-_PHDR: Final = struct.Struct("=I4x8xQ40x")
-_SYM: Final = struct.Struct("=8xQQ")
+_PHDR: Final = struct.Struct("=I12xQ32x")
+_SYM: Final = struct.Struct("=I4xQQ")
 _PT_DYNAMIC, _DT_NULL, _DT_STRTAB, _DT_SYMTAB = 2, 0, 5, 6
 
 
-def _symbols(base: int) -> dict[int, int]:
-    """The sizes of the functions of an ELF file in our memory, by offset; none if they are not where they mostly are.
+def _functions(base: int) -> dict[bytes, tuple[int, int]]:
+    """Offsets and sizes of the functions of an ELF file in our memory; none if they are not where they mostly are.
 
     The table of names comes right after that of symbols, whose length is not told.
     """
@@ -198,10 +196,10 @@ def _symbols(base: int) -> dict[int, int]:
     table, size, count = at(0, _EHDR)
     headers = [at(table + i * size, _PHDR) for i in range(count)]
     entry = next((where for kind, where in headers if kind == _PT_DYNAMIC), 0)
-    found: dict[int, int] = {}
+    dynamic: dict[int, int] = {}
     while entry and (pair := at(entry, _ENTRY))[0] != _DT_NULL:
-        found[pair[0]] = pair[1]
+        dynamic[pair[0]] = pair[1]
         entry += _ENTRY.size
-    start, end = found.get(_DT_SYMTAB, 0), found.get(_DT_STRTAB, 0)
-    symbols = [at(where, _SYM) for where in range(start, end - _SYM.size + 1, _SYM.size)]
-    return {symbol[0]: symbol[1] for symbol in symbols}
+    symbols, names = dynamic.get(_DT_SYMTAB, 0), dynamic.get(_DT_STRTAB, 0)
+    found = [at(where, _SYM) for where in range(symbols, names - _SYM.size + 1, _SYM.size)]
+    return {ctypes.string_at(base + names + name): (offset, length) for name, offset, length in found}
