@@ -13,9 +13,10 @@ from numaemu_core.columns import I8, Bool
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import BusError, MmError, OutOfMemory
 from numaemu_core.files import truncate_range
+from numaemu_core.gup import faultin_page_range
 from numaemu_core.kernel import Kernel
 from numaemu_core.lru import isolate_lru_page, lru_lock_keys
-from numaemu_core.memory import populate_pages, release_mappings, unmap_mapping_range, unmap_vmas
+from numaemu_core.memory import release_mappings, unmap_mapping_range, unmap_vmas
 from numaemu_core.mempolicy import alloc_page_cache, alloc_page_vma
 from numaemu_core.mm_types import (
     VM_DONTCOPY,
@@ -297,10 +298,9 @@ def _madvise_populate(k: Kernel, task: Task, vma: VmArea, span: tuple[int, int],
     if not vma.vm_flags & (VM_WRITE if write else VM_READ):
         raise MmError(errno.EINVAL, "the mapping does not allow such an access")
     first, last = span[0] >> k.page_shift, span[1] >> k.page_shift
-    for vpn in range(first, last, limits.BATCH_PAGES):
-        try:
-            yield from populate_pages(k, task, vma, vpn, min(last, vpn + limits.BATCH_PAGES), write=write)
-        except BusError as error:
-            raise MmError(errno.EFAULT, error.detail) from None
-        except OutOfMemory as error:
-            raise MmError(errno.ENOMEM, error.detail) from None
+    try:
+        yield from faultin_page_range(k, task, vma, first, last, write=write)
+    except BusError as error:
+        raise MmError(errno.EFAULT, error.detail) from None
+    except OutOfMemory as error:
+        raise MmError(errno.ENOMEM, error.detail) from None

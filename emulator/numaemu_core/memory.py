@@ -23,9 +23,7 @@ from numaemu_core.lru import mark_page_accessed
 from numaemu_core.memory_one import try_anonymous_page
 from numaemu_core.mempolicy import alloc_page_vma
 from numaemu_core.mm_types import (
-    VM_ACCESS_FLAGS,
     VM_EXEC,
-    VM_LOCKONFAULT,
     VM_READ,
     VM_SHARED,
     VM_WRITE,
@@ -71,16 +69,16 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
     """
     first, end = addr >> k.page_shift, ((addr + max(length, 1) - 1) >> k.page_shift) + 1
     if end > first + 1:
-        end = min(end, first + limits.FAULT_REQUEST_PAGES, first + _pages_at_a_time(k))
+        end = min(end, first + limits.FAULT_REQUEST_PAGES, first + pages_at_a_time(k))
     vpn = stop = ahead = first
-    retries = _Retries()
+    retries = FaultRetries()
     with (yield from down_read(task.mm)):
         k.reach("fault.sem_held")
         while vpn < end:
             if task.killed:
                 raise OutOfMemory("the task was killed: out of memory")
             try:
-                vma = _accessible_vma(k, task.mm, vpn, write=write)
+                vma = accessible_vma(k, task.mm, vpn, write=write)
                 stop = min(end, vma.vm_end >> k.page_shift, vpn + k.batch_pages)
                 further = min(end, vma.vm_end >> k.page_shift, stop + k.batch_pages)
                 if stop < further:
@@ -88,7 +86,7 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
                 yield from handle_mm_fault(k, task, vma, vpn, stop, write=write)
             except (SegmentationFault, OutOfMemory) as error:
                 if isinstance(error, (OutOfMemory, BusError)):
-                    vpn += _accessible_pages(k, task.mm, np.arange(vpn, stop), write=write)
+                    vpn += accessible_pages(k, task.mm, np.arange(vpn, stop), write=write)
                 if vpn == first and retries.is_worth_another(k, task, error):
                     yield Breathe()
                     continue
@@ -101,7 +99,7 @@ def sys_fault(k: Kernel, task: Task, addr: int, length: int, *, write: bool) -> 
     return (vpn << k.page_shift) - addr
 
 
-def _pages_at_a_time(k: Kernel) -> int:
+def pages_at_a_time(k: Kernel) -> int:
     """How many pages a request may ask for: of more, the first might be gone again before the last are there."""
     room = min(zone.nr_free - zone.pages_low for zone in k.zones.values())
     smallest = min(zone.present_pages for zone in k.zones.values())
@@ -109,7 +107,7 @@ def _pages_at_a_time(k: Kernel) -> int:
 
 
 @dataclass(slots=True)
-class _Retries:
+class FaultRetries:
     """Times that a page was faulted in without being there in the end, while nobody was killed for it."""
 
     count: int = 0
@@ -127,7 +125,7 @@ class _Retries:
         return isinstance(error, OutOfMemory) and not task.dying and moved and self.count <= limits.FAULT_RETRIES
 
 
-def _accessible_pages(k: Kernel, mm: Mm, vpns: I8, *, write: bool) -> int:
+def accessible_pages(k: Kernel, mm: Mm, vpns: I8, *, write: bool) -> int:
     """How many of these pages, from the first on, may be accessed now without a fault."""
     flats = k.tables.walk(mm.pgd, vpns)
     rights = np.uint64(PTE_PRESENT | PTE_READABLE | (PTE_WRITABLE if write else 0))
@@ -135,7 +133,7 @@ def _accessible_pages(k: Kernel, mm: Mm, vpns: I8, *, write: bool) -> int:
     return int(missing[0]) if len(missing) else len(vpns)
 
 
-def _accessible_vma(k: Kernel, mm: Mm, vpn: int, *, write: bool) -> VmArea:
+def accessible_vma(k: Kernel, mm: Mm, vpn: int, *, write: bool) -> VmArea:
     """The VMA of a page, if it allows this access (arch/x86_64/mm/fault.c do_page_fault)."""
     address = vpn << k.page_shift
     vma = mm.vmas.find_vma(address)
@@ -161,11 +159,11 @@ def handle_mm_fault(
     alone = write and vma.vm_file is None and len(flats) == 1
     if alone and try_anonymous_page(k, task, vma, first_vpn, int(flats[0])):
         return
-    yield from _handle_pte_faults(k, task, vma, np.arange(first_vpn, end_vpn), flats, write=write)
+    yield from handle_pte_faults(k, task, vma, np.arange(first_vpn, end_vpn), flats, write=write)
 
 
-def _handle_pte_faults(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, *, write: bool) -> KernelTask[None]:
-    """handle_mm_fault for pages of a VMA, ascending, that have entries. Raises as handle_mm_fault."""
+def handle_pte_faults(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, *, write: bool) -> KernelTask[None]:
+    """handle_mm_fault for pages of a VMA, ascending, whose page tables are there. Raises as handle_mm_fault."""
     yield from _migration_entry_wait(k, flats)
     entries = k.c.pte[flats]
     none, swapped = entries == 0, is_swapped(entries)
@@ -206,35 +204,6 @@ def _migration_entry_wait(k: Kernel, flats: I8) -> KernelTask[None]:
         if not len(moving):
             return
         yield from wait_on_pages_locked(k, (moving[:1] >> np.uint64(k.page_shift)).astype(np.int64))
-
-
-def fault_in_pages(k: Kernel, task: Task, vpns: I8, *, write: bool) -> KernelTask[None]:
-    """Make scattered pages accessible, as if the task accessed one after the other. Shapes: `vpns` int64[n], ascending.
-
-    Raises:
-        SegmentationFault: a page may not be accessed so. OutOfMemory, BusError: a page cannot be had. Those before it
-            are there.
-    """
-    shift, retries = k.page_shift, _Retries()
-    with (yield from down_read(task.mm)):
-        while len(vpns):
-            if task.killed:
-                raise OutOfMemory("the task was killed: out of memory")
-            vma = _accessible_vma(k, task.mm, int(vpns[0]), write=write)
-            here = vpns[: min(int(np.searchsorted(vpns, vma.vm_end >> shift)), k.batch_pages)]
-            tables = np.flatnonzero(np.diff(here >> limits.TABLE_SHIFT)) + 1  # where another one begins
-            here = here[: tables[limits.PTE_LOCK_BATCH - 1]] if len(tables) >= limits.PTE_LOCK_BATCH else here
-            try:
-                flats = k.tables.pte_alloc_each(task.mm.pgd, here)
-                yield from _handle_pte_faults(k, task, vma, here, flats, write=write)
-                done, retries = len(here), _Retries()
-            except (OutOfMemory, BusError) as error:
-                done = _accessible_pages(k, task.mm, here, write=write)
-                if not done and not retries.is_worth_another(k, task, error):
-                    raise
-            vpns = vpns[done:]
-            if len(vpns):
-                yield Breathe()
 
 
 # -- anonymous pages ---------------------------------------------------------------------------------------------------
@@ -377,62 +346,6 @@ def release_quarantine(k: Kernel) -> KernelTask[int]:
 
 
 # -- ranges ------------------------------------------------------------------------------------------------------------
-
-
-def make_pages_present(k: Kernel, task: Task, start: int, end: int) -> KernelTask[None]:
-    """Fault a range in, for writing where the VMA allows it; errors end it quietly (2.6.15 make_pages_present)."""
-    try:
-        for vma in task.mm.vmas.overlapping(start, end):
-            yield from populate_vma_range(k, task, vma, start, end)
-    except (OutOfMemory, BusError):
-        return
-
-
-def populate_vma_range(k: Kernel, task: Task, vma: VmArea, start: int, end: int) -> KernelTask[None]:
-    """Fault in what a VMA has of a range, for writing where that is what its pages are for.
-
-    Mirrors: get_user_pages of make_pages_present (2.6.15), populate_vma_page_range, mm/gup.c (6.1).
-
-    Raises:
-        OutOfMemory, BusError: a page cannot be had; those before it are there.
-    """
-    if not vma.vm_flags & VM_ACCESS_FLAGS or vma.vm_flags & VM_LOCKONFAULT:
-        return
-    wanted = VM_WRITE if k.profile.populate_writes_shared else VM_WRITE | VM_SHARED
-    write = vma.vm_flags & wanted == VM_WRITE
-    first, last = max(start, vma.vm_start) >> k.page_shift, min(end, vma.vm_end) >> k.page_shift
-    vpn, retries = first, _Retries()
-    while vpn < last:
-        stop = min(last, vpn + k.batch_pages)
-        try:
-            yield from populate_pages(k, task, vma, vpn, stop, write=write)
-            vpn, retries = stop, _Retries()
-        except (OutOfMemory, BusError) as error:
-            done = _accessible_pages(k, task.mm, np.arange(vpn, stop), write=write)
-            if done:
-                vpn, retries = vpn + done, _Retries()
-            elif not retries.is_worth_another(k, task, error):
-                raise
-        yield Breathe()
-
-
-def populate_pages(
-    k: Kernel, task: Task, vma: VmArea, first_vpn: int, end_vpn: int, *, write: bool
-) -> KernelTask[None]:
-    """handle_mm_fault for a caller that takes the pages as touched: with `write` they become dirty in any case.
-
-    Mirrors: __get_user_pages and follow_page with FOLL_TOUCH (2.6.15, 6.1).
-
-    Raises:
-        OutOfMemory, BusError: as handle_mm_fault.
-    """
-    yield from handle_mm_fault(k, task, vma, first_vpn, end_vpn, write=write)
-    if write:
-        flats = k.tables.walk(vma.vm_mm.pgd, np.arange(first_vpn, end_vpn))
-        flats = flats[flats >= 0]
-        entries = k.c.pte[flats]
-        clean = is_present(entries) & is_writable(entries) & (k.c.dirty[flats] == 0)
-        k.c.pg_flags[(entries[clean] >> np.uint64(k.page_shift)).astype(np.int64)] |= PG_DIRTY
 
 
 def unmap_vmas(

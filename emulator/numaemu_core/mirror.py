@@ -15,8 +15,9 @@ from numaemu_core.effects import Breathe, KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.files import shmem_zero_setup
 from numaemu_core.fork import check_alive
+from numaemu_core.gup import fault_in_pages
 from numaemu_core.kernel import Kernel
-from numaemu_core.memory import fault_in_pages, unmap_vmas
+from numaemu_core.memory import unmap_vmas
 from numaemu_core.mm_types import (
     VM_ACCOUNT,
     VM_MAYEXEC,
@@ -78,8 +79,10 @@ def sys_mirror(
             _fill(k, mm, area)
         for start, end in gone:
             yield from unmap_vmas(k, mm, start, end, free_tables=False)
-    yield from _touch(k, task, held, write=True)
-    yield from _touch(k, task, read, write=False)
+    if held:
+        yield from _touch(k, task, held, write=True)
+    if read:
+        yield from _touch(k, task, read, write=False)
     return sum(end - start for start, end in held)
 
 
@@ -91,7 +94,8 @@ def _touch(k: Kernel, task: Task, spans: Sequence[Span], *, write: bool) -> Kern
     for first in range(0, total, limits.FAULT_REQUEST_PAGES):
         numbers = np.arange(first, min(first + limits.FAULT_REQUEST_PAGES, total))
         run = np.searchsorted(before, numbers, "right") - 1
-        yield from fault_in_pages(k, task, distinct(runs[run, 0] + numbers - before[run]), write=write)
+        vpns = runs[run, 0] + numbers - before[run]
+        yield from fault_in_pages(k, task, vpns if (np.diff(vpns) > 0).all() else distinct(vpns), write=write)
         yield Breathe()
 
 

@@ -5,9 +5,9 @@ import errno
 from numaemu_core import limits
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import BusError, MmError, OutOfMemory
+from numaemu_core.gup import populate_vma_range
 from numaemu_core.intents import note, noted
 from numaemu_core.kernel import Kernel
-from numaemu_core.memory import populate_vma_range
 from numaemu_core.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_LOCKONFAULT, Mm, Task, VmArea
 from numaemu_core.mmap import page_align
 from numaemu_core.rlimit import can_do_mlock, locked_bytes, may_lock

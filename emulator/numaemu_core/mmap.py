@@ -13,9 +13,10 @@ from numaemu_core import limits
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.files import drop_unmapped_objects, find_file, shmem_zero_setup
+from numaemu_core.gup import make_pages_present
 from numaemu_core.intents import note, noted
 from numaemu_core.kernel import Kernel
-from numaemu_core.memory import make_pages_present, unmap_vmas
+from numaemu_core.memory import unmap_vmas
 from numaemu_core.mm_types import (
     VM_ACCOUNT,
     VM_EXEC,

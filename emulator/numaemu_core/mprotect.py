@@ -7,8 +7,8 @@ import numpy as np
 from numaemu_core import limits
 from numaemu_core.effects import KernelTask, Shootdown
 from numaemu_core.errors import MmError
+from numaemu_core.gup import make_pages_present
 from numaemu_core.kernel import Kernel
-from numaemu_core.memory import make_pages_present
 from numaemu_core.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,

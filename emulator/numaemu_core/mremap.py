@@ -9,9 +9,9 @@ from numaemu_core import limits
 from numaemu_core.columns import I8, U8
 from numaemu_core.effects import Breathe, KernelTask, Shootdown
 from numaemu_core.errors import MmError
+from numaemu_core.gup import make_pages_present
 from numaemu_core.intents import note, noted
 from numaemu_core.kernel import Kernel
-from numaemu_core.memory import make_pages_present
 from numaemu_core.mm_types import VM_LOCKED, VM_LOCKONFAULT, VM_MAYSHARE, Mm, Task, VmArea
 from numaemu_core.mmap import (
     check_map_count,

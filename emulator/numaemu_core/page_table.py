@@ -140,6 +140,20 @@ class TableArena:
             flats = self.walk(pgd, vpns)
         return flats
 
+    def pte_alloc_some(self, pgd: int, vpns: I8) -> I8:
+        """The same for as many of these pages, from the first on, as there is room for tables.
+
+        Raises:
+            OutOfMemory: there is none for the first.
+        """
+        try:
+            return self.pte_alloc_each(pgd, vpns)
+        except OutOfMemory:
+            flats = self.walk(pgd, vpns)
+            if flats[0] < 0:
+                raise
+            return flats[: int(np.argmin(flats))] if flats.min() < 0 else flats
+
     def _pte_table(self, pgd: int, vpn: int) -> int:
         table = pgd
         for shift in _UPPER_SHIFTS:

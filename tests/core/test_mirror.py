@@ -1,6 +1,7 @@
 """The call mirror: an address space follows that of a process outside."""
 
 import errno
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from numaemu_core.install_page import install_new_pages
 from numaemu_core.kernel import Kernel
 from numaemu_core.mirror import sys_mirror
 from numaemu_core.mm_types import Task, VmArea
+from numaemu_core.mmzone import LOCAL_NODE, NUMA_HIT
 from numaemu_core.topology import uniform
 from numaemu_core.uapi import MPOL_BIND, MPOL_INTERLEAVE, MPOL_PREFERRED
 
@@ -236,7 +238,56 @@ def test_pages_of_more_tables_than_one_step_may_lock(machine: Make, monkeypatch:
     pages = [table * limits.PTRS_PER_TABLE for table in range(7)]
     mirror(m, task, areas=[(0, 4096, None, 0, False)], held=[(page, page + 1) for page in pages])
     assert [m.where(task, AT + page * PAGE, 2) for page in pages] == [[0, GONE]] * 7
-    assert together == [2, 2, 2, 1]
+    assert together == [2, 2, 2]  # and the last one alone, which is quicker
+
+
+def test_pages_whose_tables_there_is_room_for_are_there(machine: Make) -> None:
+    """Only then memory is said to be out."""
+    m = machine()
+    task = m.attach()
+    mirror(m, task, areas=[(0, 20 * limits.PTRS_PER_TABLE, None, 0, False)])
+    m.k.tables.table_count = m.k.tables.in_use + 12
+    pages = [table * limits.PTRS_PER_TABLE for table in range(20)]
+    with pytest.raises(OutOfMemory, match="page-table page"):
+        mirror(m, task, held=[(page, page + 1) for page in pages])
+    found = [m.where(task, AT + page * PAGE, 1) for page in pages]
+    upper = 12 - found.index([GONE])  # some were needed for the upper levels
+    assert 0 < upper < limits.TABLE_LEVELS
+    assert found == [[0]] * (12 - upper) + [[GONE]] * (8 + upper)
+
+
+def test_more_pages_than_memory_has_are_swapped_out_under_any_policy(machine: Make) -> None:
+    """No step takes so many frames that none is left to be reclaimed for its last ones."""
+    m = machine(node=[{"memory": "4M", "cpus": [nid]} for nid in range(2)], swap="64M")
+    task = m.attach()
+    mirror(m, task, areas=[(0, 15000, None, 0, False)])
+    m.mbind(task, AT, 15000, MPOL_INTERLEAVE, {0, 1})
+    mirror(m, task, held=[(page, page + 1) for page in range(0, 15000, 3)])
+    assert not task.killed
+    assert m.entry(task, AT)  # in a slot
+
+
+def test_each_page_may_take_as_many_attempts_as_one_alone(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others take the frames that are reclaimed for them."""
+    m = machine()
+    task = m.attach()
+    mirror(m, task, areas=[(0, 8, None, 0, False)])
+    attempts = itertools.count(1)
+
+    do_anonymous_page = memory.do_anonymous_page
+
+    def a_page_now_and_then(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8) -> KernelTask[None]:
+        if next(attempts) % (limits.FAULT_RETRIES - 10):
+            k.c.numastat[0, [NUMA_HIT, LOCAL_NODE]] += 1  # somebody else has got one
+            raise OutOfMemory
+        yield from do_anonymous_page(k, task, vma, vpns[:1], flats[:1])
+        if len(vpns) > 1:
+            raise OutOfMemory
+
+    monkeypatch.setattr(memory, "try_anonymous_page", lambda *_: False)
+    monkeypatch.setattr(memory, "do_anonymous_page", a_page_now_and_then)
+    mirror(m, task, held=[(0, 2), (4, 8)])
+    assert where(m, task) == [0, 0, GONE, GONE, 0, 0, 0, 0]
 
 
 def test_a_page_that_may_not_be_touched_is_no_matter_to_those_before_it(machine: Make) -> None:

@@ -24,7 +24,19 @@ from numaemu_core.oom_kill import badness, out_of_memory, select_bad_process
 from numaemu_core.page_alloc import alloc_pages
 from numaemu_core.page_flags import LRU_ACTIVE, LRU_INACTIVE, LRU_ISOLATED, PG_REFERENCED, PG_WRITEBACK
 from numaemu_core.profiles import PROFILES
-from numaemu_core.uapi import MADV_PAGEOUT, MAP_PRIVATE, MAP_SHARED, MCL_FUTURE, MPOL_BIND, PROT_READ, PROT_WRITE
+from numaemu_core.uapi import (
+    MADV_PAGEOUT,
+    MADV_POPULATE_WRITE,
+    MAP_POPULATE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MCL_FUTURE,
+    MPOL_BIND,
+    MPOL_DEFAULT,
+    MPOL_INTERLEAVE,
+    PROT_READ,
+    PROT_WRITE,
+)
 
 if TYPE_CHECKING:
     from tests.core.conftest import Machine
@@ -302,6 +314,23 @@ def counted(body: KernelTask[int], seen: Counter[str]) -> KernelTask[int]:
             return int(end.value)
         seen[type(effect).__name__] += 1
         answer = yield effect
+
+
+@pytest.mark.parametrize("how", ["MAP_POPULATE", "MADV_POPULATE_WRITE"])
+@pytest.mark.parametrize("mode", [MPOL_DEFAULT, MPOL_INTERLEAVE])
+@pytest.mark.parametrize("min_free_kbytes", [0, None])
+def test_more_than_memory_is_populated_into_swap(
+    machine: Make, how: str, mode: int, min_free_kbytes: int | None
+) -> None:
+    """Under any policy: the first pages go while the last ones come, and nobody is killed."""
+    m = pressed(machine, "4M", swap="64M", profile="linux-6.12", min_free_kbytes=min_free_kbytes)
+    task = m.attach()
+    m.call(sys_set_mempolicy(m.k, task, mode, [0b11] if mode else None, 65))
+    at = m.mmap(task, 5000, flags=MAP_POPULATE if how == "MAP_POPULATE" else 0)
+    if how == "MADV_POPULATE_WRITE":
+        m.call(madvise.sys_madvise(m.k, task, at, 5000 * PAGE, MADV_POPULATE_WRITE))
+    assert not task.killed
+    assert all(m.entry(task, at + page * PAGE) for page in range(5000))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
