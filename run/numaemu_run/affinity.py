@@ -4,6 +4,7 @@ A thread counts as running on one CPU until it is forbidden to; that CPU's node 
 Source: kernel/sched/syscalls.c, kernel/sys.c (6.12).
 """
 
+import contextlib
 import errno
 import struct
 from collections.abc import Callable, Mapping
@@ -14,16 +15,17 @@ from numaemu_core.nodemask import first_node
 from numaemu_run import target, vdso
 from numaemu_run.abi import Abi
 from numaemu_run.family import Family
+from numaemu_run.image import may_have_one_memory
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
-from numaemu_run.processes import Thread
-from numaemu_run.procfs import Status, status_of
+from numaemu_run.processes import Process, Thread
+from numaemu_run.procfs import Status, live_threads_of, status_of
 from numaemu_run.seccomp import Notification
 
 #: A CPU and its node.
 _PLACE: Final = struct.Struct("=II")
 _WORD_BYTES: Final = 8
-#: Who asks so many times between two looks is told once for all.
+#: Who asks so many times between two looks is told, until it moves.
 _OFTEN: Final = 100
 #: Bytes of a mask that are looked at: no machine has more CPUs.
 _MASK_BYTES_MAX: Final = 1024 // 8
@@ -81,7 +83,8 @@ class AffinityCalls:
         self._family.settle_before_change(whose)
         stays = cpus >> whose.cpu & 1
         if not stays:
-            vdso.ask(self._abi, whose.process.pid, whose.process.pidfd)
+            with contextlib.suppress(ProcessLookupError):  # who has ended asks no more
+                vdso.ask(self._abi, whose.folder)
         whose.cpus = cpus
         if not stays:
             whose.cpu = first_node(cpus)
@@ -93,11 +96,19 @@ class AffinityCalls:
         for process in self._family:
             asked, process.cpu_questions = process.cpu_questions, 0
             if asked >= _OFTEN and process.executor is None:
-                sharing = [other for other in self._family if other.mirror is process.mirror]
-                cpu, *others = {thread.cpu for other in sharing for thread in other.threads.values()}
-                if not others:
-                    with self._family.troubles.confined():
-                        vdso.tell(self._abi, process.pid, process.pidfd, cpu, self._tree.cpu_node[cpu])
+                with self._family.troubles.confined():
+                    self._tell(process)
+
+    def _tell(self, process: Process) -> None:
+        """Tell a process its CPU, if all who have its memory count as running on that one."""
+        live = set(live_threads_of(process.pid))
+        threads = [thread for tid, thread in process.threads.items() if tid in live]
+        if len({thread.cpu for thread in threads}) != 1:
+            return
+        cpu = threads[0].cpu
+        others = [one for other in self._family if other is not process for one in other.threads.values()]
+        if not any(one.cpu != cpu and may_have_one_memory(one.tid, threads[0].tid) for one in others):
+            vdso.tell(self._abi, threads[0].folder, cpu, self._tree.cpu_node[cpu])
 
 
 def _may_set(asker: Status, whose: Status) -> bool:

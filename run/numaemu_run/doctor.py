@@ -193,7 +193,7 @@ def _try_vdso(abi: Abi) -> Finding:
         return Finding(what, "ok", "libc asks the kernel, and so the machine")
     try:
         with _idle_child() as pid:
-            vdso.change(abi, pid)
+            vdso.change(abi, f"/proc/{pid}")
     except OSError as error:
         detail = f"the vDSO cannot be changed ({error}): sched_getcpu tells the host's CPU"
         return Finding(what, "less", detail, "use the system call where a test depends on it")

@@ -7,24 +7,20 @@ kcmp(2).
 
 import contextlib
 import ctypes
-import struct
+import errno
 from dataclasses import dataclass
 from typing import Final
 
+from numaemu_host.libc import libc
 from numaemu_run import target
 from numaemu_run.abi import abi_of_host
 from numaemu_run.procfs import auxv_of, places_of
 
-_ENTRY: Final = struct.Struct("=2Q")
 _AT_RANDOM: Final = 25
 _RANDOM_BYTES: Final = 16
 #: Places of a process that we may not look into.
 _HIDDEN: Final = (1, 0)
 _KCMP_VM: Final = 1
-
-_syscall = ctypes.CDLL(None).syscall
-_syscall.restype = ctypes.c_long
-_syscall.argtypes = [ctypes.c_long] * 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +52,28 @@ def image_of(tid: int, earlier: Image | None = None) -> Image:
     random_at, random = 0, b""
     with contextlib.suppress(PermissionError):
         same = earlier is not None and earlier.places == places
-        random_at = earlier.random_at if earlier is not None and same else _random_at(auxv_of(tid))
+        random_at = earlier.random_at if earlier is not None and same else auxv_of(f"/proc/{tid}").get(_AT_RANDOM, 0)
         random = target.read_some(tid, random_at, _RANDOM_BYTES)
     return Image(places, random_at, random)
 
 
-def _random_at(auxv: bytes) -> int:
-    whole = len(auxv) // _ENTRY.size * _ENTRY.size
-    return next((value for kind, value in _ENTRY.iter_unpack(auxv[:whole]) if kind == _AT_RANDOM), 0)
-
-
 def have_one_memory(tid: int, other: int) -> bool:
     """Are two threads of one address space? False if one is gone, or does not let us look."""
-    return int(_syscall(abi_of_host().kcmp, tid, other, _KCMP_VM, 0, 0)) == 0
+    return kcmp_vm(tid, other) == 0
+
+
+def may_have_one_memory(tid: int, other: int) -> bool:
+    """The same, and True also where the host does not tell and both execute one program: a fork would, too."""
+    order = kcmp_vm(tid, other)
+    if order >= 0 or ctypes.get_errno() == errno.ESRCH:
+        return order == 0
+    try:
+        return image_of(tid).is_still(image_of(other))
+    except ProcessLookupError:
+        return False
+
+
+def kcmp_vm(tid: int, other: int) -> int:
+    """0: two threads are of one address space; -1, with errno: nobody knows (kcmp(2))."""
+    numbers = (abi_of_host().kcmp, tid, other, _KCMP_VM, 0, 0)
+    return int(libc.syscall(*map(ctypes.c_long, numbers)))

@@ -32,6 +32,11 @@ class Thread:
     #: What its task has been told of it: its user and its capabilities.
     rights: Rights = _NO_RIGHTS
 
+    @property
+    def folder(self) -> str:
+        """The same directory as a path."""
+        return f"/proc/self/fd/{self.place}"
+
     def is_alive(self) -> bool:
         """Is its number still its own?"""
         return os.access("comm", os.F_OK, dir_fd=self.place)
@@ -55,7 +60,7 @@ class Process:
     executor: int | None = None
     #: Faults since it was last looked at that are not its first one's alone.
     touches: list[Touches] = field(default_factory=list)
-    #: How often it has asked for its CPU since it was told last.
+    #: How often it has asked for its CPU since it was looked at last.
     cpu_questions: int = 0
     #: With so many threads known it is time to see which have ended.
     threads_expected: int = 16

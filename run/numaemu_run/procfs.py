@@ -3,6 +3,7 @@
 import functools
 import os
 import resource
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +25,7 @@ _THREADS: Final = 17
 _START_CODE: Final = 23
 _START_STACK: Final = 25
 #: Addresses from here on are not those of a program (x86_64).
+_AUXV_ENTRY: Final = struct.Struct("=2Q")
 _USER_END: Final = 1 << 47
 
 
@@ -112,9 +114,13 @@ def places_of(tid: int) -> tuple[int, int]:
     return int(fields[_START_CODE]), int(fields[_START_STACK])
 
 
-def auxv_of(tid: int) -> bytes:
-    """What the kernel told its program at the start. ProcessLookupError, PermissionError as `maps_of`."""
-    return _read(f"/proc/{tid}/auxv")
+def auxv_of(folder: str) -> dict[int, int]:
+    """What the kernel told its program at the start, by kind; none if it is about to end.
+
+    `folder`: where /proc has it. ProcessLookupError, PermissionError as `maps_of`.
+    """
+    text = _read(f"{folder}/auxv")
+    return dict(_AUXV_ENTRY.iter_unpack(text[: len(text) // _AUXV_ENTRY.size * _AUXV_ENTRY.size]))
 
 
 def faults_of(pid: int, tid: int) -> int:

@@ -38,7 +38,7 @@ from numaemu_run.processes import Thread
 from numaemu_run.seccomp import Listener, Notification
 from numaemu_run.sysinfo import sysinfo
 
-#: How often processes are looked at while they make no calls.
+#: How often processes are looked at.
 _LOOK_EVERY_S: Final = 0.5
 #: So many calls are served before somebody looks at the time again.
 _CALLS_A_STEP: Final = 64
@@ -215,7 +215,7 @@ class Supervisor:
     def _serve_begin(self, _name: str, call: Notification) -> None:
         """A program begins: it is told the machine's CPUs by its vDSO, too."""
         try:
-            vdso.change(self._abi, call.tid)
+            vdso.change(self._abi, f"/proc/{call.tid}")
         except OSError:
             self.unchanged_vdsos += 1
         self._listener.let_through(call)

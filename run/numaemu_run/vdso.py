@@ -15,14 +15,12 @@ import functools
 import os
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final, NamedTuple
 
-from numaemu_host import pidfd as pidfds
 from numaemu_run.abi import X86_64, Abi
+from numaemu_run.procfs import auxv_of
 
 _AT_SYSINFO_EHDR: Final = 33
-_ENTRY: Final = struct.Struct("=QQ")
 _ELF: Final = b"\x7fELF"
 _NAME: Final = b"__vdso_getcpu"
 
@@ -66,45 +64,52 @@ def needs_change(abi: Abi) -> bool:
     return abi is X86_64
 
 
-def change(abi: Abi, pid: int) -> None:
-    """Let `__vdso_getcpu` of a process make the system call, until `tell`.
+def change(abi: Abi, folder: str) -> None:
+    """Let `__vdso_getcpu` of a process make the system call, until `tell`. `folder`: where /proc has a thread of it.
 
     Raises:
         OSError: we may not write to the process (EIO, EACCES), it is gone, or has no vDSO that we know.
     """
-    with _memory(pid) as (fd, base):
+    with _memory(folder) as (fd, base):
         where = place_of_getcpu()
-        code = _function(abi) + bytes(_LAST) + _UNKNOWN if where.has_room else _ask(abi)
-        os.pwrite(fd, code, base + where.offset)
+        if (word_at := _word_at(abi, fd, base)) is not None:  # once more: somebody may be looking at it
+            os.pwrite(fd, _UNKNOWN, word_at + _LAST)
+        else:
+            code = _function(abi) + bytes(_LAST) + _UNKNOWN if where.has_room else _ask(abi)
+            os.pwrite(fd, code, base + where.offset)
 
 
-def tell(abi: Abi, pid: int, pidfd: int, cpu: int, node: int) -> None:
+def tell(abi: Abi, folder: str, cpu: int, node: int) -> None:
     """Let `__vdso_getcpu` of a process answer that by itself. Nothing happens if it was not changed, or not so.
 
     Raises:
-        ProcessLookupError: it is gone. PermissionError: we may not write to it.
+        ProcessLookupError: the thread has ended. PermissionError: we may not write to it.
     """
     word = _WORD.pack(cpu, node)
-    _write(abi, pid, pidfd, (_LAST, _UNKNOWN), (0, word[:_LAST]), (_LAST, word[_LAST:]))
+    _write(abi, folder, (_LAST, _UNKNOWN), (0, word[:_LAST]), (_LAST, word[_LAST:]))
 
 
-def ask(abi: Abi, pid: int, pidfd: int) -> None:
+def ask(abi: Abi, folder: str) -> None:
     """What a process was told is no longer so: it asks again. As `tell`."""
-    _write(abi, pid, pidfd, (_LAST, _UNKNOWN))
+    _write(abi, folder, (_LAST, _UNKNOWN))
 
 
-def _write(abi: Abi, pid: int, pidfd: int, *parts: tuple[int, bytes]) -> None:
+def _write(abi: Abi, folder: str, *parts: tuple[int, bytes]) -> None:
     """Write parts of the word of a process, each at its offset, one after the other."""
     if not needs_change(abi):
         return
-    with contextlib.suppress(_NoVdsoError), _memory(pid) as (fd, base):
-        if pidfds.has_exited(pidfd):
-            raise ProcessLookupError(f"process {pid} has ended: its number may be another one's")
-        where = place_of_getcpu()
-        at = base + where.offset
-        if where.has_room and os.pread(fd, _WORD_AT, at) == _function(abi):
+    with contextlib.suppress(_NoVdsoError), _memory(folder) as (fd, base):
+        word_at = _word_at(abi, fd, base)
+        if word_at is not None:
             for offset, part in parts:
-                os.pwrite(fd, part, at + _WORD_AT + offset)
+                os.pwrite(fd, part, word_at + offset)
+
+
+def _word_at(abi: Abi, fd: int, base: int) -> int | None:
+    """Where the word of a process is; None: its function was not changed, or has none."""
+    where = place_of_getcpu()
+    at = base + where.offset
+    return at + _WORD_AT if where.has_room and os.pread(fd, _WORD_AT, at) == _function(abi) else None
 
 
 def _ask(abi: Abi) -> bytes:
@@ -117,13 +122,13 @@ def _function(abi: Abi) -> bytes:
 
 
 @contextlib.contextmanager
-def _memory(pid: int) -> Iterator[tuple[int, int]]:
+def _memory(folder: str) -> Iterator[tuple[int, int]]:
     """A descriptor of the memory of a process, and where its vDSO lies. OSError as `change`."""
+    base = _base(folder)
     try:
-        base = _base(pid)
-        fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(f"{folder}/mem", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise ProcessLookupError(f"process {pid} is gone") from None
+        raise ProcessLookupError(f"{folder} is gone") from None
     try:
         if _begins(fd, base) != _ELF:
             raise _NoVdsoError("no vDSO where the process has been told that it is")
@@ -139,14 +144,12 @@ def _begins(fd: int, base: int) -> bytes:
     return b""
 
 
-def _base(pid: int) -> int:
+def _base(folder: str) -> int:
     """Where a process has its vDSO."""
-    with Path(f"/proc/{pid}/auxv").open("rb") as file:
-        auxv = file.read()
-    for kind, value in _ENTRY.iter_unpack(auxv[: len(auxv) // _ENTRY.size * _ENTRY.size]):
-        if kind == _AT_SYSINFO_EHDR:
-            return int(value)
-    raise _NoVdsoError("the process has no vDSO")
+    base = auxv_of(folder).get(_AT_SYSINFO_EHDR)
+    if base is None:
+        raise _NoVdsoError("the process has no vDSO")
+    return base
 
 
 class _Place(NamedTuple):
@@ -159,7 +162,7 @@ class _Place(NamedTuple):
 @functools.cache
 def place_of_getcpu() -> _Place:
     """In our own vDSO, which is that of every program of this kernel. OSError: there is none."""
-    functions = _functions(_base(os.getpid()))
+    functions = _functions(_base("/proc/self"))
     if _NAME not in functions:
         raise _NoVdsoError("the vDSO has no __vdso_getcpu")
     offset, _ = functions[_NAME]
@@ -176,11 +179,12 @@ def has_room(offset: int, sizes: dict[int, int]) -> bool:
     return offset % _ALIGNMENT == 0 and end >= offset + _SIZE and nothing_inside
 
 
-#: Of struct Elf64_Ehdr, Elf64_Phdr and Elf64_Sym what is looked at: where and how many headers; kind and place; name,
-#: place and size.
+#: Of struct Elf64_Ehdr, Elf64_Phdr, Elf64_Sym and Elf64_Dyn what is looked at: where and how many headers; kind and
+#: place; name, place and size; kind and value.
 _EHDR: Final = struct.Struct("=32xQ14xHH6x")
 _PHDR: Final = struct.Struct("=I12xQ32x")
 _SYM: Final = struct.Struct("=I4xQQ")
+_DYN: Final = struct.Struct("=2Q")
 _PT_DYNAMIC, _DT_NULL, _DT_STRTAB, _DT_SYMTAB = 2, 0, 5, 6
 
 
@@ -197,9 +201,9 @@ def _functions(base: int) -> dict[bytes, tuple[int, int]]:
     headers = [at(table + i * size, _PHDR) for i in range(count)]
     entry = next((where for kind, where in headers if kind == _PT_DYNAMIC), 0)
     dynamic: dict[int, int] = {}
-    while entry and (pair := at(entry, _ENTRY))[0] != _DT_NULL:
+    while entry and (pair := at(entry, _DYN))[0] != _DT_NULL:
         dynamic[pair[0]] = pair[1]
-        entry += _ENTRY.size
+        entry += _DYN.size
     symbols, names = dynamic.get(_DT_SYMTAB, 0), dynamic.get(_DT_STRTAB, 0)
     found = [at(where, _SYM) for where in range(symbols, names - _SYM.size + 1, _SYM.size)]
     return {ctypes.string_at(base + names + name): (offset, length) for name, offset, length in found}
