@@ -7,10 +7,12 @@ the number may be given to another one after that.
 import os
 import select
 import signal
+import time
 from pathlib import Path
 
 _STOPPED = frozenset((b"T", b"t"))
 _MS_PER_S = 1000
+_NS_PER_S = 1_000_000_000
 #: Field of /proc/PID/stat, counted from the state.
 _START_TIME = 19
 
@@ -44,6 +46,11 @@ def started_at(pid: int) -> int:
     """When a process began, in clock ticks of the host: with the pid it names one process. 0 if there is none."""
     fields = _stat(pid).split()
     return int(fields[_START_TIME]) if fields else 0
+
+
+def ticks_now() -> int:
+    """This moment on the clock of `started_at`."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK") // _NS_PER_S
 
 
 def _state(pid: int) -> bytes:

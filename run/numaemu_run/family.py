@@ -16,6 +16,7 @@ from numaemu.task import Task
 from numaemu_core.errors import OutOfMemory
 from numaemu_core.nodemask import first_node
 from numaemu_core.views import pages_by_node
+from numaemu_host.pidfd import started_at, ticks_now
 from numaemu_run.descriptors import kept
 from numaemu_run.fault_events import FaultEvents
 from numaemu_run.image import have_one_memory, image_of
@@ -312,20 +313,23 @@ class Family:
             self._placement.begin()
         self.settle(thread)
 
-    def settle(self, thread: Thread) -> None:
-        """What its process has done so far is in the machine, as if this thread had done it; its relatives are known.
+    def settle(self, thread: Thread, *, all_descendants: bool = False) -> None:
+        """What its process has done so far is in the machine, as if this thread had done it; its children are known.
+
+        Theirs take after them, whenever that is. `all_descendants`: they may have touched shared memory. Not those that
+        are born meanwhile: they may be without end.
 
         Raises:
             ProcessLookupError: it is gone, or was killed as the machine has no frame for one of its pages.
         """
         self.look(thread)
-        met = [thread.process]
-        for process in met:  # it grows
+        met, began = [thread.process], ticks_now()
+        for process in met:  # it may grow
             for pid in children_of(process.pid, *self._meet_threads(process)):
-                if pid not in self._processes:
+                if pid not in self._processes and started_at(pid) <= began:
                     with self.troubles.confined():
                         child = self.thread(speaker_of(pid))
-                        met.append(child.process)
+                        met += [child.process] if all_descendants else []
                         self.look(child)
         self._meet_orphans(thread.process)
 

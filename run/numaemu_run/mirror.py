@@ -62,7 +62,8 @@ class Mirror:
         self.areas: list[Area] = []
         self._told: Mapping[_Kind, Runs] = MappingProxyType({})
         self._mapped: Runs = NO_RUNS
-        self._held: Runs = NO_RUNS
+        #: Pages that it had when it was last settled.
+        self.held: Runs = NO_RUNS
         #: Pages that were only read.
         self._zeros: Runs = NO_RUNS
         #: Pages that it may have in common with a process that was forked from it, or that it was forked from.
@@ -79,9 +80,9 @@ class Mirror:
         other = Mirror(self._kernel, tid)
         if not other.image.is_still(self.image):
             return None
-        private = difference(self._held, _pages([area for area in self.areas if area.name]))
+        private = difference(self.held, _pages([area for area in self.areas if area.name]))
         other._text, other.areas, other._told = self._text, self.areas, self._told
-        other._mapped, other._held = self._mapped, private
+        other._mapped, other.held = self._mapped, private
         self._common = other._common = private
         return other
 
@@ -121,7 +122,7 @@ class Mirror:
             runs if inside(runs, mapped) else intersection(runs, mapped) for runs in present_runs(tid, areas)
         )
         changed = union(lost, fresh)
-        kept, kept_zeros = difference(self._held, changed), difference(self._zeros, changed)
+        kept, kept_zeros = difference(self.held, changed), difference(self._zeros, changed)
         own = self._no_longer_common(tid, intersection(kept, present)) if len(self._common) else NO_RUNS
         gone = added = read = NO_RUNS
         if not np.array_equal(kept, present):
@@ -136,7 +137,7 @@ class Mirror:
             for toucher, runs in share(added):
                 self._tell(toucher, NO_RUNS, [], NO_RUNS, runs, NO_RUNS)
         self._text, self.areas, self._told, self._mapped = text, areas, now, mapped
-        self._held, self._zeros = present, zeros
+        self.held, self._zeros = present, zeros
         if len(own):
             self._common = difference(self._common, own)
         return count(added)
@@ -145,7 +146,7 @@ class Mirror:
         """Another program is executed: nothing of the old one is left."""
         self._tell(task, _EVERYTHING, [], NO_RUNS, NO_RUNS, NO_RUNS)
         self._text, self._told, self._move = b"", {}, None
-        self._mapped = self._held = self._zeros = self._common = NO_RUNS
+        self._mapped = self.held = self._zeros = self._common = NO_RUNS
 
     def _no_longer_common(self, tid: int, held: Runs) -> Runs:
         """Pages that it had in common with a relative, and has for itself now: one of the two has written to them."""
@@ -183,8 +184,8 @@ class Mirror:
             return
         moved = np.array([[at, at + length]], np.int64)
         self._told = {**self._told, _PRIVATE: union(difference(told, old), moved)}
-        pages = intersection(intersection(self._held, old) + (at - first), moved)
-        self._held = union(difference(self._held, old), pages)
+        pages = intersection(intersection(self.held, old) + (at - first), moved)
+        self.held = union(difference(self.held, old), pages)
         self._zeros = difference(self._zeros, old)
         self._common = difference(self._common, old)
 
@@ -201,7 +202,7 @@ class Mirror:
             ProcessLookupError: the process is gone. PermissionError: we may not look into it.
         """
         numbers = [address // PAGE_SIZE for address in addresses if address < _ADDRESS_END]
-        if len(numbers) < len(addresses) or not holds(self._held, numbers):
+        if len(numbers) < len(addresses) or not holds(self.held, numbers):
             return False
         return image_of(tid, self.image).is_still(self.image) and are_present(tid, numbers)
 

@@ -19,7 +19,7 @@ from numaemu_run.processes import Counts, Process, Thread
 from numaemu_run.procfs import PAGE_SIZE, faults_of
 from numaemu_run.shares import as_runs, shares
 from numaemu_run.telling import notice
-from numaemu_run.touches import touched_by
+from numaemu_run.touches import touched_by, unsettled
 
 #: Faults that are kept for one process until it is looked at: 32 bytes each.
 _TOUCHES_MAX: Final = 1 << 21
@@ -65,7 +65,8 @@ class Placement:
         else:
             began = now_ns()
             placed = process.mirror.settle(thread.task, thread.tid, lambda new: self._shared_out(thread, new, address))
-            process.touches = [one[one["time_ns"] >= began] for one in process.touches]
+            since, process.looked_at_ns = process.looked_at_ns, began
+            process.touches = [unsettled(one, since, began, process.mirror.held) for one in process.touches]
         self._counts.pages_placed += placed
 
     def _shared_out(self, thread: Thread, added: Runs, address: int | None) -> Iterator[tuple[Task, Runs]]:

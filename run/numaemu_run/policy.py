@@ -81,7 +81,7 @@ class PolicyCalls:
     def _mbind(self, call: Notification, thread: Thread) -> int:
         start, length, mode, mask_at, maxnode, flags = call.args
         words = read_words(call.tid, mask_at, maxnode)
-        self._family.settle(thread)
+        self._family.settle(thread, all_descendants=True)
         if flags & MPOL_MF_MOVE_ALL:
             self._family.renew(thread)
         thread.process.binds = True
@@ -90,7 +90,7 @@ class PolicyCalls:
 
     def _set_mempolicy_home_node(self, call: Notification, thread: Thread) -> int:
         start, length, node, flags, *_ = call.args
-        self._family.settle(thread)
+        self._family.settle(thread, all_descendants=True)
         self._kernel.call(thread.task, "set_mempolicy_home_node", start, length, node, flags)
         return 0
 

@@ -62,6 +62,8 @@ class Process:
     touches: list[Touches] = field(default_factory=list)
     #: How often it has asked for its CPU since it was looked at last.
     cpu_questions: int = 0
+    #: When it was looked at last while it mattered who has touched its pages.
+    looked_at_ns: int = 0
     #: With so many threads known it is time to see which have ended.
     threads_expected: int = 16
 

@@ -38,6 +38,18 @@ def touched_by(added: Runs, touches: Touches) -> tuple[dict[int, Runs], Runs]:
     return found, found.pop(_NOBODY, NO_RUNS)
 
 
+def unsettled(touches: Touches, since_ns: int, began_ns: int, held: Runs) -> Touches:
+    """Of these faults, those of which a look that began then may have found no page.
+
+    Those that came after, and those since the look before it whose page is not held: a fault is recorded before its
+    page is there, and a thread may wait for long between the two.
+    """
+    pages = touches["address"].astype(np.int64) // PAGE_SIZE
+    run = np.searchsorted(held[:, 0], pages, "right") - 1
+    is_held = (pages < held[run, 1]) & (run >= 0) if len(held) else np.zeros(len(pages), np.bool_)
+    return touches[(touches["time_ns"] >= began_ns) | ((touches["time_ns"] >= since_ns) & ~is_held)]
+
+
 def _last(touches: Touches) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The pages at which somebody has faulted, ascending, and who was the last."""
     pages = touches["address"].astype(np.int64) // PAGE_SIZE

@@ -154,6 +154,13 @@ def test_a_line_of_ancestors_may_be_long(session: Session, capfd: pytest.Capture
     assert (out, err) == ("well\n", "")
 
 
+@pytest.mark.parametrize("options", [(), ("--report", "json", "--report-file", os.devnull)], ids=["", "report"])
+def test_processes_without_end_hold_nobody_up(run: Run, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """A chain of which each begins the next one: who is born while relatives are met is met another time."""
+    done = run(compiled("chain.c", tmp_path), options=options)
+    assert (done.stdout, done.returncode) == ("", 0), done
+
+
 def test_only_ends_that_matter_are_looked_at(run: Run) -> None:
     """With a report: the program itself, who has called, and who may have the policy of an ancestor that has."""
     script = "/bin/true; /bin/true; numactl --membind=2 sh -c '/bin/true; exit 0'; /bin/true; exit 0"

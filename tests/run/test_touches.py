@@ -1,16 +1,25 @@
 """Which thread has touched which new pages: what follows from the faults that the host has recorded."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
 
-from numaemu_run.fault_events import NO_TOUCHES, TOUCH, Touches, parsed
+from numaemu_run.fault_events import NO_TOUCHES, TOUCH, Touches, now_ns, parsed
 from numaemu_run.pagemap import Runs
+from numaemu_run.placement import Placement
+from numaemu_run.processes import Counts, Process, Thread
 from numaemu_run.procfs import PAGE_SIZE
 from numaemu_run.shares import Run
-from numaemu_run.touches import touched_by
+from numaemu_run.touches import touched_by, unsettled
+
+if TYPE_CHECKING:
+    from numaemu.task import Task
+    from numaemu_run.fault_events import FaultEvents
+    from numaemu_run.mirror import Mirror
 
 ONE, TWO = 11, 12
 SAMPLE, LOST = 9, 2
@@ -89,3 +98,54 @@ def test_other_records_are_passed_over() -> None:
     body = lost + three[:1].tobytes() + lost + lost + three[1:].tobytes() + unknown + lost
     assert parsed(body).tolist() == three.tolist()
     assert parsed(lost).tolist() == parsed(b"").tolist() == NO_TOUCHES.tolist()
+
+
+@pytest.mark.parametrize(
+    ("since", "began", "held", "left"),
+    [
+        # What came after the look began is not settled, whether its page was found or not.
+        (0, 2, runs((0, 9)), [2, 3]),
+        # Nor is what came before, if its page was not there yet …
+        (0, 2, runs((0, 1)), [1, 2, 3]),
+        (0, 4, runs((1, 3)), [0, 3]),
+        (0, 4, runs(), [0, 1, 2, 3]),
+        # … but for how long it may take there is an end: the look after that.
+        (1, 4, runs((1, 3)), [3]),
+        (4, 5, runs(), []),
+    ],
+)
+def test_faults_whose_pages_were_not_there_yet_are_kept(since: int, began: int, held: Runs, left: list[int]) -> None:
+    """The host records a fault before its page is there: a look in between finds one without the other."""
+    faults = touches((ONE, 0), (TWO, 1), (ONE, 2), (TWO, 3))  # the first one at 0 ns, and so on
+    assert unsettled(faults, since, began, held)["time_ns"].tolist() == left
+
+
+class FakeMirror:
+    """Finds the pages of one look after the other; remembers to whom they were given."""
+
+    def __init__(self, *found: Runs) -> None:
+        self.found = iter(found)
+        self.held = runs()
+        self.given: list[tuple[object, list[list[int]]]] = []
+
+    def settle(self, _task: object, _tid: int, share: Callable[[Runs], Iterable[tuple[object, Runs]]]) -> int:
+        self.held = next(self.found)
+        self.given += [(task, pages.tolist()) for task, pages in share(self.held)]
+        return len(self.held)
+
+
+def test_a_page_that_comes_late_is_still_that_of_its_thread() -> None:
+    """Its fault was recorded, a look found no page, and another thread has faulted beside it since."""
+    mirror = FakeMirror(runs(), runs((5, 6)))
+    process = Process(1, -1, cast("Mirror", mirror))
+    for tid in ONE, TWO:
+        process.threads[tid] = Thread(tid, process, cast("Task", tid), 1, 0, -1, policy=tid)
+    late, beside = touches((ONE, 5)), touches((TWO, 4))
+    late["time_ns"], beside["time_ns"] = now_ns(), now_ns() + 10**12
+    late["pid"] = beside["pid"] = process.pid
+    recorded = iter((late, beside))
+    events = SimpleNamespace(take=lambda: next(recorded))
+    placement = Placement(Counts(), {1: process}, cast("FaultEvents", events), lambda its, tid: its.threads[tid])
+    for _ in range(2):
+        placement.place(process.threads[TWO], None)
+    assert mirror.given == [(ONE, [[5, 6]])]

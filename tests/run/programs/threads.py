@@ -26,6 +26,7 @@ for each in threads:
 print(len(right), "threads right")
 
 alone: list[int] = []
+kept: list[Memory] = []
 at_once = threading.Barrier(4)
 turn = threading.Lock()
 
@@ -37,6 +38,7 @@ def under_its_own_policy(number: int) -> None:
     at_once.wait()  # a thread that begins faults as much as the smaller range does
     for pages in (40, 300):
         memory = Memory(pages)
+        kept.append(memory)  # else another one may be mapped where this was, and nobody sees the difference
         with turn:
             memory.write()
             if memory.nodes() == [number]:
