@@ -8,7 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { LENGTH_MAX = 100000, BEFORE = 20 };
+enum { LENGTH_MAX = 5000, BEFORE = 20 };
 
 struct shared {
 	atomic_int length, stop;
