@@ -152,7 +152,7 @@ class TableArena:
             flats = self.walk(pgd, vpns)
             if flats[0] < 0:
                 raise
-            return flats[: int(np.argmin(flats))] if flats.min() < 0 else flats
+            return flats[: int(np.argmin(flats))]  # the first that has none
 
     def _pte_table(self, pgd: int, vpn: int) -> int:
         table = pgd

@@ -1,7 +1,7 @@
 """Emulated tasks that follow real threads: who is whose child, who has which policy and CPU, who has ended.
 
-Threads are met when they call, and their relatives before a policy changes: a child that has not called yet has the
-policy that its parent had when it was born, as none has changed since.
+Threads are met when they call, and their children before a policy changes: one that has not called yet has the policy
+that its parent had when it was born, as none has changed since.
 """
 
 import collections

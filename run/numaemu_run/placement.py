@@ -81,8 +81,11 @@ class Placement:
         if not len(left):
             return
         silent = len(process.threads) - len(faults)  # they have ended, and nobody knows how often they had faulted
-        for tid in distinct(touches["tid"]).tolist():
-            faults[tid] = faults.get(tid, 0) - int(np.count_nonzero(touches["tid"] == tid))
+        ordered = np.sort(touches["tid"])
+        tids = distinct(ordered)
+        times = np.diff(np.searchsorted(ordered, tids), append=len(ordered))
+        for tid, known in zip(tids.tolist(), times.tolist(), strict=True):
+            faults[tid] = faults.get(tid, 0) - known
         if silent + sum(number > 0 for number in faults.values()) > 1:
             self._counts.pages_ambiguous += count(left)
         asked = None if address is None else address // PAGE_SIZE

@@ -24,8 +24,9 @@ _MAJOR_FAULTS: Final = 9
 _THREADS: Final = 17
 _START_CODE: Final = 23
 _START_STACK: Final = 25
-#: Addresses from here on are not those of a program (x86_64).
+#: A kind and a value.
 _AUXV_ENTRY: Final = struct.Struct("=2Q")
+#: Addresses from here on are not those of a program (x86_64).
 _USER_END: Final = 1 << 47
 
 

@@ -114,7 +114,7 @@ def run_getcpu() -> Iterator[Figure]:
 
 
 def run_sched_getcpu() -> Iterator[Figure]:
-    """The CPU that libc tells, once a program has asked so often that it is told for good."""
+    """The CPU that libc tells, once a program has asked so often that it is told without a call."""
     work = (_CALLS, -1, 0)
     with _program([*_RUN, "--"], *work) as ours, _program([], *work) as peer:
         deadline = time.monotonic() + _TOLD_S

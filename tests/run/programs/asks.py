@@ -7,6 +7,8 @@ import sys
 import threading
 
 libc = ctypes.CDLL(None, use_errno=True)
+#: Whoever takes longer never comes.
+SECONDS = 30
 ROUND = 1000
 ROUNDS_MAX = 2000
 
@@ -58,13 +60,13 @@ def thread() -> None:
         os.sched_setaffinity(0, {2})
         assert both() == (2, 2), both()
         moved.set()
-        done.wait()
+        assert done.wait(SECONDS)
         found.append(both())
 
     found: list[tuple[int, int]] = []
     other = threading.Thread(target=body)
     other.start()
-    moved.wait()
+    assert moved.wait(SECONDS)
     for _ in range(3 * ROUND):
         assert both() == (1, 1), both()
     done.set()
