@@ -30,9 +30,9 @@ _readv.restype = _writev.restype = ctypes.c_ssize_t
 #: Without errno, and without letting other threads run meanwhile.
 _quick_writev = ctypes.PyDLL(None).process_vm_writev
 _quick_writev.restype = ctypes.c_ssize_t
-_NO_FLAGS: Final = ctypes.c_ulong(0)
-_ONE: Final = ctypes.c_ulong(1)
-_TWO: Final = ctypes.c_ulong(2)
+_NO_FLAGS: Final = ctypes.c_ulong.from_param(0)
+_ONE: Final = ctypes.c_ulong.from_param(1)
+_TWO: Final = ctypes.c_ulong.from_param(2)
 
 
 class _Scratch:
@@ -106,10 +106,12 @@ class PairWriter:
     def __init__(self) -> None:
         self._first_at = self._second_at = self._length = 0
         self._pair = b""
-        self._data = _Scratch(2 * _WORD_BYTES)
-        self._bytes = self._data.bytes
+        #: Both, and the first one again: where they lie side by side, in either order, they are written at one go.
+        self._data = _Scratch(3 * _WORD_BYTES)
         self._local, self._remote = _Scratch(_PAIR.size), _Scratch(_PAIR.size)
-        self._vectors = (self._local.reference, _TWO, self._remote.reference, _TWO, _NO_FLAGS)
+        self._at_once = (self._local.reference, _ONE, self._remote.reference, _ONE, _NO_FLAGS)
+        self._apart = (self._local.reference, _TWO, self._remote.reference, _TWO, _NO_FLAGS)
+        self._vectors = self._apart
 
     def write(self, tid: int, first_at: int, second_at: int, pair: bytes) -> None:
         """At 0 nothing is written.
@@ -120,7 +122,8 @@ class PairWriter:
         if first_at != self._first_at or second_at != self._second_at:
             self._aim(first_at, second_at)
         if pair is not self._pair:
-            self._bytes[:] = self._pair = pair
+            self._data.bytes[:] = pair + pair[:_WORD_BYTES]
+            self._pair = pair
         if _quick_writev(tid, *self._vectors) != self._length:  # one of them has no place
             try:
                 write(tid, first_at, pair[:_WORD_BYTES] if first_at else b"")
@@ -128,10 +131,21 @@ class PairWriter:
                 write(tid, second_at, pair[_WORD_BYTES:] if second_at else b"")
 
     def _aim(self, first_at: int, second_at: int) -> None:
-        first, second = first_at and _WORD_BYTES, second_at and _WORD_BYTES
-        _PAIR.pack_into(self._local.bytes, 0, self._data.address, first, self._data.address + _WORD_BYTES, second)
-        _PAIR.pack_into(self._remote.bytes, 0, first_at, first, second_at, second)
+        here, word = self._data.address, _WORD_BYTES
+        first, second = first_at and word, second_at and word
         self._first_at, self._second_at, self._length = first_at, second_at, first + second
+        self._vectors = self._at_once
+        if first and second_at in {0, first_at + word}:
+            self._lay(here, first_at, self._length)
+        elif second and first_at in {0, second_at + word}:
+            self._lay(here + word, second_at, self._length)
+        else:
+            self._vectors = self._apart
+            self._lay(here, first_at, first, second_at, second)
+
+    def _lay(self, here: int, there: int, length: int, second_there: int = 0, second_length: int = 0) -> None:
+        _PAIR.pack_into(self._local.bytes, 0, here, length, here + length, second_length)
+        _PAIR.pack_into(self._remote.bytes, 0, there, length, second_there, second_length)
 
 
 def _refuse_write(done: int, address: int) -> None:

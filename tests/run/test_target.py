@@ -80,17 +80,33 @@ def test_writes_reach_the_memory(edge: int) -> None:
         target.write(ME, edge - 2, b"hello")
 
 
-@pytest.mark.parametrize(("first", "second"), [(True, True), (True, False), (False, True), (False, False)])
-def test_two_numbers_go_to_two_places_or_nowhere(edge: int, *, first: bool, second: bool) -> None:
-    """Each number is where it was asked for; what lies between stays."""
+#: Where two numbers are to go, counted from a place, None: nowhere; and what is there then.
+PAIRS = {
+    "apart": (0, 8, b"ABCDaaaaWXYZ"),
+    "apart, the second one first": (8, 0, b"WXYZaaaaABCD"),
+    "side by side": (4, 8, b"aaaaABCDWXYZ"),
+    "side by side, the second one first": (8, 4, b"aaaaWXYZABCD"),
+    "at one place": (4, 4, b"aaaaWXYZaaaa"),
+    "the first one only": (4, None, b"aaaaABCDaaaa"),
+    "the second one only": (None, 4, b"aaaaWXYZaaaa"),
+    "nowhere": (None, None, b"aaaaaaaaaaaa"),
+}
+
+
+@pytest.mark.parametrize("before", list(PAIRS))
+@pytest.mark.parametrize("now", list(PAIRS))
+def test_two_numbers_go_to_two_places_or_nowhere(edge: int, before: str, now: str) -> None:
+    """Each number is where it was asked for, wherever others went before; what lies between stays."""
     start = edge - 12
     writer = target.PairWriter()
-    for pair in (b"abcdwxyz", b"ABCDWXYZ"):  # with the same addresses, and after others
-        for first_at, second_at in ((start, edge - 4), (first and start, second and edge - 4)):
-            target.write(ME, start, b"A" * 12)
-            writer.write(ME, first_at, second_at, pair)
-    expected = (b"ABCD" if first else b"AAAA") + b"AAAA" + (b"WXYZ" if second else b"AAAA")
-    assert target.read(ME, start, 12) == expected
+    for case, pair in ((before, b"abcdwxyz"), (now, b"abcdwxyz"), (now, b"ABCDWXYZ")):
+        target.write(ME, start, b"a" * 12)
+        first, second, _ = PAIRS[case]
+        writer.write(ME, 0 if first is None else start + first, 0 if second is None else start + second, pair)
+        expected = PAIRS[case][2]
+        if pair.islower():
+            expected = expected.lower()
+        assert target.read(ME, start, 12) == expected
 
 
 @pytest.mark.parametrize("first_is_bad", [True, False])

@@ -28,13 +28,15 @@ _TOLD_S: Final = 10.0
 _ASKS: Final = 5
 
 #: Works for each line that it reads, and tells how many seconds that took. Arguments: how often, the number of a call,
-#: 0 for none, or -1 for libc's question for the CPU; and how many results the call has.
+#: 0 for none, or -1 for libc's question for the CPU; and how many results the call has. These lie side by side, as
+#: locals of a C program do.
 _AT_EACH_LINE: Final = """
 import ctypes, sys, time
 calls, number, results = map(int, sys.argv[1:])
 libc = ctypes.CDLL(None)
 zero = ctypes.c_ulong(0)
-pointers = [ctypes.byref(ctypes.c_int()) for _ in range(results)] + [zero] * (5 - results)
+found = (ctypes.c_int * results)()
+pointers = [ctypes.byref(found, 4 * i) for i in range(results)] + [zero] * (5 - results)
 for _ in sys.stdin:
     began = time.perf_counter()
     if number < 0:
