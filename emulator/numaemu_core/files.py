@@ -1,7 +1,8 @@
 """Files that can be mapped: making them, reading and writing without a mapping, cutting pages out of them.
 
 Kinds: tmpfs (pages go to swap), ramfs (pages never leave), disk (pages are written back to the disk segment of the swap
-node). A file lives as long as the machine; shared anonymous memory as long as somebody maps it. Mirrors:
+node). A file lives as long as the machine; shared anonymous memory as long as somebody maps it, or a host that is
+mirrored keeps it. Mirrors:
 generic_file_write and do_generic_mapping_read, mm/filemap.c, truncate_inode_pages, mm/truncate.c (2.6.15).
 """
 
@@ -229,12 +230,14 @@ def truncate_range(k: Kernel, mapping: AddressSpace, first: int, end: int) -> Ke
 
 
 def drop_unmapped_objects(k: Kernel, objects: Iterable[AddressSpace | None]) -> KernelTask[None]:
-    """Shared anonymous memory that nobody maps any more is gone (shmem_delete_inode).
+    """Shared anonymous memory that nobody maps any more, nor keeps, is gone (shmem_delete_inode).
 
     Whoever has a page of it locked still finds the object: it leaves the table behind its last page.
     """
     for mapping in objects:
-        if mapping is None or mapping.kind is not FileKind.ANON_SHARED or mapping.i_mmap or mapping.dead:
+        if mapping is None or mapping.kind is not FileKind.ANON_SHARED or mapping.dead:
+            continue
+        if mapping.i_mmap or mapping.kept_as:
             continue
         mapping.dead = True
         k.journal.append(["file_gone", mapping.id])

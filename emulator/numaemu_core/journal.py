@@ -341,7 +341,7 @@ class Journal:
         self.append(["mm", mm.id, mm_row(mm)])
 
     def file(self, mapping: AddressSpace) -> None:
-        """An object was made."""
+        """An object was made or its fields changed."""
         self.append(["file", mapping.id, file_row(mapping)])
 
     def policy(self, mapping: AddressSpace, start: int, end: int, policy: Mempolicy | None) -> None:
@@ -367,8 +367,9 @@ def vma_row(vma: VmArea) -> Row:
 
 
 def file_row(mapping: AddressSpace) -> Row:
-    """An object as plain data: [kind, name, i_ino, i_size, disk_start, uid]; its pages are told by their frames."""
-    return [mapping.kind.value, mapping.name, mapping.i_ino, mapping.i_size, mapping.disk_start, mapping.uid]
+    """An object as plain data: [kind, name, i_ino, i_size, disk_start, uid, kept_as]; frames tell of its pages."""
+    whose = [mapping.uid, mapping.kept_as]
+    return [mapping.kind.value, mapping.name, mapping.i_ino, mapping.i_size, mapping.disk_start, *whose]
 
 
 def packed_record(record: Row) -> bytes:

@@ -13,7 +13,7 @@ from numaemu_core import limits
 from numaemu_core.distinct import distinct
 from numaemu_core.effects import Breathe, KernelTask
 from numaemu_core.errors import MmError
-from numaemu_core.files import shmem_zero_setup
+from numaemu_core.files import drop_unmapped_objects, shmem_zero_setup
 from numaemu_core.fork import check_alive
 from numaemu_core.gup import fault_in_pages
 from numaemu_core.kernel import Kernel
@@ -61,7 +61,7 @@ def sys_mirror(
     What is mapped already in an area stays, the rest is mapped without a policy; but in an area that grows, as heaps
     and stacks do, a mapping grows with its policy. So does private memory without a policy, which is one mapping to the
     kernel, too; mappings of two areas are not merged. Areas with one name share the pages and the policies of one
-    object, which lives as long as something maps it. All of it may be done twice.
+    object, which lives as long as something maps it, or it is kept. All of it may be done twice.
 
     Raises:
         MmError: EINVAL: a span that is not of whole pages of the address space; ENOMEM: too many mappings.
@@ -84,6 +84,25 @@ def sys_mirror(
     if read:
         yield from _touch(k, task, read, write=False)
     return sum(end - start for start, end in held)
+
+
+def sys_keep_shared(
+    k: Kernel, task: Task, kept: Sequence[tuple[str, str]], let_go: Sequence[str]
+) -> KernelTask[list[list[str]]]:
+    """Name objects that the host keeps while nobody maps them, with what it calls them, and those that it lets go.
+
+    Gives the former that nobody maps. Policies and pages stay with them, as with tmpfs until the inode goes
+    (shmem_evict_inode, mm/shmem.c). All of it may be done twice.
+    """
+    check_alive(k, task)
+    objects = {one.name: one for one in k.address_spaces.values() if one.kind is FileKind.ANON_SHARED and not one.dead}
+    for name, kept_as in [*kept, *((name, "") for name in let_go)]:
+        found = objects.get(name)
+        if found is not None and found.kept_as != kept_as:
+            found.kept_as = kept_as
+            k.journal.file(found)
+    yield from drop_unmapped_objects(k, [objects.get(name) for name in let_go])
+    return [[name, found.kept_as] for name, found in objects.items() if found.kept_as and not found.i_mmap]
 
 
 def _touch(k: Kernel, task: Task, spans: Sequence[Span], *, write: bool) -> KernelTask[None]:

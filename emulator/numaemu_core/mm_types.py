@@ -76,6 +76,9 @@ class AddressSpace:
     policy: SharedPolicy = field(default_factory=SharedPolicy)
     #: Whose file it is: `admission.ROOT`, or another user of the machine.
     uid: int = 0
+    #: What a host calls shared memory that it keeps while nobody maps it; empty: it keeps none, and the last one to
+    #: map the object takes it along.
+    kept_as: str = ""
     #: The last mapping of shared anonymous memory is gone, and its pages are going: nobody can map it again.
     dead: bool = False
 

@@ -1,7 +1,8 @@
 """Tasks, mms, VMAs, files and policies made anew from what the journal tells: the first half of recovery.
 
 Where the daemon died in the middle of something, the rows decide: an address space without a task was never forked or
-has exited, a task without an address space has ended, shared anonymous memory that no VMA maps is gone.
+has exited, a task without an address space has ended, shared anonymous memory that no VMA maps is gone if nobody keeps
+it.
 """
 
 import numpy as np
@@ -28,17 +29,17 @@ def make_objects(k: Kernel, truth: Truth) -> None:
     for pid, row in sorted(truth.tasks.items()):
         if row[0] in k.mms:
             k.tasks[pid] = _task_of_row(k, pid, row)
-    unmapped = [one for one in k.address_spaces.values() if one.kind is FileKind.ANON_SHARED and not one.i_mmap]
-    for mapping in unmapped:
-        del k.address_spaces[mapping.id]
+    for mapping in list(k.address_spaces.values()):
+        if mapping.kind is FileKind.ANON_SHARED and not mapping.i_mmap and not mapping.kept_as:
+            del k.address_spaces[mapping.id]
     k.il_weights = dict(truth.weights)
     _set_marks(k, truth)
 
 
 def _make_file(k: Kernel, number: int, row: Row, truth: Truth) -> None:
-    kind, name, i_ino, i_size, disk_start, uid = row
+    kind, name, i_ino, i_size, disk_start, uid, kept_as = row
     pages = np.zeros(-(-i_size >> k.page_shift), np.uint64)
-    mapping = AddressSpace(number, FileKind(kind), name, i_ino, i_size, pages, disk_start, uid=uid)
+    mapping = AddressSpace(number, FileKind(kind), name, i_ino, i_size, pages, disk_start, uid=uid, kept_as=kept_as)
     for start, end, policy in truth.policies.get(number, []):
         mapping.policy.set(start, end, policy_of_row(policy))
     k.address_spaces[number] = mapping

@@ -144,12 +144,27 @@ def areas(value: object) -> list[list[Any]]:
     """Mappings: a list of first byte, end, the name of a shared object or nil, the first byte of it, does it grow?"""
     if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 5 for one in value):  # noqa: PLR2004 - as many fields
         raise MmError(errno.EINVAL, f"expected a list of mappings, got {_short(value)}")
-    return [[number(one[0]), number(one[1]), _object_name(one[2]), number(one[3]), flag(one[4])] for one in value]
+    name = optional(_object_name)
+    return [[number(one[0]), number(one[1]), name(one[2]), number(one[3]), flag(one[4])] for one in value]
 
 
-def _object_name(value: object) -> str | None:
-    name = None if value is None else text(value)
-    if name is not None and not (0 < len(name) <= limits.FILE_NAME_MAX and name.isprintable()):
+def kept_objects(value: object) -> list[list[str]]:
+    """Shared objects and what the host calls them: a list of pairs of names."""
+    if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 2 for one in value):  # noqa: PLR2004 - two names
+        raise MmError(errno.EINVAL, f"expected a list of pairs of names, got {_short(value)}")
+    return [object_names(one) for one in value]
+
+
+def object_names(value: object) -> list[str]:
+    """A list of names of shared objects."""
+    if not isinstance(value, list):
+        raise MmError(errno.EINVAL, f"expected a list of names, got {_short(value)}")
+    return [_object_name(one) for one in value]
+
+
+def _object_name(value: object) -> str:
+    name = text(value)
+    if not (0 < len(name) <= limits.FILE_NAME_MAX and name.isprintable()):
         raise MmError(errno.EINVAL, f"a printable name of 1 to {limits.FILE_NAME_MAX} characters, got {_short(value)}")
     return name
 
@@ -214,6 +229,7 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "get_mempolicy": (number, optional(ulong), ulong, ulong),
     "where": (number, ulong, ulong),
     "mirror": (number, spans, areas, spans, spans, spans),  # pid, unmapped, mapped, pages dropped, held, read
+    "keep_shared": (number, kept_objects, object_names),  # pid, shared memory that outlives its mappings, and no more
     "unpinned": (number,),
     "numa_maps": (number,),
     "maps": (number,),

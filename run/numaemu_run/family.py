@@ -23,6 +23,7 @@ from numaemu_run.image import have_one_memory, image_of
 from numaemu_run.kernel import Kernel
 from numaemu_run.mirror import Mirror
 from numaemu_run.node_tree import NodeTree
+from numaemu_run.orphans import Orphans, likely_parent
 from numaemu_run.placement import Placement
 from numaemu_run.processes import Counts, Exited, Process, Thread
 from numaemu_run.procfs import (
@@ -35,6 +36,7 @@ from numaemu_run.procfs import (
     status_of,
     threads_of,
 )
+from numaemu_run.shared_objects import SharedObjects
 from numaemu_run.telling import notice
 from numaemu_run.trouble import Troubles
 
@@ -62,8 +64,8 @@ class Family:
         self._processes: dict[int, Process] = {}
         self._threads: dict[int, Thread] = {}
         self._by_pidfd: dict[int, Process] = {}
-        #: Children of ours that are none of the program's: the machine.
-        self._strangers: set[int] = set()
+        self._orphans = Orphans(self.troubles)
+        self._objects = SharedObjects(kernel)
         self._placement = Placement(self.counts, self._processes, events, self._toucher)
 
     def __iter__(self) -> Iterator[Process]:
@@ -214,7 +216,7 @@ class Family:
                     return self._attach(parent, status, share_mm=fork), mirror
                 finally:
                     fork.close()
-        mirror = Mirror(self._kernel, status.tid)
+        mirror = Mirror(self._kernel, self._objects, status.tid)
         return self._attach(parent, status), mirror
 
     def _attach(self, elder: Thread | None, status: Status, share_mm: Task | None = None) -> Task:
@@ -300,7 +302,7 @@ class Family:
         first = process.leader
         if process.borrows:
             status, lent = status_of(first.tid), first.task
-            process.mirror, process.borrows = Mirror(self._kernel, first.tid), False
+            process.mirror, process.borrows = Mirror(self._kernel, self._objects, first.tid), False
             first.task, first.rights = self._attach(first, status), _rights(status)
             lent.close()
         self.renew(first)
@@ -372,6 +374,9 @@ class Family:
             with self.troubles.confined():
                 if len(process.threads) == 1 or process.touches or process.is_crowded():
                     self.settle(process.leader)
+        with self.troubles.confined():
+            if anyone := next(iter(self._processes.values()), None):
+                self._objects.look(anyone.leader.task)
 
     def note_mremap(self, tid: int, start: int, old_length: int, new_length: int) -> None:
         """A thread is about to move or resize memory, whose policies go along. As `look`."""
@@ -420,6 +425,9 @@ class Family:
         self._let_go(process)
 
     def _let_go(self, process: Process) -> None:
+        if not process.borrows:
+            with self.troubles.confined():
+                self._objects.keep(process.leader.task, process.mirror.areas)
         del self._processes[process.pid], self._by_pidfd[process.pidfd]
         for thread in list(process.threads.values()):
             self._forget_thread(thread)
@@ -427,30 +435,10 @@ class Family:
         os.close(process.pidfd)
 
     def _meet_orphans(self, process: Process) -> None:
-        """Children that somebody has left are ours now: those of this process are met while its policy is theirs.
-
-        Whose they were is not known; they may also be those of another process of the same process group or session.
-        """
-        children = children_of(os.getpid(), os.getpid())
-        self._strangers &= set(children)
-        for pid in children:
-            if pid in self._processes or pid in self._strangers:
-                continue
+        """Children that somebody has left are met while the policy of this process is theirs, if it was this one."""
+        for status in self._orphans.new(self._processes):
             with self.troubles.confined():
-                status = status_of(speaker_of(pid))
-                if status.filtered:
-                    self._meet_process(status, self._likely_parent(pid, process).leader)
-                else:
-                    self._strangers.add(pid)
-
-    def _likely_parent(self, pid: int, otherwise: Process) -> Process:
-        for relation in (os.getpgid, os.getsid):
-            mark = relation(pid)
-            for process in (otherwise, *self):
-                with contextlib.suppress(ProcessLookupError):
-                    if relation(process.pid) == mark:
-                        return process
-        return otherwise
+                self._meet_process(status, likely_parent(status.tgid, [process, *self]).leader)
 
     def _toucher(self, process: Process, tid: int) -> Thread:
         """Who has touched pages with that number; gone before it was met, it was under the policy of the first one."""

@@ -1,5 +1,6 @@
 """The machine as the supervisor uses it: calls of tasks as the protocol has them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from numaemu.machine import Machine
@@ -31,6 +32,10 @@ class Kernel:
     ) -> None:
         """See `numaemu_core.mirror`."""
         self.call(task, "mirror", unmapped, areas, gone, held, read)
+
+    def keep_shared(self, task: Task, kept: Mapping[str, str], let_go: list[str]) -> dict[str, str]:
+        """See `numaemu_core.mirror`."""
+        return dict(self.call(task, "keep_shared", [list(one) for one in kept.items()], let_go))
 
     def mems_allowed(self, task: Task) -> int:
         """The nodes that its cpuset leaves a task, as a mask."""

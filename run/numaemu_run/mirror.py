@@ -29,11 +29,12 @@ from numaemu_run.pagemap import (
     union,
 )
 from numaemu_run.procfs import PAGE_SIZE, Area, areas_of, maps_of
+from numaemu_run.shared_objects import SharedObjects
 
 #: Ranges that one call tells.
 _RANGES_PER_CALL: Final = 4096
-#: Labels of areas that grow in place.
-_GROWING: Final = ("heap", "stack")
+#: Areas that grow in place.
+_GROWING: Final = ("[heap]", "[stack]")
 _ADDRESS_END: Final = 1 << 47
 _NO_END: Final = _ADDRESS_END // PAGE_SIZE
 _EVERYTHING: Final = np.array([[0, _NO_END]], np.int64)
@@ -48,13 +49,14 @@ Share = Callable[[Runs], Iterable[tuple[Task, Runs]]]
 class Mirror:
     """What the machine has been told of one address space."""
 
-    def __init__(self, kernel: Kernel, tid: int) -> None:
+    def __init__(self, kernel: Kernel, objects: SharedObjects, tid: int) -> None:
         """Of the process of a thread; nothing is told yet.
 
         Raises:
             ProcessLookupError: it is gone.
         """
         self._kernel = kernel
+        self._objects = objects
         #: The program that was executed when it was last settled.
         self.image = image_of(tid)
         self._text = b""
@@ -77,7 +79,7 @@ class Mirror:
         What the machine's fork does not copy is told when the child is looked at: pages of shared objects, which it has
         to touch by itself, and those that were only read.
         """
-        other = Mirror(self._kernel, tid)
+        other = Mirror(self._kernel, self._objects, tid)
         if not other.image.is_still(self.image):
             return None
         private = difference(self.held, _pages([area for area in self.areas if area.name]))
@@ -110,13 +112,12 @@ class Mirror:
             now = _by_kind(areas)
             if self._move is not None:
                 self._follow_move(task, *self._move, now.get(_PRIVATE, NO_RUNS))
-            for kind, runs in self._told.items():
-                lost = union(lost, difference(runs, now.get(kind, NO_RUNS)))
-            for kind, runs in now.items():
-                fresh = union(fresh, difference(runs, self._told.get(kind, NO_RUNS)))
+            lost, fresh = _gone_from(self._told, now), _gone_from(now, self._told)
             starts = set() if not len(fresh) else _touched(areas, fresh)
             new = [area for area in areas if area.start in starts]
             mapped = joined(_holdable(areas))
+            names = {name for name, _ in now}
+            self._objects.keep(task, [area for area in self.areas if area.name not in names])
         # It may have mapped something since we looked.
         present, zeros = (
             runs if inside(runs, mapped) else intersection(runs, mapped) for runs in present_runs(tid, areas)
@@ -130,6 +131,8 @@ class Mirror:
         if not np.array_equal(kept_zeros, zeros):
             gone = union(gone, difference(kept_zeros, union(zeros, present)))
             read = difference(zeros, kept_zeros)
+        if len(fresh) or len(added):
+            self._objects.let_go(task)
         if share is None or not len(added):
             self._tell(task, lost, new, gone, union(added, own), read)
         else:
@@ -144,6 +147,7 @@ class Mirror:
 
     def _forget_program(self, task: Task) -> None:
         """Another program is executed: nothing of the old one is left."""
+        self._objects.keep(task, self.areas)
         self._tell(task, _EVERYTHING, [], NO_RUNS, NO_RUNS, NO_RUNS)
         self._text, self._told, self._move = b"", {}, None
         self._mapped = self.held = self._zeros = self._common = NO_RUNS
@@ -208,7 +212,7 @@ class Mirror:
 
     def _tell(self, task: Task, lost: Runs, new: list[Area], gone: Runs, added: Runs, read: Runs) -> None:
         """In the order in which it must come, so many ranges a call."""
-        areas = [[a.start, a.end, a.name or None, a.offset, a.label in _GROWING] for a in new]
+        areas = [[a.start, a.end, a.name or None, a.offset, a.path in _GROWING] for a in new]
         jobs: list[tuple[int, list[Any]]] = [
             (0, (lost * PAGE_SIZE).tolist()),
             (1, areas),
@@ -250,6 +254,14 @@ def _touched(areas: list[Area], runs: Runs) -> set[int]:
     before = np.searchsorted(runs[:, 1], pages[:, 0], "right")  # runs that end before an area begins
     until = np.searchsorted(runs[:, 0], pages[:, 1], "left")  # runs that begin before it ends
     return {areas[i].start for i in np.flatnonzero(until > before).tolist()}
+
+
+def _gone_from(before: Mapping[_Kind, Runs], after: Mapping[_Kind, Runs]) -> Runs:
+    """Pages that are mapped before, and not after, as the same kind."""
+    gone = NO_RUNS
+    for kind, runs in before.items():
+        gone = union(gone, difference(runs, after.get(kind, NO_RUNS)))
+    return gone
 
 
 def _by_kind(areas: list[Area]) -> dict[_Kind, Runs]:

@@ -206,8 +206,15 @@ class Area:
     #: Bytes from the beginning of the shared object.
     offset: int
     name: str
-    #: As numa_maps calls it: heap, stack, file=…, or nothing.
-    label: str
+    #: The file that it maps, [heap], [stack], or nothing.
+    path: str
+
+    @property
+    def label(self) -> str:
+        """As numa_maps calls it: heap, stack, file=…, or nothing."""
+        if not self.path:
+            return ""
+        return _LABELS.get(self.path) or "file=" + self.path.translate(_ESCAPED)
 
 
 def maps_of(pid: int) -> bytes:
@@ -257,21 +264,28 @@ def areas_of(text: bytes) -> list[Area]:
         if end > _USER_END:
             continue
         where = path[0] if path else ""
-        shared = rights[3] == "s" and inode != "0"
-        name = f"{device} {inode}" if shared else ""
-        found.append(Area(start, end, int(offset, 16) if shared else 0, name, _label(where, inode)))
+        is_segment = where.startswith(_SEGMENT_PATH)
+        is_file = inode != "0" or is_segment
+        shared = rights[3] == "s" and is_file
+        name = (segment_name(inode) if is_segment else f"{device} {inode}") if shared else ""
+        shown = where if is_file or where in _LABELS else ""
+        found.append(Area(start, end, int(offset, 16) if shared else 0, name, shown))
     return found
 
 
-def _label(path: str, inode: str) -> str:
-    if path == "[heap]":
-        return "heap"
-    if path.startswith("[stack"):
-        return "stack"
-    if inode != "0":
-        return "file=" + path.translate(_ESCAPED)
-    return ""
+def segment_name(shmid: str) -> str:
+    """The name of a SysV segment, whose number maps tells in place of an inode's: the first one is 0."""
+    return f"segment {shmid}"
 
 
+def device_name(device: int) -> str:
+    """A device as maps has it; that of a file is the first word of its name, its inode the second."""
+    return f"{os.major(device):02x}:{os.minor(device):02x}"
+
+
+#: What maps calls SysV segments; their keys follow.
+_SEGMENT_PATH: Final = "/SYSV"
+#: What maps and numa_maps call memory that is no file.
+_LABELS: Final = {"[heap]": "heap", "[stack]": "stack"}
 #: What stands as an octal number in a path of numa_maps.
 _ESCAPED: Final = str.maketrans({char: f"\\{ord(char):03o}" for char in "\n\t= "})

@@ -9,9 +9,12 @@ import pytest
 from numaemu_core import fork, mbind, memory, mmap, proc
 from numaemu_core.effects import KernelTask
 from numaemu_core.fsck import fsck
+from numaemu_core.journal import Journal
+from numaemu_core.locks import NoHost
 from numaemu_core.mm_types import Task
 from numaemu_core.nodemask import mask_of
 from numaemu_core.performer import Performer
+from numaemu_core.recovery import recover
 from numaemu_core.topology import Topology, from_dict, uniform
 from numaemu_core.uapi import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 
@@ -78,6 +81,12 @@ class Machine:
     def clear_young(self) -> None:
         """Age every page: the accessed bytes are cleared, as a scan would."""
         self.k.c.accessed[:] = 0
+
+    def recover(self) -> None:
+        """The daemon dies while nothing is under way, and the next one goes on."""
+        journal = Journal(self.k.journal._bytes)  # noqa: SLF001 - the same memory, as another process maps it
+        self.k, _ = recover(self.k.layout, self.k.c, journal, NoHost(), dict)
+        self.performer = Performer(self.k.topology, kernel=self.k)
 
     def fsck(self) -> list[str]:
         """Bring the machine to rest and check it."""

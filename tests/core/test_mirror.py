@@ -15,7 +15,7 @@ from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
 from numaemu_core.install_page import install_new_pages
 from numaemu_core.kernel import Kernel
-from numaemu_core.mirror import sys_mirror
+from numaemu_core.mirror import sys_keep_shared, sys_mirror
 from numaemu_core.mm_types import Task, VmArea
 from numaemu_core.mmzone import LOCAL_NODE, NUMA_HIT
 from numaemu_core.topology import uniform
@@ -139,6 +139,52 @@ def test_objects_with_a_name_are_shared(machine: Make) -> None:
     assert where(m, one)[4:] == where(m, other, 4)
     assert sorted(where(m, other, 4)) == [0, 0, 1, 1]
     assert sum(zone.present_pages - zone.nr_free for zone in m.k.zones.values()) == used
+
+
+def keep(m: Machine, task: Task, kept: Sequence[tuple[str, str]] = (), let_go: Sequence[str] = ()) -> list[list[str]]:
+    """The call about objects that outlast their mappings."""
+    return list(m.call(sys_keep_shared(m.k, task, kept, let_go)))
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_objects_that_are_kept_have_their_policies_and_pages(machine: Make, *, crashed: bool) -> None:
+    """Nobody maps one for a while, in which the daemon may die: who maps it then finds all of it where it was."""
+    m = machine()
+    task = m.attach()
+    mirror(m, task, areas=[(0, 4, "0:1 77", 0, False)])
+    m.mbind(task, AT, 4, MPOL_BIND, {1})
+    mirror(m, task, held=[(0, 2)])
+    assert keep(m, task, [("0:1 77", "/x"), ("0:1 78", "/y")]) == []
+    mirror(m, task, unmapped=[(0, 4)])
+    if crashed:
+        m.recover()
+        task = m.k.tasks[task.pid]
+    assert keep(m, task) == [["0:1 77", "/x"]]
+    mirror(m, task, areas=[(8, 12, "0:1 77", 0, False)], held=[(8, 11)])
+    assert m.where(task, AT + 8 * PAGE, 4) == [1, 1, 1, GONE]
+    assert keep(m, task) == []
+
+
+def test_objects_that_are_kept_no_more_go_with_their_last_mapping(machine: Make) -> None:
+    """At once if nobody maps them; a new one of that name begins without a policy and without pages."""
+    m = machine()
+    task = m.attach()
+    free = [zone.nr_free for zone in m.k.zones.values()]
+    for mapped in (True, False):
+        mirror(m, task, areas=[(0, 4, "0:1 77", 0, False)])
+        m.mbind(task, AT, 4, MPOL_BIND, {1})
+        mirror(m, task, held=[(0, 4)])
+        keep(m, task, [("0:1 77", "/x")])
+        if not mapped:
+            mirror(m, task, unmapped=[(0, 4)])
+        keep(m, task, (), ["0:1 77", "never heard of"])
+        if mapped:
+            mirror(m, task, unmapped=[(0, 4)])
+        m.performer.run()
+        assert keep(m, task) == []
+        assert m.k.zones[1].nr_free == free[1]
+    mirror(m, task, areas=[(0, 4, "0:1 77", 0, False)], held=[(0, 4)])
+    assert where(m, task, 4) == [0] * 4
 
 
 def test_shared_objects_become_longer(machine: Make) -> None:

@@ -10,6 +10,7 @@ from numaemu.task import Task
 from numaemu_run import procfs
 from numaemu_run.kernel import Kernel
 from numaemu_run.mirror import Mirror
+from numaemu_run.shared_objects import SharedObjects
 
 TASK = cast("Task", object())
 
@@ -29,7 +30,8 @@ class Refusing:
 def test_what_was_refused_is_told_again() -> None:
     """The next time, all of it comes once more; what was accepted does not."""
     machine = Refusing()
-    mirror = Mirror(cast("Kernel", machine), os.getpid())
+    kernel = cast("Kernel", machine)
+    mirror = Mirror(kernel, SharedObjects(kernel), os.getpid())
     with pytest.raises(OSError, match="too many mappings"):
         mirror.settle(TASK, os.getpid())
     with mmap.mmap(-1, procfs.PAGE_SIZE) as memory:

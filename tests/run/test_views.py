@@ -19,6 +19,7 @@ MAPS = b"""\
 560b301b6000-560b301b8000 r--p 00000000 fd:00 131 /usr/bin/a file
 560b3e9ae000-560b3e9cf000 rw-p 00000000 00:00 0   [heap]
 7f2a4d16f000-7f2a4d170000 rw-s 00003000 00:01 77  /memfd:x (deleted)
+7f2a4d170000-7f2a4d171000 rw-s 00000000 00:01 0   /SYSV00000000 (deleted)
 7f2a4d180000-7f2a4d190000 r--s 00000000 fd:00 9   /usr/lib/cache
 7ffeddfe5000-7ffede006000 rw-p 00000000 00:00 0   [stack]
 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]
@@ -43,6 +44,7 @@ def test_mappings_are_read_with_what_they_are() -> None:
         "file=/usr/bin/a\\040file",
         "heap",
         "file=/memfd:x\\040(deleted)",
+        "file=/SYSV00000000\\040(deleted)",
         "file=/usr/lib/cache",
         "stack",
     ]
@@ -50,6 +52,7 @@ def test_mappings_are_read_with_what_they_are() -> None:
         ("", 0),
         ("", 0),
         ("00:01 77", 0x3000),
+        ("segment 0", 0),
         ("fd:00 9", 0),
         ("", 0),
     ]
@@ -58,9 +61,9 @@ def test_mappings_are_read_with_what_they_are() -> None:
 def test_numa_maps_has_the_places_of_the_host() -> None:
     """Heap, stack and files stand behind the policy; parts of a mapping have its place; the machine's words go."""
     areas = [
-        Area(0x1000, 0x4000, 0, "", "heap"),
+        Area(0x1000, 0x4000, 0, "", "[heap]"),
         Area(0x8000, 0x9000, 0, "", ""),
-        Area(0xA000, 0xB000, 0, "", "file=/x"),
+        Area(0xA000, 0xB000, 0, "", "/x"),
     ]
     text = (
         "00001000 default anon=1 N0=1 kernelpagesize_kB=4\n"
