@@ -209,7 +209,7 @@ class Family:
                     self.look(parent)
             mirror = parent.process.mirror.twin(status.tid)
             if mirror is not None:
-                fork = parent.task.fork()
+                fork = self._kernel.fork(parent.task)
                 if _rights(status) == parent.rights:
                     return fork, mirror
                 try:  # it has become another user

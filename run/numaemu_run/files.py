@@ -159,7 +159,7 @@ class Files:
             mems = self._kernel.mems_allowed(thread.task)
             return views.status(views.host_text(f"/proc/{number}/status"), thread, self._tree, mems)
         self._family.settle(thread)
-        return views.numa_maps(thread.task.numa_maps(), thread.process.mirror.areas, of_2005=self._of_2005)
+        return views.numa_maps(self._kernel.numa_maps(thread.task), thread.process.mirror.areas, of_2005=self._of_2005)
 
     def _of_node(self, node: int, name: str) -> str | None:
         """None: there is no such node."""

@@ -1,6 +1,7 @@
 """The machine as the supervisor uses it: calls of tasks as the protocol has them."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from numaemu.machine import Machine
@@ -19,7 +20,18 @@ class Kernel:
 
     def call(self, task: Task, name: str, *args: Any) -> Any:  # noqa: ANN401 - whatever the call takes and gives
         """A system call with its raw arguments. OSError: refused."""
-        return task._call(name, *args)  # noqa: SLF001 - the calls as the protocol has them
+        with _of_the_living(task):
+            return task._call(name, *args)  # noqa: SLF001 - the calls as the protocol has them
+
+    def fork(self, task: Task) -> Task:
+        """Its fork. OSError: refused."""
+        with _of_the_living(task):
+            return task.fork()
+
+    def numa_maps(self, task: Task) -> str:
+        """Its own. OSError: refused."""
+        with _of_the_living(task):
+            return task.numa_maps()
 
     def mirror(
         self,
@@ -51,3 +63,18 @@ class Kernel:
         words = [int.from_bytes(mask[at : at + 8], "little") for at in range(0, max(len(mask), 1), 8)]
         if mode or any(words):
             self.call(target, "set_mempolicy", mode, words or None, len(words) * 64 + 1)
+
+
+@contextlib.contextmanager
+def _of_the_living(task: Task) -> Iterator[None]:
+    """Whoever was killed may be forgotten while something is done for it.
+
+    Raises:
+        ProcessLookupError: it was.
+    """
+    try:
+        yield
+    except ValueError:
+        if task._open:  # noqa: SLF001 - anything else is no such thing
+            raise
+        raise ProcessLookupError(f"the thread of task {task.pid} is gone") from None

@@ -4,6 +4,8 @@ import errno
 import inspect
 import json
 import os
+import select
+import signal
 import sys
 from pathlib import Path
 
@@ -140,6 +142,37 @@ def test_an_error_of_ours_concerns_one_call_only(
     out, err = capfd.readouterr()
     assert out.startswith("-5 -5 ")
     assert err.count("so it is") == 1
+
+
+@pytest.mark.parametrize("call", ["set_mempolicy(BIND, 1)", "open('/proc/self/numa_maps').read()", "os.fork()"])
+def test_who_is_killed_while_it_is_served_is_no_trouble(
+    session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str
+) -> None:
+    """It is forgotten in the middle of its call, as when its number is another one's by then, and gets no answer."""
+    look = Family.look
+
+    def look_and_kill(family: Family, thread: Thread, address: int | None = None) -> None:
+        look(family, thread, address)
+        if not done.exists():
+            return
+        os.kill(thread.process.pid, signal.SIGKILL)
+        select.select([thread.process.pidfd], [], [])
+        family.has_news(thread.process.pidfd)
+
+    done = tmp_path / "done"
+    monkeypatch.setattr(Family, "look", look_and_kill)
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(PROGRAMS)!r})\n"
+        "from calls import *\n"
+        "set_mempolicy(BIND, 1)\n"
+        f"open({str(done)!r}, 'w').close()\n"
+        f"{call}\n"
+        "set_mempolicy(BIND, 1)\n"
+    )
+    assert session.run([sys.executable, str(script)], os.environ).code == -signal.SIGKILL
+    assert session.supervisor is not None
+    assert session.supervisor.family.troubles.counts == {}
 
 
 def test_a_line_of_ancestors_may_be_long(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
