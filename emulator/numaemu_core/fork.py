@@ -4,6 +4,7 @@ Mirrors: kernel/fork.c dup_mmap, mm/memory.c copy_page_range (2.6.15), for many 
 """
 
 import errno
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -40,9 +41,9 @@ from numaemu_core.runs import copy_rows
 from numaemu_core.swapfile import SWAP_LOCK, swap_duplicate
 from numaemu_core.task_locks import down_write, spin_lock
 
-#: Tables of the parent, and as many of the child, whose locks one step of a fork takes.
 #: So many pids are named where one is not there.
 _PIDS_SHOWN = 10
+#: Tables of the parent, and as many of the child, whose locks one step of a fork takes.
 _TABLES_PER_STEP = limits.PTE_LOCK_BATCH // 2
 
 
@@ -199,84 +200,111 @@ def dup_mmap(k: Kernel, task: Task, child: Mm) -> KernelTask[None]:
     k.journal.mm(child)
     k.journal.vmas(child, 0, limits.TASK_SIZE_BYTES)
     k.reach("fork.vmas_told")
-    yield from _write_protect(k, parent)
+    yield from _write_protect(k, parent, child)
     k.reach("fork.write_protected")
     stragglers: dict[int, int] = yield Shootdown(frozenset([parent.id]))
     k.reach("fork.windows_closed")
-    for vma in child.vmas:
-        if vma.anon_vma is not None:  # what has no anonymous pages is faulted in anew (2.6.14, commit d992895b)
-            yield from copy_page_range(k, task, vma, eagerly=bool(stragglers))
+    yield from copy_page_range(k, task, child, eagerly=bool(stragglers))
 
 
-def _write_protect(k: Kernel, mm: Mm) -> KernelTask[None]:
-    """Take the right to write from every entry of an mm that may be copied."""
-    for vma in mm.vmas:
-        if vma.anon_vma is None:
-            continue
-        first, last = vma.vm_start >> k.page_shift, vma.vm_end >> k.page_shift
-        tables, bases = k.tables.pte_tables(mm.pgd, first, last)
-        for part in range(0, len(tables), limits.PTE_LOCK_BATCH):
-            batch = slice(part, part + limits.PTE_LOCK_BATCH)
-            flats, _ = flats_of(tables[batch], bases[batch], first, last)
-            if part:
-                yield Breathe()
-            with (yield from spin_lock(k, pte_lock_keys(flats))):
-                writable = k.c.pte[flats] & np.uint64(PTE_WRITE_RIGHTS) != 0
-                k.c.pte[flats[writable]] &= ~np.uint64(PTE_WRITE_RIGHTS)
+def _anonymous(mm: Mm) -> list[VmArea]:
+    """The VMAs whose pages a fork copies; what has no anonymous pages is faulted in anew (2.6.14, commit d992895b)."""
+    return [vma for vma in mm.vmas if vma.anon_vma is not None]
 
 
-def copy_page_range(k: Kernel, task: Task, vma: VmArea, *, eagerly: bool) -> KernelTask[None]:
-    """Give the child's VMA the pages that the parent has there; `eagerly`: as copies of its own.
+def _entries_to_copy(k: Kernel, parent: Mm, child: Mm, tables_per_step: int) -> Iterator[tuple[I8, I8, I8]]:
+    """The parent's entries that are not none in what the child has, some tables at a time.
 
-    Mirrors: copy_page_range, mm/memory.c (2.6.15): young is cleared in the child only; slots get a reference more.
+    Each time flat indexes, virtual pages, and the places of their VMAs in `_anonymous(child)`.
     """
-    first, last = vma.vm_start >> k.page_shift, vma.vm_end >> k.page_shift
-    tables, bases = k.tables.pte_tables(task.mm.pgd, first, last)
-    pinned = distinct(pinned_pages(k))
-    for part in range(0, len(tables), _TABLES_PER_STEP):
-        batch = slice(part, part + _TABLES_PER_STEP)
+    vmas = _anonymous(child)
+    if not vmas:
+        return
+    starts = np.array([vma.vm_start for vma in vmas]) >> k.page_shift
+    ends = np.array([vma.vm_end for vma in vmas]) >> k.page_shift
+    first, last = int(starts[0]), int(ends[-1])
+    tables, bases = k.tables.pte_tables(parent.pgd, first, last)
+    for part in range(0, len(tables), tables_per_step):
+        batch = slice(part, part + tables_per_step)
         flats, vpns = flats_of(tables[batch], bases[batch], first, last)
         used = k.c.pte[flats] != 0
         flats, vpns = flats[used], vpns[used]
-        if len(flats):
+        which = np.searchsorted(ends, vpns, "right")
+        inside = starts[which] <= vpns
+        if inside.any():
+            yield flats[inside], vpns[inside], which[inside]
+
+
+def _write_protect(k: Kernel, parent: Mm, child: Mm) -> KernelTask[None]:
+    """Take the right to write from every entry of the parent that may be copied."""
+    for part, (flats, _, _) in enumerate(_entries_to_copy(k, parent, child, limits.PTE_LOCK_BATCH)):
+        if part:
             yield Breathe()
-            yield from _copy_entries(k, task, vma, vpns, flats, np.full(len(vpns), eagerly), pinned)
+        with (yield from spin_lock(k, pte_lock_keys(flats))):
+            writable = k.c.pte[flats] & np.uint64(PTE_WRITE_RIGHTS) != 0
+            k.c.pte[flats[writable]] &= ~np.uint64(PTE_WRITE_RIGHTS)
 
 
-def _copy_entries(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, eager: Bool, pinned: I8) -> KernelTask[None]:
-    """Copy some entries of the parent (copy_one_pte)."""
+def copy_page_range(k: Kernel, task: Task, child: Mm, *, eagerly: bool) -> KernelTask[None]:
+    """Give the child the pages that the parent has; `eagerly`: as copies of its own.
+
+    Mirrors: copy_page_range, mm/memory.c (2.6.15), for all VMAs together: young is cleared in the child only; slots get
+    a reference more.
+    """
+    vmas = _anonymous(child)
+    pinned = distinct(pinned_pages(k))
+    for flats, vpns, which in _entries_to_copy(k, task.mm, child, _TABLES_PER_STEP):
+        yield Breathe()
+        entries = k.c.pte[flats]
+        copied = (eagerly | is_writable(entries) | _names_any(k, entries, pinned)) & _is_anonymous(k, entries)
+        ours = k.tables.pte_alloc_each(child.pgd, vpns)
+        with (yield from spin_lock(k, [*pte_lock_keys(np.concatenate((flats, ours))), SWAP_LOCK])):
+            _share(k, flats[~copied], ours[~copied])
+        for number in distinct(which[copied]).tolist():
+            chosen = copied & (which == number)
+            yield from _copy_pages(k, task, vmas[number], vpns[chosen], flats[chosen], ours[chosen])
+
+
+def _share(k: Kernel, flats: I8, ours: I8) -> None:
+    """The child has in its entries `ours` what the parent has in `flats` (copy_one_pte); the locks are held."""
     c = k.c
-    ours = k.tables.pte_alloc_each(vma.vm_mm.pgd, vpns)
-    copied = eager | is_writable(c.pte[flats]) | _names_any(k, c.pte[flats], pinned)
-    copied &= _is_anonymous(k, c.pte[flats])
+    left = c.pte[flats] != 0
+    flats, ours = flats[left], ours[left]
+    entries = c.pte[flats]
+    swap_duplicate(k, _numbers(k, entries[is_swapped(entries)]))
+    pfns = _numbers(k, entries[is_present(entries) | is_migration(entries)])
+    np.add.at(c.mapcount, pfns[pfns != k.zero_pfn], 1)  # a page of a file may be mapped twice
+    c.accessed[ours] = 0
+    c.dirty[ours] = c.dirty[flats]
+    c.pte[ours] = entries & ~np.uint64(PTE_WRITE_RIGHTS)
+
+
+def _copy_pages(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, ours: I8) -> KernelTask[None]:
+    """Give the child's VMA copies of pages; what has left memory by then is shared.
+
+    Raises:
+        OutOfMemory: there is no frame for them.
+    """
+    c = k.c
     spare = NO_INDEXES
-    if copied.any():
-        while len(spare) < np.count_nonzero(copied):
-            more = yield from alloc_page_vma(k, task, vma, vpns[copied][len(spare) :], zero=False)
-            if not len(more):
-                yield from free_pages(k, spare)
-                raise OutOfMemory
-            spare = np.concatenate((spare, more))
-        set_anon_identity(k, vma, spare, vpns[copied])
-        c.pg_flags[spare] = PG_UPTODATE | PG_REFERENCED
-        c.mapcount[spare] = 1
-        yield from lru_cache_add_active(k, spare)
+    while len(spare) < len(vpns):
+        more = yield from alloc_page_vma(k, task, vma, vpns[len(spare) :], zero=False)
+        if not len(more):
+            yield from free_pages(k, spare)
+            raise OutOfMemory
+        spare = np.concatenate((spare, more))
+    set_anon_identity(k, vma, spare, vpns)
+    c.pg_flags[spare] = PG_UPTODATE | PG_REFERENCED
+    c.mapcount[spare] = 1
+    yield from lru_cache_add_active(k, spare)
     with (yield from spin_lock(k, [*pte_lock_keys(np.concatenate((flats, ours))), SWAP_LOCK])):
-        entries = c.pte[flats]
-        stay = ~copied & (entries != 0) | copied & ~is_present(entries)
-        swap_duplicate(k, _numbers(k, entries[stay & is_swapped(entries)]))
-        pfns = _numbers(k, entries[stay & (is_present(entries) | is_migration(entries))])
-        c.mapcount[pfns[pfns != k.zero_pfn]] += 1
-        c.accessed[ours[stay]] = 0
-        c.dirty[ours[stay]] = c.dirty[flats[stay]]
-        c.pte[ours[stay]] = entries[stay] & ~np.uint64(PTE_WRITE_RIGHTS)
-        mine = copied & is_present(entries)
-        kept = mine[copied]
-        copy_rows(c.frames, spare[kept], c.frames, _numbers(k, entries[mine]))
-        c.accessed[ours[mine]] = 0
-        c.dirty[ours[mine]] = 1
-        c.pte[ours[mine]] = make_entries(k, spare[kept], vm_page_prot(vma) | PTE_WRITABLE)
-    unused = spare[~kept]
+        here = is_present(c.pte[flats])
+        _share(k, flats[~here], ours[~here])
+        copy_rows(c.frames, spare[here], c.frames, _numbers(k, c.pte[flats[here]]))
+        c.accessed[ours[here]] = 0
+        c.dirty[ours[here]] = 1
+        c.pte[ours[here]] = make_entries(k, spare[here], vm_page_prot(vma) | PTE_WRITABLE)
+    unused = spare[~here]
     c.mapcount[unused] = 0
     yield from put_pages(k, unused)
 

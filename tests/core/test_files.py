@@ -386,6 +386,20 @@ def test_a_file_mapped_twice_counts_two_mappings(machine: Make) -> None:
     assert m.k.c.mapcount[frame] == 0
 
 
+def test_a_fork_counts_each_mapping_of_a_page(machine: Make) -> None:
+    """A page that two private mappings show is counted twice more; both have pages of their own, so it is copied."""
+    m = machine()
+    file = create(m, pages=2)
+    task = m.attach()
+    for at in (map_file(m, task, 2, flags=MAP_PRIVATE), map_file(m, task, 2, flags=MAP_PRIVATE)):
+        write(m, task, at, 7)
+        read(m, task, at + PAGE)
+    frame = int(file.i_pages[1]) // PAGE
+    assert m.k.c.mapcount[frame] == 2
+    m.call(fork.sys_fork(m.k, task))
+    assert m.k.c.mapcount[frame] == 4
+
+
 def test_memory_that_is_full_is_out_of_memory(machine: Make) -> None:
     """A file that fills a machine without swap gets as many pages as there are."""
     m = machine(nodes=1, memory="64K", swap="0")
