@@ -267,6 +267,8 @@ class Calls:
         task = fork.task_of(self._k, pid)
         if task.killed:
             raise _killed(task)
+        if task.mm.mirrored:  # frames that count as zeros would be written to
+            raise MmError(errno.EACCES, f"the memory of task {pid} is that of a process of the host")
         return self._slots.take(client, pid, task.mm.id)
 
     def _window_close(self, client: Client, pid: int, slot: int) -> int:

@@ -17,6 +17,7 @@ from numaemu_core.intents import note, noted
 from numaemu_core.kernel import Kernel
 from numaemu_core.memory import sys_fault
 from numaemu_core.mm_types import Task
+from numaemu_core.page_flags import PG_HOSTED
 from numaemu_core.page_table import PTE_PRESENT, PTE_READABLE, PTE_WRITABLE
 from numaemu_core.runs import copy_bytes
 
@@ -106,5 +107,7 @@ def _access_present(k: Kernel, task: Task, addr: int, data: U1 | None, length: i
     length = min(length, (count << k.page_shift) - offset)
     if data is not None:
         pfns = (entries[:count] >> np.uint64(k.page_shift)).astype(np.int64)
+        if write:
+            k.c.pg_flags[pfns] &= ~np.uint16(PG_HOSTED)
         copy_bytes(k.c.frames, pfns, offset, data[:length], write=write)
     return length

@@ -20,7 +20,7 @@ from numaemu_core.lru import add_to_list_heads, lru_lock_keys, mark_page_accesse
 from numaemu_core.mempolicy import alloc_page_cache, alloc_page_object, alloc_page_vma
 from numaemu_core.mm_types import VM_SHARED, AddressSpace, FileKind, Task, VmArea
 from numaemu_core.mmzone import free_pages
-from numaemu_core.page_flags import LRU_ACTIVE, LRU_INACTIVE, PG_DIRTY, PG_REFERENCED, PG_UPTODATE
+from numaemu_core.page_flags import LRU_ACTIVE, LRU_INACTIVE, PG_DIRTY, PG_HOSTED, PG_REFERENCED, PG_UPTODATE
 from numaemu_core.page_lock import lock_new_pages, lock_some_pages, trylock_pages, unlock_pages
 from numaemu_core.page_table import PTE_PRESENT, is_present, is_swapped, pte_lock_keys
 from numaemu_core.rmap import get_pages, linear_page_index, put_pages
@@ -70,7 +70,8 @@ def page_cache_read(k: Kernel, task: Task | None, mapping: AddressSpace, indexes
     if on_disk:
         yield from _read_from_disk(k, mapping, missing, pfns)
     else:
-        yield from _add_to_page_cache(k, mapping, missing, pfns, PG_UPTODATE | _first_use(k))
+        flags = PG_UPTODATE | _first_use(k) | (PG_HOSTED if mapping.mirrored else 0)
+        yield from _add_to_page_cache(k, mapping, missing, pfns, flags)
     return enough
 
 

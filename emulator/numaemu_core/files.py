@@ -58,7 +58,7 @@ def create_file(k: Kernel, name: str, kind: str, length: int, uid: int = 0) -> A
     return mapping
 
 
-def shmem_zero_setup(k: Kernel, length: int, name: str = ANON_SHARED_NAME) -> AddressSpace:
+def shmem_zero_setup(k: Kernel, length: int, name: str = ANON_SHARED_NAME, *, mirrored: bool = False) -> AddressSpace:
     """The object behind a new shared anonymous mapping (mm/shmem.c shmem_zero_setup).
 
     Raises:
@@ -66,6 +66,7 @@ def shmem_zero_setup(k: Kernel, length: int, name: str = ANON_SHARED_NAME) -> Ad
     """
     k.anon_objects += 1
     mapping = _new_object(k, FileKind.ANON_SHARED, name, ANON_INO_STEP * k.anon_objects, length)
+    mapping.mirrored = mirrored
     k.journal.file(mapping)
     return mapping
 

@@ -189,7 +189,7 @@ def dup_mmap(k: Kernel, task: Task, child: Mm) -> KernelTask[None]:
     lost the right long ago: then all pages are copied for the child at once. So are pinned pages.
     """
     parent = task.mm
-    child.start_brk, child.brk = parent.start_brk, parent.brk
+    child.start_brk, child.brk, child.mirrored = parent.start_brk, parent.brk, parent.mirrored
     for vma in parent.vmas:
         if vma.vm_flags & VM_DONTCOPY:
             continue

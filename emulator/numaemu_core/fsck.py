@@ -21,6 +21,7 @@ from numaemu_core.page_flags import (
     LRU_ISOLATED,
     LRU_ON_LIST,
     PAGE_MAPPING_FILE,
+    PG_HOSTED,
     PG_SWAPCACHE,
     PG_WRITEBACK,
     RESERVED,
@@ -80,7 +81,7 @@ def _clean_not_zero(k: Kernel) -> I8:
     """
     if not k.topology.preallocate:
         return NO_INDEXES
-    clean = np.flatnonzero(k.c.free_state == FREE_CLEAN)
+    clean = np.flatnonzero((k.c.free_state == FREE_CLEAN) | (k.c.pg_flags & PG_HOSTED != 0))
     parts = np.split(clean, range(LOOKED_AT, len(clean), LOOKED_AT))
     return np.concatenate([part[k.c.frames[part].any(axis=1)] for part in parts])
 

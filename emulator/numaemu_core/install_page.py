@@ -10,7 +10,7 @@ from numaemu_core.effects import KernelTask
 from numaemu_core.kernel import Kernel
 from numaemu_core.lru import lru_cache_add_active
 from numaemu_core.mm_types import VM_SHARED, VM_WRITE, VmArea
-from numaemu_core.page_flags import PG_REFERENCED, PG_UPTODATE
+from numaemu_core.page_flags import PG_HOSTED, PG_REFERENCED, PG_UPTODATE
 from numaemu_core.page_table import PTE_WRITABLE, pte_lock_keys, vm_page_prot
 from numaemu_core.rmap import put_pages, set_anon_identity
 from numaemu_core.task_locks import spin_lock
@@ -37,11 +37,11 @@ def file_page_prot(vma: VmArea) -> int:
 def install_new_pages(k: Kernel, vma: VmArea, vpns: I8, flats: I8, expected: U8, pfns: I8) -> KernelTask[I8]:
     """Map new anonymous frames writable where the entries are still what was expected; gives the positions mapped.
 
-    Frames that came too late are freed.
+    Frames that came too late are freed. Those for an mm whose bytes are elsewhere are zeros.
     """
     c = k.c
     set_anon_identity(k, vma, pfns, vpns)
-    c.pg_flags[pfns] = PG_UPTODATE | PG_REFERENCED
+    c.pg_flags[pfns] = PG_UPTODATE | PG_REFERENCED | (PG_HOSTED if vma.vm_mm.mirrored else 0)
     c.mapcount[pfns] = 1
     k.reach("fault.identity_set")
     yield from lru_cache_add_active(k, pfns)

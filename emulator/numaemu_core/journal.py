@@ -367,8 +367,11 @@ def vma_row(vma: VmArea) -> Row:
 
 
 def file_row(mapping: AddressSpace) -> Row:
-    """An object as plain data: [kind, name, i_ino, i_size, disk_start, uid, kept_as]; frames tell of its pages."""
-    whose = [mapping.uid, mapping.kept_as]
+    """An object as plain data: [kind, name, i_ino, i_size, disk_start, uid, kept_as, mirrored].
+
+    Frames tell of its pages.
+    """
+    whose = [mapping.uid, mapping.kept_as, mapping.mirrored]
     return [mapping.kind.value, mapping.name, mapping.i_ino, mapping.i_size, mapping.disk_start, *whose]
 
 
@@ -413,8 +416,8 @@ def policy_of_row(row: Row | None) -> Mempolicy | None:
 
 
 def mm_row(mm: Mm) -> Row:
-    """An mm as plain data: [pgd, start_brk, brk, def_flags]."""
-    return [mm.pgd, mm.start_brk, mm.brk, mm.def_flags]
+    """An mm as plain data: [pgd, start_brk, brk, def_flags, mirrored]."""
+    return [mm.pgd, mm.start_brk, mm.brk, mm.def_flags, mm.mirrored]
 
 
 def task_row(task: Task) -> Row:

@@ -286,7 +286,8 @@ def _copy_on_write(k: Kernel, task: Task, vma: VmArea, vpns: I8, flats: I8, entr
     got = len(new)
     if got:
         old, real = old[:got], real[:got]
-        copy_rows(k.c.frames, new[real], k.c.frames, old[real])
+        if not task.mm.mirrored:
+            copy_rows(k.c.frames, new[real], k.c.frames, old[real])
         k.reach("copy_on_write.copied")
         mapped = yield from install_new_pages(k, vma, vpns[:got], flats[:got], entries[:got], new)
         k.reach("copy_on_write.replaced")

@@ -14,7 +14,15 @@ from numaemu_core.locks import Rank
 from numaemu_core.mempolicy import get_vma_policy, policy_zonelists
 from numaemu_core.mm_types import Task, VmArea
 from numaemu_core.mmzone import LOCAL_NODE, NUMA_HIT, OTHER_NODE, Zone
-from numaemu_core.page_flags import ALLOCATED, FREE_CLEAN, FREE_UNCLEAN, LRU_ACTIVE, PG_REFERENCED, PG_UPTODATE
+from numaemu_core.page_flags import (
+    ALLOCATED,
+    FREE_CLEAN,
+    FREE_UNCLEAN,
+    LRU_ACTIVE,
+    PG_HOSTED,
+    PG_REFERENCED,
+    PG_UPTODATE,
+)
 from numaemu_core.page_table import PTE_WRITABLE, vm_page_prot
 from numaemu_core.rmap import anon_vma_prepare
 
@@ -51,7 +59,7 @@ def try_anonymous_page(k: Kernel, task: Task, vma: VmArea, vpn: int, flat: int) 
         k.c.numastat[nid, LOCAL_NODE if nid == cpu_node else OTHER_NODE] += 1
         cells.mapping[pfn] = anon_vma_prepare(k, vma).id
         cells.index[pfn] = vpn + vma.vm_pgoff - (vma.vm_start >> k.page_shift)
-        cells.pg_flags[pfn] = PG_UPTODATE | PG_REFERENCED
+        cells.pg_flags[pfn] = PG_UPTODATE | PG_REFERENCED | (PG_HOSTED if vma.vm_mm.mirrored else 0)
         cells.mapcount[pfn] = 1
         k.reach("fault.single_identity_set")
         cells.lru_stamp[pfn] = k.lru_clock

@@ -24,7 +24,15 @@ from numaemu_core.lru import add_to_list_heads, lru_cache_del, lru_lock_keys
 from numaemu_core.migration_target import NewPages
 from numaemu_core.mm_types import FileKind, VmArea
 from numaemu_core.mmzone import free_pages
-from numaemu_core.page_flags import LRU_ON_LIST, LRU_PG_ACTIVE, PAGE_MAPPING_FILE, PG_DIRTY, PG_SWAPCACHE, PG_WRITEBACK
+from numaemu_core.page_flags import (
+    LRU_ON_LIST,
+    LRU_PG_ACTIVE,
+    PAGE_MAPPING_FILE,
+    PG_DIRTY,
+    PG_HOSTED,
+    PG_SWAPCACHE,
+    PG_WRITEBACK,
+)
 from numaemu_core.page_lock import lock_some_pages, trylock_pages, unlock_pages
 from numaemu_core.page_table import (
     PTE_MIGRATION,
@@ -169,8 +177,9 @@ def _begin(k: Kernel, batch: _Batch, chosen: Bool) -> KernelTask[_Attempt]:
     here = here[state[here] == _AGAIN]
     here = here[_is_nobody_elses(k, pfns[here])]
     copies = []
-    for nid in distinct(k.nid_of_pfn[targets[here]]).tolist():
-        there = here[k.nid_of_pfn[targets[here]] == nid]
+    full = here[k.c.pg_flags[pfns[here]] & PG_HOSTED == 0]
+    for nid in distinct(k.nid_of_pfn[targets[full]]).tolist():
+        there = full[k.nid_of_pfn[targets[full]] == nid]
         copies.append(CopyPages(nid, pfns[there], targets[there]))
         yield copies[-1]
     return _Attempt(batch, np.flatnonzero(chosen), pfns, targets, state, here, tuple(copies))
@@ -324,8 +333,9 @@ def _move_to_new_pages(k: Kernel, pfns: I8, targets: I8) -> KernelTask[Bool]:
         k.c.pte[found.flats[mine]] = make_entries(k, new, 0) | found.rights[mine]
         k.c.mapcount[pfns[moves]] = 0
         # From now on nobody who waited for the lock of an old frame takes it for the page (folio->mapping = NULL).
-        for column in (k.c.mapping, k.c.index, k.c.pg_flags, k.c.moving_to):
+        for column in (k.c.mapping, k.c.index, k.c.moving_to):
             column[pfns[moves]] = 0
+        k.c.pg_flags[pfns[moves]] &= PG_HOSTED
     k.reach("migration.moved")
     old, new = pfns[moves], targets[moves]
     states = k.c.lru_state[old] & LRU_PG_ACTIVE | LRU_ON_LIST

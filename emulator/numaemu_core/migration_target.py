@@ -18,7 +18,7 @@ from numaemu_core.mm_types import Mm, Task, VmArea
 from numaemu_core.mmzone import Zonelist
 from numaemu_core.nodemask import first_node
 from numaemu_core.page_alloc import alloc_pages
-from numaemu_core.page_flags import PAGE_MAPPING_FILE
+from numaemu_core.page_flags import PAGE_MAPPING_FILE, PG_HOSTED
 from numaemu_core.shared_policy import Mempolicy
 
 #: Frames for isolated pages, in their order; fewer when memory ran out.
@@ -32,7 +32,8 @@ def new_pages_on_node(k: Kernel, task: Task | None, nid: int) -> NewPages:
     zonelist = Zonelist((nid,) if allowed else (), nid)
 
     def allocate(pfns: I8) -> KernelTask[I8]:
-        return (yield from alloc_pages(k, task, zonelist, len(pfns), cpu_node=cpu_node, zero=False, may_kill=False))
+        zero = _any_is_hosted(k, pfns)
+        return (yield from alloc_pages(k, task, zonelist, len(pfns), cpu_node=cpu_node, zero=zero, may_kill=False))
 
     return allocate
 
@@ -41,21 +42,27 @@ def new_pages_by_address(k: Kernel, task: Task, start: int) -> NewPages:
     """Frames by the policy of the first VMA from `start` on that may map the page, or by the task's (6.1 new_page)."""
 
     def allocate(pfns: I8) -> KernelTask[I8]:
+        zero = _any_is_hosted(k, pfns)
         areas, places, vpns = _first_areas(k, task.mm, start, pfns)
         taken: list[I8] = []
         for run in np.split(np.arange(len(pfns)), np.flatnonzero(np.diff(places)) + 1):
             if places[run[0]] < 0:
                 indexes = k.c.index[pfns[run]].astype(np.int64)
-                got = yield from alloc_pages_mpol(k, task, task.policy, indexes, zero=False, may_kill=False)
+                got = yield from alloc_pages_mpol(k, task, task.policy, indexes, zero=zero, may_kill=False)
             else:
                 area = areas[int(places[run[0]])]
-                got = yield from alloc_page_vma(k, task, area, vpns[run], zero=False, may_kill=False)
+                got = yield from alloc_page_vma(k, task, area, vpns[run], zero=zero, may_kill=False)
             taken.append(got)
             if len(got) < len(run):
                 break
         return np.concatenate([NO_INDEXES, *taken])
 
     return allocate
+
+
+def _any_is_hosted(k: Kernel, pfns: I8) -> bool:
+    """Has one of these pages no bytes that could be copied? It moves to a frame of zeros."""
+    return bool((k.c.pg_flags[pfns] & PG_HOSTED).any())
 
 
 def _first_areas(k: Kernel, mm: Mm, start: int, pfns: I8) -> tuple[list[VmArea], I8, I8]:
@@ -102,8 +109,9 @@ def new_pages_by_index(k: Kernel, task: Task, new: Mempolicy | None, span: tuple
     base = _interleave_base(k, task.mm, span, pfns) if interleaves(policy) and len(pfns) else 0
 
     def allocate(pages: I8) -> KernelTask[I8]:
+        zero = _any_is_hosted(k, pages)
         indexes = k.c.index[pages].astype(np.int64) + base
-        return (yield from alloc_pages_mpol(k, task, policy, indexes, zero=False, may_kill=False))
+        return (yield from alloc_pages_mpol(k, task, policy, indexes, zero=zero, may_kill=False))
 
     return allocate
 

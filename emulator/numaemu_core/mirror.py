@@ -73,6 +73,9 @@ def sys_mirror(
             raise MmError(errno.EINVAL, f"[{start:#x}, {end:#x}) is no range of whole pages of the address space")
     with (yield from down_write(mm)):
         check_alive(k, task)
+        if not mm.mirrored:
+            mm.mirrored = True
+            k.journal.mm(mm)
         for start, end in unmapped:
             yield from do_munmap(k, mm, start, end)
         for area in areas:
@@ -162,7 +165,7 @@ def _shared_object(k: Kernel, name: str, size_bytes: int) -> AddressSpace:
     objects = k.address_spaces.values()
     found = next((o for o in objects if o.kind is FileKind.ANON_SHARED and o.name == name and not o.dead), None)
     if found is None:
-        found = shmem_zero_setup(k, size_bytes, name)
+        found = shmem_zero_setup(k, size_bytes, name, mirrored=True)
     missing = -(-size_bytes >> k.page_shift) - len(found.i_pages)
     if missing > 0:
         found.i_pages = np.concatenate((found.i_pages, np.zeros(missing, np.uint64)))

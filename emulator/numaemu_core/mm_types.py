@@ -79,6 +79,8 @@ class AddressSpace:
     #: What a host calls shared memory that it keeps while nobody maps it; empty: it keeps none, and the last one to
     #: map the object takes it along.
     kept_as: str = ""
+    #: Its bytes are in memory of processes of the host.
+    mirrored: bool = False
     #: The last mapping of shared anonymous memory is gone, and its pages are going: nobody can map it again.
     dead: bool = False
 
@@ -196,6 +198,8 @@ class Mm:
     vmas: VmaList = field(default_factory=VmaList)
     #: Flags that every new mapping gets: VM_LOCKED after mlockall(MCL_FUTURE).
     def_flags: int = 0
+    #: Its bytes are in memory of a process of the host: nobody copies those of its frames.
+    mirrored: bool = False
     #: Tasks that use it (mm_users).
     mm_users: int = 1
     #: The OOM killer chose its tasks, and its memory is not yet free.

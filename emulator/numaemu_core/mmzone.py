@@ -18,7 +18,7 @@ from numaemu_core.faults_on_demand import pages_of_full_nodes
 from numaemu_core.layout import NUMA_COUNTERS, Layout
 from numaemu_core.locks import Key, Rank
 from numaemu_core.next_fit import next_fit
-from numaemu_core.page_flags import ALLOCATED, FREE_CLEAN, FREE_UNCLEAN, RESERVED
+from numaemu_core.page_flags import ALLOCATED, FREE_CLEAN, FREE_UNCLEAN, PG_HOSTED, RESERVED
 from numaemu_core.profiles import profile_named
 from numaemu_core.runs import clear_rows
 from numaemu_core.task_locks import spin_lock
@@ -182,17 +182,19 @@ def node_lock_keys(k: "Kernel", rank: Rank, pfns: I8) -> list[Key]:
 
 
 def free_locked(k: "Kernel", pfns: I8) -> None:
-    """Frames become free at once: identity gone, unclean. The zone locks are held."""
+    """Frames become free at once: identity gone, unclean if they have held bytes. The zone locks are held."""
     c = k.c
     assert (c.free_state[pfns] == ALLOCATED).all()
+    clean = c.pg_flags[pfns] & PG_HOSTED != 0
     c.pg_flags[pfns] = 0
     c.mapping[pfns] = 0
     c.index[pfns] = 0
-    c.free_state[pfns] = FREE_UNCLEAN
-    nodes, counts = np.unique(k.nid_of_pfn[pfns], return_counts=True)
-    for nid, count in zip(nodes.tolist(), counts.tolist(), strict=True):
+    c.free_state[pfns] = np.where(clean, FREE_CLEAN, FREE_UNCLEAN)
+    nodes, places, counts = np.unique(k.nid_of_pfn[pfns], return_inverse=True, return_counts=True)
+    unclean = np.bincount(places[~clean], minlength=len(nodes))
+    for nid, count, freed in zip(nodes.tolist(), counts.tolist(), unclean.tolist(), strict=True):
         k.zones[nid].nr_free += count
-        k.zones[nid].freed += count
+        k.zones[nid].freed += freed
         k.zones[nid].pages_scanned = 0
         k.zones[nid].all_unreclaimable = False
 

@@ -11,6 +11,8 @@ PG_DIRTY: Final = 1 << 4
 PG_WRITEBACK: Final = 1 << 12
 #: Of this machine alone: an entry through which it may have been written is gone, and its dirty byte not yet read.
 PG_HARVEST: Final = 1 << 0
+#: Of this machine alone: its bytes are in memory of a process of the host, and those of the frame are zeros.
+PG_HOSTED: Final = 1 << 1
 #: Bit 17 in 2.6.15; the column has 16, and PG_nosave is none of ours.
 PG_RECLAIM: Final = 1 << 13
 #: In place of the absence of PG_swapbacked (4.12): MADV_FREE was said of the page, and it may go without a slot.

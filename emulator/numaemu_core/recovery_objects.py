@@ -21,8 +21,9 @@ def make_objects(k: Kernel, truth: Truth) -> None:
     users = [row[0] for row in truth.tasks.values()]
     for mm_id, row in truth.mms.items():
         if mm_id in users:
-            pgd, start_brk, brk, def_flags = row
-            k.mms[mm_id] = Mm(mm_id, pgd, start_brk, brk, def_flags=def_flags, mm_users=users.count(mm_id))
+            pgd, start_brk, brk, def_flags, mirrored = row
+            mm_users = users.count(mm_id)
+            k.mms[mm_id] = Mm(mm_id, pgd, start_brk, brk, def_flags=def_flags, mirrored=mirrored, mm_users=mm_users)
     for mm in k.mms.values():
         for row in truth.vmas.get(mm.id, []):
             _make_vma(k, mm, row)
@@ -37,9 +38,10 @@ def make_objects(k: Kernel, truth: Truth) -> None:
 
 
 def _make_file(k: Kernel, number: int, row: Row, truth: Truth) -> None:
-    kind, name, i_ino, i_size, disk_start, uid, kept_as = row
+    kind, name, i_ino, i_size, disk_start, uid, kept_as, mirrored = row
     pages = np.zeros(-(-i_size >> k.page_shift), np.uint64)
-    mapping = AddressSpace(number, FileKind(kind), name, i_ino, i_size, pages, disk_start, uid=uid, kept_as=kept_as)
+    mapping = AddressSpace(number, FileKind(kind), name, i_ino, i_size, pages, disk_start, uid=uid)
+    mapping.kept_as, mapping.mirrored = kept_as, mirrored
     for start, end, policy in truth.policies.get(number, []):
         mapping.policy.set(start, end, policy_of_row(policy))
     k.address_spaces[number] = mapping

@@ -25,6 +25,7 @@ from numaemu_core.page_flags import (
     LRU_INACTIVE,
     LRU_ISOLATED,
     LRU_NONE,
+    PG_HOSTED,
     PG_SWAPCACHE,
     PG_WRITEBACK,
     RESERVED,
@@ -331,10 +332,17 @@ def untold_task(s: Subject) -> str:
     return f"journal: tasks {s.other.pid}: {row} is told, {[*row[:4], 1, *row[5:]]} is so"
 
 
+def page_of_the_host_with_bytes(s: Subject) -> str:
+    pfn = int(np.flatnonzero(s.k.c.free_state == ALLOCATED)[0])
+    s.k.c.pg_flags[pfn] |= PG_HOSTED
+    s.k.c.frames[pfn, 7] = 1
+    return f"frame {pfn}: clean, but not zero"
+
+
 def untold_mm(s: Subject) -> str:
-    row = [s.other.mm.pgd, s.other.mm.start_brk, s.other.mm.brk, 0]
+    row = [s.other.mm.pgd, s.other.mm.start_brk, s.other.mm.brk, 0, False]
     s.other.mm.def_flags = 1
-    return f"journal: mms {s.other.mm.id}: {row} is told, {[*row[:3], 1]} is so"
+    return f"journal: mms {s.other.mm.id}: {row} is told, {[*row[:3], 1, False]} is so"
 
 
 def page_of_a_file(s: Subject) -> str:
@@ -411,6 +419,7 @@ BREAKS: tuple[Callable[[Subject], str], ...] = (
     open_window,
     unrecovered_mutex,
     untold_task,
+    page_of_the_host_with_bytes,
     untold_mm,
     page_of_a_file,
     page_nobody_knows,

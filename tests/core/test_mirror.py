@@ -5,11 +5,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numaemu_core import fork, limits, memory, mempolicy, numa_maps
+from numaemu_core import access_process_vm, fork, limits, memory, mempolicy, numa_maps
 from numaemu_core.columns import I8
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
@@ -18,8 +19,9 @@ from numaemu_core.kernel import Kernel
 from numaemu_core.mirror import sys_keep_shared, sys_mirror
 from numaemu_core.mm_types import Task, VmArea
 from numaemu_core.mmzone import LOCAL_NODE, NUMA_HIT
+from numaemu_core.page_flags import FREE_UNCLEAN
 from numaemu_core.topology import uniform
-from numaemu_core.uapi import MPOL_BIND, MPOL_INTERLEAVE, MPOL_PREFERRED
+from numaemu_core.uapi import MPOL_BIND, MPOL_INTERLEAVE, MPOL_MF_MOVE, MPOL_PREFERRED
 
 from .conftest import GONE, PAGE, Machine
 
@@ -139,6 +141,62 @@ def test_objects_with_a_name_are_shared(machine: Make) -> None:
     assert where(m, one)[4:] == where(m, other, 4)
     assert sorted(where(m, other, 4)) == [0, 0, 1, 1]
     assert sum(zone.present_pages - zone.nr_free for zone in m.k.zones.values()) == used
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_nobody_copies_bytes_that_are_in_the_host(
+    machine: Make, monkeypatch: pytest.MonkeyPatch, *, crashed: bool
+) -> None:
+    """Pages move, are copied on write and go, shared or not; their frames stay zeros that nobody has to clean."""
+
+    def copies(*_args: object) -> None:
+        pytest.fail("bytes are copied")
+
+    for module in ("memory", "performer"):
+        monkeypatch.setattr(f"numaemu_core.{module}.copy_rows", copies)
+    m = machine(**uniform(2, "1M", "1M", "linux-6.12", PAGE).as_dict())
+    task = m.attach()
+    mirror(m, task, areas=[(0, 4, None, 0, False), (4, 8, "0:1 77", 0, False)], held=[(0, 4)])
+    if crashed:
+        m.recover()
+        task = m.k.tasks[task.pid]
+        assert task.mm.mirrored
+    mirror(m, task, held=[(4, 8)])
+    m.mbind(task, AT, 8, MPOL_BIND, {1}, MPOL_MF_MOVE)
+    assert where(m, task) == [1] * 8
+    child = m.call(fork.sys_fork(m.k, task))
+    mirror(m, child, held=[(0, 8)])
+    assert len(np.unique(m.k.c.pte[m.k.tables.walk(child.mm.pgd, np.arange(AT, AT + 4 * PAGE, PAGE) // PAGE)])) == 4
+    for one in (task, child):
+        m.call(fork.sys_exit(m.k, one))
+    m.performer.run()
+    assert not (m.k.c.free_state == FREE_UNCLEAN).any()
+
+
+def test_bytes_that_somebody_writes_beside_the_host_are_cleaned(machine: Make) -> None:
+    """The next user of the frame does not see them."""
+    m = machine()
+    task = m.attach()
+    mirror(m, task, areas=[(0, 1, None, 0, False)], held=[(0, 1)])
+    m.call(access_process_vm.sys_write(m.k, task, AT, b"secret"))
+    m.call(fork.sys_exit(m.k, task))
+    m.performer.run()
+    assert (m.k.c.free_state == FREE_UNCLEAN).sum() == 1
+
+
+def test_pages_of_the_host_move_to_frames_of_zeros(machine: Make) -> None:
+    """Also where these have held the bytes of others: fsck looks at the end."""
+    m = machine(**uniform(2, "1M", "1M", "linux-6.12", PAGE).as_dict())
+    other = m.attach(1)
+    at = m.mmap(other, 250)
+    m.touch(other, at, 250)
+    for page in range(250):
+        m.poke(other, at + page * PAGE, 1)
+    m.call(fork.sys_exit(m.k, other))
+    task = m.attach()
+    mirror(m, task, areas=[(0, 100, None, 0, False)], held=[(0, 100)])
+    m.mbind(task, AT, 100, MPOL_BIND, {1}, MPOL_MF_MOVE)
+    assert where(m, task, 100) == [1] * 100
 
 
 def keep(m: Machine, task: Task, kept: Sequence[tuple[str, str]] = (), let_go: Sequence[str] = ()) -> list[list[str]]:

@@ -146,6 +146,37 @@ def test_memory_that_is_gone_gives_its_frames_back(run: Run, machine: nm.Machine
     assert free_pages(machine) == free
 
 
+WANDERING = f"""
+import sys; sys.path.insert(0, {str(PROGRAMS)!r})
+from calls import *
+memory = Memory(5000)
+for node in (0, 1, 2, 3):
+    memory.write()
+    assert mbind(memory.start, memory.length, node, flags=2) == 0
+    if not os.fork():
+        memory.write()
+        os._exit(node_of(memory.start) != node)
+    assert os.wait()[1] == 0
+    memory.map.madvise(mmap.MADV_DONTNEED)
+"""
+
+
+def test_bytes_stay_in_the_program(run: Run, machine: nm.Machine) -> None:
+    """Pages that are touched, moved, forked and discarded have frames, which take none of the host's memory."""
+    run(sys.executable, "-c", "pass")
+    before = pools_kb(machine)
+    done = run(sys.executable, "-c", WANDERING)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert pools_kb(machine) - before < 1000
+
+
+def pools_kb(machine: nm.Machine) -> int:
+    """What the host has given for the frames of all nodes."""
+    kernel = next(each["pid"] for each in machine.status()["processes"] if each["role"] == "kernel")
+    fds = list(Path(f"/proc/{kernel}/fd").iterdir())
+    return sum(fd.stat().st_blocks // 2 for fd in fds if "numaemu.pool." in str(fd.readlink()))
+
+
 def free_pages(machine: nm.Machine) -> int:
     return sum(int(node["MemFree"]) // 4 for node in machine.figures("meminfo"))
 
