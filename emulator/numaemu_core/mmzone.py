@@ -190,11 +190,12 @@ def free_locked(k: "Kernel", pfns: I8) -> None:
     c.mapping[pfns] = 0
     c.index[pfns] = 0
     c.free_state[pfns] = np.where(clean, FREE_CLEAN, FREE_UNCLEAN)
-    nodes, places, counts = np.unique(k.nid_of_pfn[pfns], return_inverse=True, return_counts=True)
-    unclean = np.bincount(places[~clean], minlength=len(nodes))
-    for nid, count, freed in zip(nodes.tolist(), counts.tolist(), unclean.tolist(), strict=True):
-        k.zones[nid].nr_free += count
-        k.zones[nid].freed += freed
+    nodes = k.nid_of_pfn[pfns]
+    counts = np.bincount(nodes)
+    unclean = np.bincount(nodes[~clean], minlength=len(counts))
+    for nid in np.flatnonzero(counts).tolist():
+        k.zones[nid].nr_free += int(counts[nid])
+        k.zones[nid].freed += int(unclean[nid])
         k.zones[nid].pages_scanned = 0
         k.zones[nid].all_unreclaimable = False
 
