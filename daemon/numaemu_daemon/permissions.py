@@ -45,7 +45,7 @@ _SPECIAL: Final = {
     "adopt": Rule.SAME_USER,
     "attach": Rule.SAME_USER,
     "fsck": Rule.OWNER,
-    "keep_shared": Rule.OWN_TASK_OF_OWNER,
+    "let_go_shared": Rule.OWN_TASK_OF_OWNER,
     "maps": Rule.LOOK,
     "mirror": Rule.OWN_TASK_OF_OWNER,
     "numa_maps": Rule.LOOK,

@@ -238,7 +238,7 @@ def drop_unmapped_objects(k: Kernel, objects: Iterable[AddressSpace | None]) -> 
     for mapping in objects:
         if mapping is None or mapping.kind is not FileKind.ANON_SHARED or mapping.dead:
             continue
-        if mapping.i_mmap or mapping.kept_as:
+        if mapping.i_mmap or mapping.kept_as or mapping.wanted:
             continue
         mapping.dead = True
         k.journal.append(["file_gone", mapping.id])

@@ -224,6 +224,8 @@ def _entries_to_copy(k: Kernel, parent: Mm, child: Mm, tables_per_step: int) -> 
     ends = np.array([vma.vm_end for vma in vmas]) >> k.page_shift
     first, last = int(starts[0]), int(ends[-1])
     tables, bases = k.tables.pte_tables(parent.pgd, first, last)
+    needed = starts[np.searchsorted(ends, bases, "right")] < bases + limits.PTRS_PER_TABLE
+    tables, bases = tables[needed], bases[needed]
     for part in range(0, len(tables), tables_per_step):
         batch = slice(part, part + tables_per_step)
         flats, vpns = flats_of(tables[batch], bases[batch], first, last)

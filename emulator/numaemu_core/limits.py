@@ -42,6 +42,8 @@ FAULTS_MAX: Final = 128
 FILE_PAGES_MAX: Final = 1 << 28
 #: Characters of the name of a file.
 FILE_NAME_MAX: Final = 255
+#: Shared objects that outlast their mappings; their names fit into a message.
+KEPT_OBJECTS_MAX: Final = 1024
 #: Connections of one client whose last answers are kept: one a thread.
 MAX_CONNECTIONS_PER_CLIENT: Final = 1024
 #: Access slots: one a thread and task that touches memory.

@@ -38,8 +38,9 @@ from numaemu_core.task_locks import down_write
 
 #: First byte and end.
 Span = tuple[int, int]
-#: First byte, end, the name of a shared object or None, the first byte of it, does it grow?
-Area = tuple[int, int, str | None, int, bool]
+#: First byte, end, the name of a shared object or None, the first byte of it, does it grow?, and what the host calls
+#: the object if it keeps it while nobody maps it, else nothing.
+Area = tuple[int, int, str | None, int, bool, str]
 
 _PRIVATE = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
 _SHARED = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_SHARED | VM_MAYSHARE
@@ -61,7 +62,7 @@ def sys_mirror(
     What is mapped already in an area stays, the rest is mapped without a policy; but in an area that grows, as heaps
     and stacks do, a mapping grows with its policy. So does private memory without a policy, which is one mapping to the
     kernel, too; mappings of two areas are not merged. Areas with one name share the pages and the policies of one
-    object, which lives as long as something maps it, or it is kept. All of it may be done twice.
+    object, which lives as long as something maps it, or the host keeps it. All of it may be done twice.
 
     Raises:
         MmError: EINVAL: a span that is not of whole pages of the address space; ENOMEM: too many mappings.
@@ -76,10 +77,7 @@ def sys_mirror(
         if not mm.mirrored:
             mm.mirrored = True
             k.journal.mm(mm)
-        for start, end in unmapped:
-            yield from do_munmap(k, mm, start, end)
-        for area in areas:
-            _fill(k, mm, area)
+        yield from _remap(k, mm, unmapped, areas)
         for start, end in gone:
             yield from unmap_vmas(k, mm, start, end, free_tables=False)
     if held:
@@ -89,23 +87,37 @@ def sys_mirror(
     return sum(end - start for start, end in held)
 
 
-def sys_keep_shared(
-    k: Kernel, task: Task, kept: Sequence[tuple[str, str]], let_go: Sequence[str]
-) -> KernelTask[list[list[str]]]:
-    """Name objects that the host keeps while nobody maps them, with what it calls them, and those that it lets go.
+def _remap(k: Kernel, mm: Mm, unmapped: Sequence[Span], areas: Sequence[Area]) -> KernelTask[None]:
+    """Unmap, and map; an object that is only mapped elsewhere then lives on."""
+    names = {area[2] for area in areas} - {None}
+    wanted = [one for one in k.address_spaces.values() if one.name in names and one.mirrored] if names else []
+    for one in wanted:
+        one.wanted += 1
+    try:
+        for start, end in unmapped:
+            yield from do_munmap(k, mm, start, end)
+        for area in areas:
+            _fill(k, mm, area)
+    finally:
+        for one in wanted:
+            one.wanted -= 1
+    yield from drop_unmapped_objects(k, wanted)
 
-    Gives the former that nobody maps. Policies and pages stay with them, as with tmpfs until the inode goes
-    (shmem_evict_inode, mm/shmem.c). All of it may be done twice.
+
+def sys_let_go_shared(k: Kernel, task: Task, names: Sequence[str]) -> KernelTask[list[list[str]]]:
+    """The host keeps these objects no more: those that nobody maps go. Gives those that it keeps, and as what.
+
+    Policies and pages stay with an object for as long, as with tmpfs until the inode goes (shmem_evict_inode,
+    mm/shmem.c). All of it may be done twice.
     """
     check_alive(k, task)
-    objects = {one.name: one for one in k.address_spaces.values() if one.kind is FileKind.ANON_SHARED and not one.dead}
-    for name, kept_as in [*kept, *((name, "") for name in let_go)]:
-        found = objects.get(name)
-        if found is not None and found.kept_as != kept_as:
-            found.kept_as = kept_as
-            k.journal.file(found)
-    yield from drop_unmapped_objects(k, [objects.get(name) for name in let_go])
-    return [[name, found.kept_as] for name, found in objects.items() if found.kept_as and not found.i_mmap]
+    kept = [one for one in k.address_spaces.values() if one.kept_as and not one.dead]
+    gone = [one for one in kept if one.name in set(names)]
+    for one in gone:
+        one.kept_as = ""
+        k.journal.file(one)
+    yield from drop_unmapped_objects(k, gone)
+    return [[one.name, one.kept_as] for one in kept if one.kept_as]
 
 
 def _touch(k: Kernel, task: Task, spans: Sequence[Span], *, write: bool) -> KernelTask[None]:
@@ -123,7 +135,7 @@ def _touch(k: Kernel, task: Task, spans: Sequence[Span], *, write: bool) -> Kern
 
 def _fill(k: Kernel, mm: Mm, area: Area) -> None:
     """Map the holes of an area: what is mapped in it grows into them, or they become mappings of their own."""
-    start, end, name, offset, grows = area
+    start, end, name, offset, grows, kept_as = area
     inside = mm.vmas.overlapping(start, end)
     edges = [start, *(edge for vma in inside for edge in (vma.vm_start, vma.vm_end)), end]
     for at, (low, high) in enumerate(zip(edges[::2], edges[1::2], strict=True)):
@@ -138,7 +150,7 @@ def _fill(k: Kernel, mm: Mm, area: Area) -> None:
             after[0].vm_pgoff -= (high - low) >> k.page_shift
             k.journal.vmas(mm, low, after[0].vm_end)
         else:
-            _map(k, mm, (low, high), name, offset + low - start)
+            _map(k, mm, (low, high), name, offset + low - start, kept_as)
 
 
 def _is_plain(vma: VmArea) -> bool:
@@ -146,21 +158,24 @@ def _is_plain(vma: VmArea) -> bool:
     return vma.vm_file is None and vma.vm_policy is None
 
 
-def _map(k: Kernel, mm: Mm, span: Span, name: str | None, offset: int) -> None:
+def _map(k: Kernel, mm: Mm, span: Span, name: str | None, offset: int, kept_as: str) -> None:
     """One mapping, not merged with its neighbours."""
     start, end = span
     check_map_count(k, mm)
     with k.journal.together():
         k.openings += 1
-        mapping = None if name is None else _shared_object(k, name, offset + end - start)
+        mapping = None if name is None else _shared_object(k, name, offset + end - start, kept_as)
         flags, pgoff = (_PRIVATE, start) if mapping is None else (_SHARED, offset)
         vma = VmArea(mm, start, end, flags, pgoff >> k.page_shift, vm_file=mapping, opening=k.openings)
         insert_vm_struct(k, vma)
         k.journal.vmas(mm, start, end)
 
 
-def _shared_object(k: Kernel, name: str, size_bytes: int) -> AddressSpace:
-    """The object of that name, made or made longer if need be: up to the length that one may have."""
+def _shared_object(k: Kernel, name: str, size_bytes: int, kept_as: str) -> AddressSpace:
+    """The object of that name, made or made longer if need be: up to the length that one may have.
+
+    The first so many objects are kept as long as the host keeps them.
+    """
     size_bytes = min(size_bytes, limits.FILE_PAGES_MAX << k.page_shift)
     objects = k.address_spaces.values()
     found = next((o for o in objects if o.kind is FileKind.ANON_SHARED and o.name == name and not o.dead), None)
@@ -171,4 +186,11 @@ def _shared_object(k: Kernel, name: str, size_bytes: int) -> AddressSpace:
         found.i_pages = np.concatenate((found.i_pages, np.zeros(missing, np.uint64)))
         found.i_size = size_bytes
         k.journal.file(found)
+    if kept_as not in {"", found.kept_as} and _may_keep_more(k):
+        found.kept_as = kept_as
+        k.journal.file(found)
     return found
+
+
+def _may_keep_more(k: Kernel) -> bool:
+    return sum(bool(one.kept_as) for one in k.address_spaces.values()) < limits.KEPT_OBJECTS_MAX

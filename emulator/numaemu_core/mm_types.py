@@ -81,6 +81,8 @@ class AddressSpace:
     kept_as: str = ""
     #: Its bytes are in memory of processes of the host.
     mirrored: bool = False
+    #: How many kernel tasks are about to map it.
+    wanted: int = 0
     #: The last mapping of shared anonymous memory is gone, and its pages are going: nobody can map it again.
     dead: bool = False
 

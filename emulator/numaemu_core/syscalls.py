@@ -64,7 +64,7 @@ SYSCALLS: Final[dict[str, Handler]] = {
     "file_write": files.sys_file_write,
     "fork": fork.sys_fork,
     "get_mempolicy": _get_mempolicy,
-    "keep_shared": mirror.sys_keep_shared,
+    "let_go_shared": mirror.sys_let_go_shared,
     "madvise": madvise.sys_madvise,
     "maps": task_mmu.sys_maps,
     "mbind": mbind.sys_mbind,

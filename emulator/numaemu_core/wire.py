@@ -141,18 +141,14 @@ def spans(value: object) -> list[list[int]]:
 
 
 def areas(value: object) -> list[list[Any]]:
-    """Mappings: a list of first byte, end, the name of a shared object or nil, the first byte of it, does it grow?"""
-    if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 5 for one in value):  # noqa: PLR2004 - as many fields
+    """Mappings: a list of first byte, end, a shared object or nil, its first byte, does it grow?, what keeps it."""
+    if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 6 for one in value):  # noqa: PLR2004 - as many fields
         raise MmError(errno.EINVAL, f"expected a list of mappings, got {_short(value)}")
     name = optional(_object_name)
-    return [[number(one[0]), number(one[1]), name(one[2]), number(one[3]), flag(one[4])] for one in value]
-
-
-def kept_objects(value: object) -> list[list[str]]:
-    """Shared objects and what the host calls them: a list of pairs of names."""
-    if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 2 for one in value):  # noqa: PLR2004 - two names
-        raise MmError(errno.EINVAL, f"expected a list of pairs of names, got {_short(value)}")
-    return [object_names(one) for one in value]
+    return [
+        [number(one[0]), number(one[1]), name(one[2]), number(one[3]), flag(one[4]), one[5] and _object_name(one[5])]
+        for one in value
+    ]
 
 
 def object_names(value: object) -> list[str]:
@@ -229,7 +225,7 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "get_mempolicy": (number, optional(ulong), ulong, ulong),
     "where": (number, ulong, ulong),
     "mirror": (number, spans, areas, spans, spans, spans),  # pid, unmapped, mapped, pages dropped, held, read
-    "keep_shared": (number, kept_objects, object_names),  # pid, shared memory that outlives its mappings, and no more
+    "let_go_shared": (number, object_names),  # pid, shared memory that outlives its mappings no more
     "unpinned": (number,),
     "numa_maps": (number,),
     "maps": (number,),

@@ -65,7 +65,7 @@ class Family:
         self._threads: dict[int, Thread] = {}
         self._by_pidfd: dict[int, Process] = {}
         self._orphans = Orphans(self.troubles)
-        self._objects = SharedObjects(kernel)
+        self._objects = SharedObjects(kernel, self._processes)
         self._placement = Placement(self.counts, self._processes, events, self._toucher)
 
     def __iter__(self) -> Iterator[Process]:
@@ -374,8 +374,11 @@ class Family:
             with self.troubles.confined():
                 if len(process.threads) == 1 or process.touches or process.is_crowded():
                     self.settle(process.leader)
-        with self.troubles.confined():
-            if anyone := next(iter(self._processes.values()), None):
+        self._look_at_objects()
+
+    def _look_at_objects(self) -> None:
+        with self.troubles.confined(), contextlib.suppress(OutOfMemory):  # who is killed may not know it yet
+            if anyone := next((process for process in self if not process.doomed), None):
                 self._objects.look(anyone.leader.task)
 
     def note_mremap(self, tid: int, start: int, old_length: int, new_length: int) -> None:
@@ -425,9 +428,8 @@ class Family:
         self._let_go(process)
 
     def _let_go(self, process: Process) -> None:
-        if not process.borrows:
-            with self.troubles.confined():
-                self._objects.keep(process.leader.task, process.mirror.areas)
+        if len(self._processes) == 1:
+            self._look_at_objects()
         del self._processes[process.pid], self._by_pidfd[process.pidfd]
         for thread in list(process.threads.values()):
             self._forget_thread(thread)

@@ -1,7 +1,7 @@
 """The machine as the supervisor uses it: calls of tasks as the protocol has them."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from numaemu.machine import Machine
@@ -45,9 +45,9 @@ class Kernel:
         """See `numaemu_core.mirror`."""
         self.call(task, "mirror", unmapped, areas, gone, held, read)
 
-    def keep_shared(self, task: Task, kept: Mapping[str, str], let_go: list[str]) -> dict[str, str]:
+    def let_go_shared(self, task: Task, names: list[str]) -> dict[str, str]:
         """See `numaemu_core.mirror`."""
-        return dict(self.call(task, "keep_shared", [list(one) for one in kept.items()], let_go))
+        return dict(self.call(task, "let_go_shared", names))
 
     def mems_allowed(self, task: Task) -> int:
         """The nodes that its cpuset leaves a task, as a mask."""

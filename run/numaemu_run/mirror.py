@@ -33,6 +33,8 @@ from numaemu_run.shared_objects import SharedObjects
 
 #: Ranges that one call tells.
 _RANGES_PER_CALL: Final = 4096
+#: Nobody runs out of memory for so many.
+_FEW_PAGES: Final = 256
 #: Areas that grow in place.
 _GROWING: Final = ("[heap]", "[stack]")
 _ADDRESS_END: Final = 1 << 47
@@ -116,8 +118,6 @@ class Mirror:
             starts = set() if not len(fresh) else _touched(areas, fresh)
             new = [area for area in areas if area.start in starts]
             mapped = joined(_holdable(areas))
-            names = {name for name, _ in now}
-            self._objects.keep(task, [area for area in self.areas if area.name not in names])
         # It may have mapped something since we looked.
         present, zeros = (
             runs if inside(runs, mapped) else intersection(runs, mapped) for runs in present_runs(tid, areas)
@@ -131,7 +131,7 @@ class Mirror:
         if not np.array_equal(kept_zeros, zeros):
             gone = union(gone, difference(kept_zeros, union(zeros, present)))
             read = difference(zeros, kept_zeros)
-        if len(fresh) or len(added):
+        if count(added) > _FEW_PAGES:
             self._objects.let_go(task)
         if share is None or not len(added):
             self._tell(task, lost, new, gone, union(added, own), read)
@@ -147,7 +147,6 @@ class Mirror:
 
     def _forget_program(self, task: Task) -> None:
         """Another program is executed: nothing of the old one is left."""
-        self._objects.keep(task, self.areas)
         self._tell(task, _EVERYTHING, [], NO_RUNS, NO_RUNS, NO_RUNS)
         self._text, self._told, self._move = b"", {}, None
         self._mapped = self.held = self._zeros = self._common = NO_RUNS
@@ -173,7 +172,7 @@ class Mirror:
         fresh = difference(now, told)
         if inside(old, now):
             if length > end - first and inside(np.array([[end, first + length]]), fresh):
-                grown = [first * PAGE_SIZE, (first + length) * PAGE_SIZE, None, 0, True]
+                grown = [first * PAGE_SIZE, (first + length) * PAGE_SIZE, None, 0, True, ""]
                 self._kernel.mirror(task, [], [grown], [], [], [])
                 self._told = {**self._told, _PRIVATE: union(told, np.array([[end, first + length]]))}
             return
@@ -212,7 +211,8 @@ class Mirror:
 
     def _tell(self, task: Task, lost: Runs, new: list[Area], gone: Runs, added: Runs, read: Runs) -> None:
         """In the order in which it must come, so many ranges a call."""
-        areas = [[a.start, a.end, a.name or None, a.offset, a.path in _GROWING] for a in new]
+        kept_as = self._objects.kept_as
+        areas = [[a.start, a.end, a.name or None, a.offset, a.path in _GROWING, kept_as(a)] for a in new]
         jobs: list[tuple[int, list[Any]]] = [
             (0, (lost * PAGE_SIZE).tolist()),
             (1, areas),

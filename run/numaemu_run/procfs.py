@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import resource
 import struct
 from collections.abc import Iterator
@@ -264,7 +265,7 @@ def areas_of(text: bytes) -> list[Area]:
         if end > _USER_END:
             continue
         where = path[0] if path else ""
-        is_segment = where.startswith(_SEGMENT_PATH)
+        is_segment = _SEGMENT_PATH.fullmatch(where) is not None
         is_file = inode != "0" or is_segment
         shared = rights[3] == "s" and is_file
         name = (segment_name(inode) if is_segment else f"{device} {inode}") if shared else ""
@@ -283,8 +284,8 @@ def device_name(device: int) -> str:
     return f"{os.major(device):02x}:{os.minor(device):02x}"
 
 
-#: What maps calls SysV segments; their keys follow.
-_SEGMENT_PATH: Final = "/SYSV"
+#: What maps calls SysV segments, by their keys.
+_SEGMENT_PATH: Final = re.compile(r"/SYSV[0-9a-f]{8} \(deleted\)")
 #: What maps and numa_maps call memory that is no file.
 _LABELS: Final = {"[heap]": "heap", "[stack]": "stack"}
 #: What stands as an octal number in a path of numa_maps.

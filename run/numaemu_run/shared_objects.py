@@ -6,67 +6,85 @@ asked now and then, and before pages are placed.
 Source: proc(5); shm_rmid of ipc/shm.c, shmem_evict_inode of mm/shmem.c (6.12).
 """
 
+import contextlib
 import functools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
 from numaemu.task import Task
 from numaemu_core import limits
 from numaemu_run.kernel import Kernel
-from numaemu_run.procfs import Area, device_name, segment_name
+from numaemu_run.procfs import Area, device_name, maps_of, segment_name
 
-#: File systems whose files are shared memory.
-_IN_MEMORY: Final = frozenset({"tmpfs", "devtmpfs"})
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _SEGMENTS: Final = Path("/proc/sysvipc/shm")
 
 
 class SharedObjects:
-    """Those of a machine that the host keeps for some run, and nobody maps. Any call may fail: OSError."""
+    """Those of a machine that the host keeps for some run, mapped or not."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        """Of the machine; what other runs have left is not known yet."""
+    def __init__(self, kernel: Kernel, pids: Collection[int]) -> None:
+        """`pids`: the processes that may map them; it may change. What earlier runs have left is not known yet."""
         self._kernel = kernel
+        self._pids = pids
+        self._is_asked = False
         #: What the host calls those that the machine keeps, by name.
         self._kept: dict[str, str] = {}
 
-    def keep(self, task: Task, areas: Iterable[Area]) -> None:
-        """Mappings of a process are about to end: what the host keeps of them the machine keeps, too."""
-        paths = {area.name: area.path for area in areas if area.name and _can_be_told(area.path)}
-        if there := _there(paths):
-            kept = {name: paths[name] for name in there}
-            self._kernel.keep_shared(task, kept, [])
-            self._kept |= kept
+    def kept_as(self, area: Area) -> str:
+        """What the host calls what a new mapping maps, if it keeps it while nobody does; else nothing."""
+        if not _can_be_told(area) or not _is_there(area.name, area.path):
+            return ""
+        self._kept[area.name] = area.path
+        return area.path
 
     def let_go(self, task: Task) -> None:
-        """What the host keeps no more goes: nobody is to run out of memory for its sake."""
-        gone = self._kept.keys() - _there(self._kept) if self._kept else ()
-        if gone:
-            self._kept = self._kernel.keep_shared(task, {}, sorted(gone))
+        """What the host keeps no more goes: nobody is to run out of memory for its sake. OSError: refused."""
+        if not self._is_asked:
+            self.look(task)
+            return
+        gone = _gone(self._kept)
+        if gone and (gone := gone - self._mapped(gone)):
+            self._kept = self._kernel.let_go_shared(task, sorted(gone))
 
     def look(self, task: Task) -> None:
-        """The same, also of what other runs have left or taken away."""
-        self._kept = self._kernel.keep_shared(task, {}, [])
+        """The same, also of what other runs have left. OSError: as above."""
+        self._is_asked = True
+        self._kept = self._kernel.let_go_shared(task, [])
         self.let_go(task)
 
+    def _mapped(self, names: Collection[str]) -> set[str]:
+        """Those that have been removed, and are mapped: also if the machine was not told of that yet."""
+        found: set[str] = set()
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                text = maps_of(pid)
+                found |= {name for name in names if f" {name} ".encode() in text}
+        return found
 
-def _there(paths: Mapping[str, str]) -> set[str]:
-    """Names of those that the host has, mapped or not, of objects with the paths that maps tells."""
+
+def _gone(paths: Mapping[str, str]) -> set[str]:
+    """Those that the host has no more, of objects with the paths that maps tells."""
     segments = {name for name in paths if _is_segment(name)}
-    files = {name for name in paths.keys() - segments if _is_file_in_memory(name, paths[name])}
-    return files | (segments & _segments() if segments else segments)
+    files = {name for name in paths.keys() - segments if _is_there(name, paths[name]) is False}
+    return files | (segments - _segments() if segments else segments)
 
 
-def _is_file_in_memory(name: str, path: str) -> bool:
-    """Removed files that somebody has open, and memfds, are not looked for: anybody may have them."""
-    if not _is_in_memory(_device_of(name)):
-        return False
+def _is_there(name: str, path: str) -> bool | None:
+    """Is an object where its path says? None: nobody knows.
+
+    Files that somebody has open under no name, or another one, are not looked for: anybody may have them.
+    """
+    if _is_segment(name):
+        return name in _segments()
     try:
         found = os.stat(path)  # noqa: PTH116 - as for any other path of maps
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return None
     return f"{device_name(found.st_dev)} {found.st_ino}" == name
 
 
@@ -81,7 +99,7 @@ def _is_in_memory(device: str) -> bool:
         mount, _, file_system = line.partition(" - ")
         major, minor = map(int, mount.split()[2].split(":"))
         if device_name(os.makedev(major, minor)) == device:
-            return file_system.split()[0] in _IN_MEMORY
+            return file_system.split()[0] == "tmpfs"
     return False
 
 
@@ -93,10 +111,12 @@ def _segments() -> set[str]:
     """Names of the SysV segments of our IPC namespace."""
     try:
         _, *lines = _SEGMENTS.read_text().splitlines()
-    except OSError:  # a host without them
+    except FileNotFoundError:  # a host without them
         return set()
     return {segment_name(line.split()[1]) for line in lines}
 
 
-def _can_be_told(path: str) -> bool:
-    return len(path) <= limits.FILE_NAME_MAX and path.isprintable()
+def _can_be_told(area: Area) -> bool:
+    """Is it memory that the host may keep, under a name that the machine takes?"""
+    is_short = len(area.path.encode()) <= limits.FILE_NAME_MAX and area.path.isprintable()
+    return is_short and (_is_segment(area.name) or _is_in_memory(_device_of(area.name)))

@@ -16,7 +16,7 @@ from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
 from numaemu_core.install_page import install_new_pages
 from numaemu_core.kernel import Kernel
-from numaemu_core.mirror import sys_keep_shared, sys_mirror
+from numaemu_core.mirror import sys_let_go_shared, sys_mirror
 from numaemu_core.mm_types import Task, VmArea
 from numaemu_core.mmzone import LOCAL_NODE, NUMA_HIT
 from numaemu_core.page_flags import FREE_UNCLEAN
@@ -39,13 +39,14 @@ def mirror(
     gone: Pairs = (),
     held: Pairs = (),
     read: Pairs = (),
+    kept_as: str = "",
 ) -> int:
     """The call, with everything counted in pages from AT."""
 
     def spans(pairs: Pairs) -> list[tuple[int, int]]:
         return [(AT + first * PAGE, AT + end * PAGE) for first, end in pairs]
 
-    told = [(AT + a * PAGE, AT + b * PAGE, name, at * PAGE, grows) for a, b, name, at, grows in areas]
+    told = [(AT + a * PAGE, AT + b * PAGE, name, at * PAGE, grows, kept_as) for a, b, name, at, grows in areas]
     return int(m.call(sys_mirror(m.k, task, spans(unmapped), told, spans(gone), spans(held), spans(read)))) // PAGE
 
 
@@ -199,9 +200,9 @@ def test_pages_of_the_host_move_to_frames_of_zeros(machine: Make) -> None:
     assert where(m, task, 100) == [1] * 100
 
 
-def keep(m: Machine, task: Task, kept: Sequence[tuple[str, str]] = (), let_go: Sequence[str] = ()) -> list[list[str]]:
-    """The call about objects that outlast their mappings."""
-    return list(m.call(sys_keep_shared(m.k, task, kept, let_go)))
+def let_go(m: Machine, task: Task, *names: str) -> list[list[str]]:
+    """The call about objects that outlast their mappings no more."""
+    return list(m.call(sys_let_go_shared(m.k, task, names)))
 
 
 @pytest.mark.parametrize("crashed", [False, True])
@@ -209,18 +210,16 @@ def test_objects_that_are_kept_have_their_policies_and_pages(machine: Make, *, c
     """Nobody maps one for a while, in which the daemon may die: who maps it then finds all of it where it was."""
     m = machine()
     task = m.attach()
-    mirror(m, task, areas=[(0, 4, "0:1 77", 0, False)])
+    mirror(m, task, areas=[(0, 4, "0:1 77", 0, False)], kept_as="/x")
     m.mbind(task, AT, 4, MPOL_BIND, {1})
     mirror(m, task, held=[(0, 2)])
-    assert keep(m, task, [("0:1 77", "/x"), ("0:1 78", "/y")]) == []
     mirror(m, task, unmapped=[(0, 4)])
     if crashed:
         m.recover()
         task = m.k.tasks[task.pid]
-    assert keep(m, task) == [["0:1 77", "/x"]]
+    assert let_go(m, task, "never heard of") == [["0:1 77", "/x"]]
     mirror(m, task, areas=[(8, 12, "0:1 77", 0, False)], held=[(8, 11)])
     assert m.where(task, AT + 8 * PAGE, 4) == [1, 1, 1, GONE]
-    assert keep(m, task) == []
 
 
 def test_objects_that_are_kept_no_more_go_with_their_last_mapping(machine: Make) -> None:
@@ -229,20 +228,45 @@ def test_objects_that_are_kept_no_more_go_with_their_last_mapping(machine: Make)
     task = m.attach()
     free = [zone.nr_free for zone in m.k.zones.values()]
     for mapped in (True, False):
-        mirror(m, task, areas=[(0, 4, "0:1 77", 0, False)])
+        mirror(m, task, areas=[(0, 4, "0:1 77", 0, False)], kept_as="/x")
         m.mbind(task, AT, 4, MPOL_BIND, {1})
         mirror(m, task, held=[(0, 4)])
-        keep(m, task, [("0:1 77", "/x")])
         if not mapped:
             mirror(m, task, unmapped=[(0, 4)])
-        keep(m, task, (), ["0:1 77", "never heard of"])
+        assert let_go(m, task, "0:1 77") == []
         if mapped:
+            assert where(m, task, 4) == [1] * 4
             mirror(m, task, unmapped=[(0, 4)])
         m.performer.run()
-        assert keep(m, task) == []
         assert m.k.zones[1].nr_free == free[1]
     mirror(m, task, areas=[(0, 4, "0:1 77", 0, False)], held=[(0, 4)])
     assert where(m, task, 4) == [0] * 4
+
+
+def test_objects_that_are_mapped_elsewhere_live_on(machine: Make) -> None:
+    """One call unmaps the only mapping and makes another one: policy and pages are those that were there."""
+    m = machine()
+    task = m.attach()
+    mirror(m, task, areas=[(0, 4, "0:1 77", 0, False)])
+    m.mbind(task, AT, 4, MPOL_BIND, {1})
+    mirror(m, task, held=[(0, 4)])
+    mirror(m, task, unmapped=[(0, 4)], areas=[(8, 16, "0:1 77", 0, False)], held=[(8, 13)])
+    assert m.where(task, AT + 8 * PAGE, 5) == [1, 1, 1, 1, 0]
+    mirror(m, task, unmapped=[(8, 16)])
+    m.performer.run()
+    assert len(m.k.address_spaces) == 0
+
+
+def test_only_so_many_objects_are_kept(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than that go with their last mapping, as all of them must be named in one answer."""
+    monkeypatch.setattr(limits, "KEPT_OBJECTS_MAX", 2)
+    m = machine()
+    task = m.attach()
+    for number in range(3):
+        mirror(m, task, areas=[(number, number + 1, f"0:1 {number}", 0, False)], kept_as=f"/{number}")
+    mirror(m, task, unmapped=[(0, 3)])
+    assert let_go(m, task) == [["0:1 0", "/0"], ["0:1 1", "/1"]]
+    assert let_go(m, task, "0:1 0", "0:1 1") == []
 
 
 def test_shared_objects_become_longer(machine: Make) -> None:
@@ -423,5 +447,5 @@ def test_ranges_are_of_whole_pages(machine: Make, place: int, span: tuple[int, i
     ranges: list[list[tuple[int, int]]] = [[], [], [], [], []]
     ranges[place] = [span]
     with pytest.raises(MmError, match="EINVAL"):
-        m.call(sys_mirror(m.k, task, ranges[0], [(AT, AT + PAGE, None, 0, False)], *ranges[2:]))
+        m.call(sys_mirror(m.k, task, ranges[0], [(AT, AT + PAGE, None, 0, False, "")], *ranges[2:]))
     assert not len(task.mm.vmas)

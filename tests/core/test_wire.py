@@ -89,8 +89,8 @@ VALID: dict[str, tuple[list[Any], list[Any] | None]] = {
     "set_mempolicy_home_node": ([3, 0, 4096, 1, 0], None),
     "get_mempolicy": ([3, None, 0, 0], None),
     "where": ([3, 0, 4096], None),
-    "mirror": ([3, [[0, 4096]], [[4096, 8192, "0:1 7", 0, False]], [], [[4096, 8192]], []], None),
-    "keep_shared": ([3, [["0:1 7", "/dev/shm/x"]], ["0:1 8"]], None),  # noqa: S108 - a name
+    "mirror": ([3, [[0, 4096]], [[4096, 8192, "0:1 7", 0, False, ""]], [], [[4096, 8192]], []], None),
+    "let_go_shared": ([3, ["0:1 8"]], None),
     "unpinned": ([3], None),
     "numa_maps": ([3], None),
     "maps": ([3], None),

@@ -21,6 +21,9 @@ class Refusing:
     def __init__(self) -> None:
         self.told: list[list[Any]] = []
 
+    def let_go_shared(self, _task: Task, _names: list[str]) -> dict[str, str]:
+        return {}
+
     def mirror(self, _task: Task, *parts: list[Any]) -> None:
         self.told.append(list(parts))
         if len(self.told) == 1:
@@ -31,7 +34,7 @@ def test_what_was_refused_is_told_again() -> None:
     """The next time, all of it comes once more; what was accepted does not."""
     machine = Refusing()
     kernel = cast("Kernel", machine)
-    mirror = Mirror(kernel, SharedObjects(kernel), os.getpid())
+    mirror = Mirror(kernel, SharedObjects(kernel, ()), os.getpid())
     with pytest.raises(OSError, match="too many mappings"):
         mirror.settle(TASK, os.getpid())
     with mmap.mmap(-1, procfs.PAGE_SIZE) as memory:

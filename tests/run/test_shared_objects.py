@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ def segment() -> Iterator[int]:
     libc.shmctl(found, IPC_RMID, None)
 
 
-@pytest.mark.parametrize("way", ["unmapped", "ended", "executed", "killed"])
+@pytest.mark.parametrize("way", ["unmapped", "mapped elsewhere", "ended", "executed", "killed"])
 @pytest.mark.parametrize("kind", ["path", "segment"])
 def test_what_is_kept_has_its_policy_and_its_pages(
     run: Run, request: pytest.FixtureRequest, kind: str, way: str
@@ -49,6 +50,20 @@ def test_what_is_kept_has_its_policy_and_its_pages(
     done = run(sys.executable, PROGRAMS / "kept.py", request.getfixturevalue(kind), way)
     lines = ["kept 4 pages", "nodes [2]", "kept 8 pages", "kept 0 pages"]
     assert (done.stdout.splitlines(), done.stderr) == (lines, "")
+
+
+def test_it_outlasts_who_is_out_of_memory(run: Run, path: Path) -> None:
+    """The OOM killer takes the process, and nothing of what others can map."""
+    done = run(sys.executable, PROGRAMS / "kept.py", path, "out of memory", options=("--report", "json"))
+    assert done.stdout.splitlines()[1] == "nodes [2]"
+    assert json.loads(done.stderr[done.stderr.index("{") :])["troubles"] == {}
+
+
+@pytest.mark.parametrize("kind", ["path", "segment"])
+def test_what_is_removed_while_it_is_mapped_stays(run: Run, request: pytest.FixtureRequest, kind: str) -> None:
+    """Also if it is removed before anybody has looked at the mapping."""
+    done = run(sys.executable, PROGRAMS / "kept.py", request.getfixturevalue(kind), "removed while mapped")
+    assert (done.stdout, done.stderr) == ("nodes [2]\n", "")
 
 
 def test_it_outlasts_a_run(run: Run, machine: nm.Machine, path: Path) -> None:
@@ -69,4 +84,12 @@ def free_kb(machine: nm.Machine) -> int:
 def test_what_is_removed_makes_room_before_anybody_is_killed(run: Run, path: Path) -> None:
     """A program that fills a node twice, and removes the first half before the second, is not out of memory."""
     done = run(sys.executable, PROGRAMS / "kept.py", path, "removed")
+    assert (done.stdout, done.stderr) == ("node 2\n", "")
+
+
+def test_what_is_removed_between_runs_makes_room_too(run: Run, path: Path) -> None:
+    """The second run has heard of nothing before it needs the memory."""
+    assert run(sys.executable, PROGRAMS / "kept.py", path, "filled").returncode == 0
+    path.unlink()
+    done = run(sys.executable, PROGRAMS / "kept.py", path, "filled again")
     assert (done.stdout, done.stderr) == ("node 2\n", "")

@@ -12,7 +12,7 @@ from calls import PAGE, Memory, mbind, node_of
 
 PAGES = 8
 NODE = 2
-MANY = 25_000
+SOME, MANY, ALL = 1000, 25_000, 100_000
 SECONDS = 20
 IPC_RMID = 0
 MEMINFO = Path(f"/sys/devices/system/node/node{NODE}/meminfo")
@@ -70,10 +70,19 @@ def bind_and_part(way: str) -> None:
     if way == "unmapped":
         detach(at)
         be_looked_at()
+    elif way == "mapped elsewhere":
+        again = attach()
+        detach(at)
+        be_looked_at()
+        assert node_of(again) == NODE
     elif way == "executed":
         os.execv(sys.executable, [sys.executable, "-c", ""])
     elif way == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif way == "out of memory":
+        be_looked_at()
+        Memory(ALL).write()
+        be_looked_at()
     os._exit(0)
 
 
@@ -110,15 +119,32 @@ def wait_until_free(expected_kb: int) -> None:
     print("kept", (expected_kb - free_kb()) // 4, "pages")
 
 
-def make_room() -> None:
-    """Memory that was removed while nobody mapped it is no reason to be killed for want of memory."""
+def remove_while_mapped() -> None:
+    """It has lost its name between two looks, and is mapped: by this process, or by another one."""
+    pid = os.fork()
+    if not pid:
+        bind_and_part("ended")
+    os.waitpid(pid, 0)
+    at = attach()
+    remove()
+    memory = Memory(SOME)
+    memory.write()
+    be_looked_at()
+    print("nodes", sorted({node_of(at + page * PAGE) for page in range(PAGES)}))
+
+
+def fill() -> None:
+    """Half of what there is goes into a file that nobody maps then."""
     at = attach(MANY)
     mbind(at, MANY * PAGE, NODE)
     write(at, MANY)
     assert node_of(at) == NODE
     detach(at, MANY)
     be_looked_at()
-    remove()
+
+
+def fill_again() -> None:
+    """More than half of it, at one time."""
     memory = Memory(MANY)
     mbind(memory.start, memory.length, NODE)
     memory.write()
@@ -126,7 +152,15 @@ def make_room() -> None:
 
 
 if sys.argv[2] == "removed":
-    make_room()
+    fill()
+    remove()
+    fill_again()
+elif sys.argv[2] == "filled":
+    fill()
+elif sys.argv[2] == "filled again":
+    fill_again()
+elif sys.argv[2] == "removed while mapped":
+    remove_while_mapped()
 elif sys.argv[2] == "left":
     bind_and_part("ended")
 elif sys.argv[2] == "awaited":
