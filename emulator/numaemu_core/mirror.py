@@ -65,7 +65,8 @@ def sys_mirror(
     object, which lives as long as something maps it, or the host keeps it. All of it may be done twice.
 
     Raises:
-        MmError: EINVAL: a span that is not of whole pages of the address space; ENOMEM: too many mappings.
+        MmError: EINVAL: a span that is not of whole pages of the address space; ENOMEM: too many mappings; EBUSY: the
+            task has used its memory by itself.
         SegmentationFault: held pages that no area maps. OutOfMemory: they find no frame; those before have theirs.
     """
     mm = task.mm
@@ -75,8 +76,7 @@ def sys_mirror(
     with (yield from down_write(mm)):
         check_alive(k, task)
         if not mm.mirrored:
-            mm.mirrored = True
-            k.journal.mm(mm)
+            _begin(k, mm)
         yield from _remap(k, mm, unmapped, areas)
         for start, end in gone:
             yield from unmap_vmas(k, mm, start, end, free_tables=False)
@@ -85,6 +85,14 @@ def sys_mirror(
     if read:
         yield from _touch(k, task, read, write=False)
     return sum(end - start for start, end in held)
+
+
+def _begin(k: Kernel, mm: Mm) -> None:
+    """From now on its frames are zeros: nobody may have written to them, or be about to."""
+    if len(mm.vmas) or (k.c.window_mm == mm.id + 1).any():
+        raise MmError(errno.EBUSY, "the memory of the task is its own")
+    mm.mirrored = True
+    k.journal.mm(mm)
 
 
 def _remap(k: Kernel, mm: Mm, unmapped: Sequence[Span], areas: Sequence[Area]) -> KernelTask[None]:

@@ -238,9 +238,12 @@ def sys_mmap(  # noqa: PLR0913, PLR0917 - mmap(2) has six arguments, a file by n
     Raises:
         MmError: EINVAL (length 0, neither or both of SHARED and PRIVATE, unaligned MAP_FIXED address or offset, unknown
             bits or mode), ENOMEM (no room, too many VMAs), EBADF (neither MAP_ANONYMOUS nor a file), ENOENT (no such
-            file), EACCES (shared and writable, of a file opened for reading), EOVERFLOW (offset too large).
+            file), EACCES (shared and writable, of a file opened for reading; the memory is that of a process of the
+            host), EOVERFLOW (offset too large).
     """
     mm = task.mm
+    if mm.mirrored:  # frames that count as zeros would be written to
+        raise MmError(errno.EACCES, f"the memory of task {task.pid} is that of a process of the host")
     size = page_align(k, length)
     if not length:
         raise MmError(errno.EINVAL, "length 0")

@@ -200,6 +200,23 @@ def test_pages_of_the_host_move_to_frames_of_zeros(machine: Make) -> None:
     assert where(m, task, 100) == [1] * 100
 
 
+def test_memory_is_a_tasks_own_or_that_of_the_host(machine: Make) -> None:
+    """Frames of the host's are zeros: who has mappings or a window is not mirrored, who is mirrored maps nothing."""
+    m = machine()
+    mapped, looking, mirrored = m.attach(), m.attach(), m.attach()
+    m.mmap(mapped, 1)
+    m.k.c.window_mm[3] = looking.mm.id + 1
+    for task in (mapped, looking):
+        with pytest.raises(MmError) as refused:
+            mirror(m, task, areas=[(0, 1, None, 0, False)])
+        assert refused.value.errno == errno.EBUSY
+    m.k.c.window_mm[3] = 0
+    mirror(m, mirrored, areas=[(0, 1, None, 0, False)])
+    with pytest.raises(MmError) as refused:
+        m.mmap(mirrored, 1)
+    assert refused.value.errno == errno.EACCES
+
+
 def let_go(m: Machine, task: Task, *names: str) -> list[list[str]]:
     """The call about objects that outlast their mappings no more."""
     return list(m.call(sys_let_go_shared(m.k, task, names)))

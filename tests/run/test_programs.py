@@ -11,6 +11,7 @@ from tests.run.conftest import PROGRAMS, Done, Run, compiled, faults_refused
 
 import numaemu as nm
 from numaemu_run.abi import abi_of_host
+from numaemu_run.kernel import Kernel
 
 pytestmark = pytest.mark.shares_machines
 
@@ -168,6 +169,15 @@ def test_bytes_stay_in_the_program(run: Run, machine: nm.Machine) -> None:
     done = run(sys.executable, "-c", WANDERING)
     assert (done.stderr, done.returncode) == ("", 0)
     assert pools_kb(machine) - before < 1000
+
+
+def test_frames_of_a_program_are_not_mapped_by_clients(machine: nm.Machine) -> None:
+    """They count as zeros: a client that shares the address space gets no window to them."""
+    at, end = 0x7F0000000000, 0x7F0000001000
+    with machine.attach(remote=True) as far:
+        Kernel(machine).mirror(far, [], [[at, end, None, 0, False, ""]], [], [[at, end]], [])
+        with machine.attach(share_mm=far.pid) as near, pytest.raises(PermissionError):
+            near.read(at, 1)
 
 
 def pools_kb(machine: nm.Machine) -> int:
