@@ -50,11 +50,11 @@ def columns_after(
         machine.k.c.free_state[1:20] = 1
         machine.k.c.frames[1:20] = 7
     task: Task = machine.attach(1)
-    task.mm.mirrored = mirrored
-    machine.k.journal.mm(task.mm)
     if policy is not None:
         machine.call(mempolicy.sys_set_mempolicy(machine.k, task, *policy, 65))
     base = machine.mmap(task, 40)
+    task.mm.mirrored = mirrored
+    machine.k.journal.mm(task.mm)
     for page in [3, 1, 2, 20, 21, 3, 0, *range(22, 38)]:
         machine.touch(task, base + page * PAGE, write=page != 1)
     columns: Columns = machine.k.c
