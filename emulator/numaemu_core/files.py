@@ -2,8 +2,8 @@
 
 Kinds: tmpfs (pages go to swap), ramfs (pages never leave), disk (pages are written back to the disk segment of the swap
 node). A file lives as long as the machine; shared anonymous memory as long as somebody maps it, or a host that is
-mirrored keeps it. Mirrors:
-generic_file_write and do_generic_mapping_read, mm/filemap.c, truncate_inode_pages, mm/truncate.c (2.6.15).
+mirrored keeps it. Mirrors: generic_file_write and do_generic_mapping_read, mm/filemap.c, truncate_inode_pages,
+mm/truncate.c (2.6.15).
 """
 
 import errno

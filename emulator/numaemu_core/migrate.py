@@ -177,9 +177,9 @@ def _begin(k: Kernel, batch: _Batch, chosen: Bool) -> KernelTask[_Attempt]:
     here = here[state[here] == _AGAIN]
     here = here[_is_nobody_elses(k, pfns[here])]
     copies = []
-    full = here[k.c.pg_flags[pfns[here]] & PG_HOSTED == 0]
-    for nid in distinct(k.nid_of_pfn[targets[full]]).tolist():
-        there = full[k.nid_of_pfn[targets[full]] == nid]
+    with_bytes = here[k.c.pg_flags[pfns[here]] & PG_HOSTED == 0]
+    for nid in distinct(k.nid_of_pfn[targets[with_bytes]]).tolist():
+        there = with_bytes[k.nid_of_pfn[targets[with_bytes]] == nid]
         copies.append(CopyPages(nid, pfns[there], targets[there]))
         yield copies[-1]
     return _Attempt(batch, np.flatnonzero(chosen), pfns, targets, state, here, tuple(copies))

@@ -5,7 +5,7 @@ the policies of this moment say. The bytes stay with the process; the frames kee
 """
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -39,8 +39,8 @@ from numaemu_core.task_locks import down_write
 #: First byte and end.
 Span = tuple[int, int]
 #: First byte, end, the name of a shared object or None, the first byte of it, does it grow?, and what the host calls
-#: the object if it keeps it while nobody maps it, else nothing.
-Area = tuple[int, int, str | None, int, bool, str]
+#: the object if it keeps it while nobody maps it, else None.
+Area = tuple[int, int, str | None, int, bool, str | None]
 
 _PRIVATE = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
 _SHARED = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_SHARED | VM_MAYSHARE
@@ -109,18 +109,19 @@ def _remap(k: Kernel, mm: Mm, unmapped: Sequence[Span], areas: Sequence[Area]) -
     finally:
         for one in wanted:
             one.wanted -= 1
-    yield from drop_unmapped_objects(k, wanted)
+        yield from drop_unmapped_objects(k, wanted)
 
 
-def sys_let_go_shared(k: Kernel, task: Task, names: Sequence[str]) -> KernelTask[list[list[str]]]:
+def sys_let_go_shared(k: Kernel, task: Task, names: Collection[str]) -> KernelTask[list[list[str]]]:
     """The host keeps these objects no more: those that nobody maps go. Gives those that it keeps, and as what.
 
     Policies and pages stay with an object for as long, as with tmpfs until the inode goes (shmem_evict_inode,
     mm/shmem.c). All of it may be done twice.
     """
     check_alive(k, task)
+    names = set(names)
     kept = [one for one in k.address_spaces.values() if one.kept_as and not one.dead]
-    gone = [one for one in kept if one.name in set(names)]
+    gone = [one for one in kept if one.name in names]
     for one in gone:
         one.kept_as = ""
         k.journal.file(one)
@@ -166,7 +167,7 @@ def _is_plain(vma: VmArea) -> bool:
     return vma.vm_file is None and vma.vm_policy is None
 
 
-def _map(k: Kernel, mm: Mm, span: Span, name: str | None, offset: int, kept_as: str) -> None:
+def _map(k: Kernel, mm: Mm, span: Span, name: str | None, offset: int, kept_as: str | None) -> None:
     """One mapping, not merged with its neighbours."""
     start, end = span
     check_map_count(k, mm)
@@ -179,7 +180,7 @@ def _map(k: Kernel, mm: Mm, span: Span, name: str | None, offset: int, kept_as: 
         k.journal.vmas(mm, start, end)
 
 
-def _shared_object(k: Kernel, name: str, size_bytes: int, kept_as: str) -> AddressSpace:
+def _shared_object(k: Kernel, name: str, size_bytes: int, kept_as: str | None) -> AddressSpace:
     """The object of that name, made or made longer if need be: up to the length that one may have.
 
     The first so many objects are kept as long as the host keeps them.
@@ -194,7 +195,7 @@ def _shared_object(k: Kernel, name: str, size_bytes: int, kept_as: str) -> Addre
         found.i_pages = np.concatenate((found.i_pages, np.zeros(missing, np.uint64)))
         found.i_size = size_bytes
         k.journal.file(found)
-    if kept_as not in {"", found.kept_as} and _may_keep_more(k):
+    if kept_as is not None and kept_as != found.kept_as and _may_keep_more(k):
         found.kept_as = kept_as
         k.journal.file(found)
     return found

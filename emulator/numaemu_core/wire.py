@@ -141,14 +141,11 @@ def spans(value: object) -> list[list[int]]:
 
 
 def areas(value: object) -> list[list[Any]]:
-    """Mappings: a list of first byte, end, a shared object or nil, its first byte, does it grow?, what keeps it."""
+    """Mappings: a list of first byte, end, shared object or nil, its first byte, does it grow?, its keeper or nil."""
     if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 6 for one in value):  # noqa: PLR2004 - as many fields
         raise MmError(errno.EINVAL, f"expected a list of mappings, got {_short(value)}")
     name = optional(_object_name)
-    return [
-        [number(one[0]), number(one[1]), name(one[2]), number(one[3]), flag(one[4]), one[5] and _object_name(one[5])]
-        for one in value
-    ]
+    return [[number(one[0]), number(one[1]), name(one[2]), number(one[3]), flag(one[4]), name(one[5])] for one in value]
 
 
 def object_names(value: object) -> list[str]:

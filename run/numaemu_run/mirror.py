@@ -172,7 +172,7 @@ class Mirror:
         fresh = difference(now, told)
         if inside(old, now):
             if length > end - first and inside(np.array([[end, first + length]]), fresh):
-                grown = [first * PAGE_SIZE, (first + length) * PAGE_SIZE, None, 0, True, ""]
+                grown = [first * PAGE_SIZE, (first + length) * PAGE_SIZE, None, 0, True, None]
                 self._kernel.mirror(task, [], [grown], [], [], [])
                 self._told = {**self._told, _PRIVATE: union(told, np.array([[end, first + length]]))}
             return

@@ -1,7 +1,7 @@
 """Shared memory that the host keeps while nobody maps it: SysV segments and files of tmpfs.
 
 Its policies and the nodes of its pages stay meanwhile, until it is removed. The host does not tell when that is: it is
-asked now and then, and before pages are placed.
+asked now and then, and before many pages are placed.
 
 Source: proc(5); shm_rmid of ipc/shm.c, shmem_evict_inode of mm/shmem.c (6.12).
 """
@@ -33,10 +33,10 @@ class SharedObjects:
         #: What the host calls those that the machine keeps, by name.
         self._kept: dict[str, str] = {}
 
-    def kept_as(self, area: Area) -> str:
-        """What the host calls what a new mapping maps, if it keeps it while nobody does; else nothing."""
+    def kept_as(self, area: Area) -> str | None:
+        """What the host calls what a new mapping maps, if it keeps it while nobody does."""
         if not _can_be_told(area) or not _is_there(area.name, area.path):
-            return ""
+            return None
         self._kept[area.name] = area.path
         return area.path
 

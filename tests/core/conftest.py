@@ -10,6 +10,7 @@ from numaemu_core import fork, mbind, memory, mmap, proc
 from numaemu_core.effects import KernelTask
 from numaemu_core.fsck import fsck
 from numaemu_core.journal import Journal
+from numaemu_core.kernel import Kernel
 from numaemu_core.locks import NoHost
 from numaemu_core.mm_types import Task
 from numaemu_core.nodemask import mask_of
@@ -21,6 +22,12 @@ from numaemu_core.uapi import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE
 PAGE = 4096
 #: What `where` says of a page that is not in memory.
 GONE = -2
+
+
+def reborn(k: Kernel) -> Kernel:
+    """The kernel of the next daemon."""
+    journal = Journal(k.journal._bytes)  # noqa: SLF001 - the same memory, as another process maps it
+    return recover(k.layout, k.c, journal, NoHost(), dict)[0]
 
 
 class Machine:
@@ -84,8 +91,7 @@ class Machine:
 
     def recover(self) -> None:
         """The daemon dies while nothing is under way, and the next one goes on."""
-        journal = Journal(self.k.journal._bytes)  # noqa: SLF001 - the same memory, as another process maps it
-        self.k, _ = recover(self.k.layout, self.k.c, journal, NoHost(), dict)
+        self.k = reborn(self.k)
         self.performer = Performer(self.k.topology, kernel=self.k)
 
     def fsck(self) -> list[str]:

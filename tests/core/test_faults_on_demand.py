@@ -10,17 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.core.conftest import GONE, PAGE, Machine
+from tests.core.conftest import GONE, PAGE, Machine, reborn
 
 from numaemu_core import limits, madvise, memory, migrate_pages, move_pages, node_views, views
 from numaemu_core.columns import columns_in_memory
 from numaemu_core.errors import MmError, OutOfMemory, TopologyError
 from numaemu_core.faults_on_demand import ISOLATION, KNOWN, MIGRATION, NODE, SEED_MAX, SWAP, Fault, parse_fault
-from numaemu_core.journal import Journal
 from numaemu_core.layout import layout_of
-from numaemu_core.locks import NoHost
 from numaemu_core.nodemask import mask_of
-from numaemu_core.recovery import recover
 from numaemu_core.strikes import Strikes, struck_at
 from numaemu_core.topology import Topology, from_dict, uniform
 from numaemu_core.uapi import (
@@ -609,8 +606,7 @@ def test_a_recovered_machine_goes_on_where_it_was(machine: Make) -> None:
     m.touch(task, base, 32)
     move(m, task, base, 32, 1)
     before = m.k.strikes.counts()
-    bytes_of_journal = m.k.journal._bytes  # noqa: SLF001 - the same memory, as the next daemon maps it
-    k = recover(m.k.layout, m.k.c, Journal(bytes_of_journal), NoHost(), dict)[0]
+    k = reborn(m.k)
     assert k.strikes.counts() == before
     assert before["isolation: refused for 50%"] > 0
     assert (k.zones[2].nr_free, k.usable_slots, k.nr_swap_pages) == (20, 30, 30)

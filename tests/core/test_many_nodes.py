@@ -9,14 +9,12 @@ from numaemu_core import cpuset, limits, mbind, mempolicy, migrate_pages, move_p
 from numaemu_core.errors import TopologyError
 from numaemu_core.fsck import fsck
 from numaemu_core.get_mempolicy import sys_get_mempolicy
-from numaemu_core.journal import Journal, packed_record, policy_row
+from numaemu_core.journal import packed_record, policy_row
 from numaemu_core.layout import layout_of
-from numaemu_core.locks import NoHost
 from numaemu_core.mm_types import Task
 from numaemu_core.nodemask import mask_of
 from numaemu_core.numa_maps import sys_numa_maps
 from numaemu_core.profiles import PROFILES
-from numaemu_core.recovery import recover
 from numaemu_core.shared_policy import Mempolicy
 from numaemu_core.topology import from_dict, uniform
 from numaemu_core.uapi import (
@@ -28,7 +26,7 @@ from numaemu_core.uapi import (
     MPOL_MF_STRICT,
 )
 
-from .conftest import PAGE, Machine
+from .conftest import PAGE, Machine, reborn
 
 Make = Callable[..., Machine]
 
@@ -98,7 +96,7 @@ def test_a_daemon_that_comes_after_knows_wide_masks(machine: Make) -> None:
     m.call(cpuset.sys_set_cpuset(m.k, task, words(0, 3, 1000, 1023)))
     m.k.journal.compact()
     m.call(mempolicy.sys_set_mempolicy(m.k, task, MPOL_BIND, words(3, 1023), MAXNODE))
-    again = recover(m.k.layout, m.k.c, Journal(m.k.journal._bytes), NoHost(), dict)[0]  # noqa: SLF001 - the same memory
+    again = reborn(m.k)
     assert fsck(again) == []
     found = again.tasks[task.pid]
     assert (found.policy, found.mems_allowed) == (task.policy, mask_of([0, 3, 1000, 1023]))

@@ -39,7 +39,7 @@ def mirror(
     gone: Pairs = (),
     held: Pairs = (),
     read: Pairs = (),
-    kept_as: str = "",
+    kept_as: str | None = None,
 ) -> int:
     """The call, with everything counted in pages from AT."""
 
@@ -274,6 +274,19 @@ def test_objects_that_are_mapped_elsewhere_live_on(machine: Make) -> None:
     assert len(m.k.address_spaces) == 0
 
 
+def test_objects_whose_new_mapping_is_refused_are_gone(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are mapped nowhere any more: nobody has their frames."""
+    m = machine()
+    task = m.attach()
+    mirror(m, task, areas=[(0, 4, "0:1 77", 0, False)], held=[(0, 4)])
+    monkeypatch.setattr(limits, "MAX_MAP_COUNT", 0)
+    with pytest.raises(MmError) as refused:
+        mirror(m, task, unmapped=[(0, 4)], areas=[(8, 12, "0:1 77", 0, False)])
+    assert refused.value.errno == errno.ENOMEM
+    m.performer.run()
+    assert len(m.k.address_spaces) == 0
+
+
 def test_only_so_many_objects_are_kept(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than that go with their last mapping, as all of them must be named in one answer."""
     monkeypatch.setattr(limits, "KEPT_OBJECTS_MAX", 2)
@@ -464,5 +477,5 @@ def test_ranges_are_of_whole_pages(machine: Make, place: int, span: tuple[int, i
     ranges: list[list[tuple[int, int]]] = [[], [], [], [], []]
     ranges[place] = [span]
     with pytest.raises(MmError, match="EINVAL"):
-        m.call(sys_mirror(m.k, task, ranges[0], [(AT, AT + PAGE, None, 0, False, "")], *ranges[2:]))
+        m.call(sys_mirror(m.k, task, ranges[0], [(AT, AT + PAGE, None, 0, False, None)], *ranges[2:]))
     assert not len(task.mm.vmas)

@@ -11,14 +11,11 @@ from numaemu_core import files, fork, madvise, mbind, memory, mempolicy, mlock, 
 from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError
 from numaemu_core.fsck import fsck
-from numaemu_core.journal import Journal
 from numaemu_core.kernel import Kernel
-from numaemu_core.locks import NoHost
 from numaemu_core.mm_types import Task
 from numaemu_core.page_flags import ALLOCATED, FREE_UNCLEAN
 from numaemu_core.page_table import PTE_MIGRATION, PTE_PRESENT, PTE_READABLE
 from numaemu_core.performer import JOURNAL_BYTES, Performer
-from numaemu_core.recovery import recover
 from numaemu_core.topology import Topology, from_dict
 from numaemu_core.uapi import (
     MADV_DONTNEED,
@@ -35,6 +32,8 @@ from numaemu_core.uapi import (
     PROT_READ,
     PROT_WRITE,
 )
+
+from .conftest import reborn
 
 Draw = Callable[[int], int]
 
@@ -62,12 +61,6 @@ COLUMNS = (
 def a_machine(profile: str) -> Topology:
     nodes = [{"memory": "256K", "cpus": [0]}, {"memory": "256K", "cpus": [1]}]
     return from_dict({"swap": "256K", "disk": "128K", "profile": profile, "min_free_kbytes": 0, "node": nodes})
-
-
-def reborn(k: Kernel) -> Kernel:
-    """The kernel of the next daemon."""
-    journal = Journal(k.journal._bytes)  # noqa: SLF001 - the same memory, as another process maps it
-    return recover(k.layout, k.c, journal, NoHost(), dict)[0]
 
 
 def map_file(k: Kernel, task: Task, at: int, length: int, draw: Draw) -> KernelTask[Any]:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.run.conftest import PROGRAMS, Run, compiled, numaemu
+from tests.run.conftest import PROGRAMS, SECONDS, Run, compiled, numaemu
 
 from numaemu_run import trouble
 from numaemu_run.family import Family
@@ -156,7 +156,7 @@ def test_who_is_killed_while_it_is_served_is_no_trouble(
         if not done.exists():
             return
         os.kill(thread.process.pid, signal.SIGKILL)
-        select.select([thread.process.pidfd], [], [])
+        assert select.select([thread.process.pidfd], [], [], SECONDS)[0]
         family.has_news(thread.process.pidfd)
 
     done = tmp_path / "done"

@@ -56,7 +56,8 @@ def test_it_outlasts_who_is_out_of_memory(run: Run, path: Path) -> None:
     """The OOM killer takes the process, and nothing of what others can map."""
     done = run(sys.executable, PROGRAMS / "kept.py", path, "out of memory", options=("--report", "json"))
     assert done.stdout.splitlines()[1] == "nodes [2]"
-    assert json.loads(done.stderr[done.stderr.index("{") :])["troubles"] == {}
+    report = json.loads(done.stderr[done.stderr.index("{") :])
+    assert (report["killed_out_of_memory"], report["troubles"]) == (1, {})
 
 
 @pytest.mark.parametrize("kind", ["path", "segment"])

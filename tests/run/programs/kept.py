@@ -81,8 +81,9 @@ def bind_and_part(way: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif way == "out of memory":
         be_looked_at()
-        Memory(ALL).write()
-        be_looked_at()
+        memory = Memory(ALL)
+        memory.write()
+        mbind(memory.start, memory.length, 0)
     os._exit(0)
 
 
