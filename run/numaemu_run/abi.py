@@ -22,6 +22,8 @@ POLICY_CALLS: Final = (
     "set_mempolicy",
     "set_mempolicy_home_node",
 )
+#: Those that ask nobody, once the thread is known.
+QUICK_CALLS: Final = ("getcpu", "sched_getaffinity")
 #: Calls that open a file for reading.
 OPEN_CALLS: Final = ("open", "openat", "openat2")
 #: Restartable sequences, which tell a thread its CPU: refused by the filter, so that libc asks.

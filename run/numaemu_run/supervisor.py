@@ -22,6 +22,7 @@ from numaemu_run.abi import (
     OPEN_CALLS,
     PATH_CALLS,
     POLICY_CALLS,
+    QUICK_CALLS,
     SYSINFO_CALL,
     Abi,
 )
@@ -35,6 +36,7 @@ from numaemu_run.node_tree import NodeTree
 from numaemu_run.paths import PathCalls
 from numaemu_run.policy import PolicyCalls
 from numaemu_run.processes import Thread
+from numaemu_run.receiver import Receiver
 from numaemu_run.seccomp import Listener, Notification
 from numaemu_run.sysinfo import sysinfo
 
@@ -84,7 +86,9 @@ class Supervisor:
         self.unchanged_vdsos = 0
         self._abi = abi
         self._kernel = kernel
-        self._services = {number: (name, self._service_of(name)) for name, number in abi.numbers.items()}
+        self._services = {
+            number: (name, self._service_of(name), name not in QUICK_CALLS) for name, number in abi.numbers.items()
+        }
         self._files = Files(kernel, self.family, tree, root, mounted=mounted)
         self._paths = PathCalls(self._files, abi)
         self._affinity = AffinityCalls(kernel, self.family, tree, abi)
@@ -92,6 +96,8 @@ class Supervisor:
             **PolicyCalls(kernel, self.family, listener.is_waiting).handlers,
             **self._affinity.handlers,
         }
+        self._receiver = Receiver(listener)
+        self._received = self._receiver.calls
 
     def _service_of(self, name: str) -> Callable[[str, Notification], None]:
         """What serves a call of that name."""
@@ -110,6 +116,7 @@ class Supervisor:
 
     def close(self) -> None:
         """Nobody is served any more; whoever is still known is forgotten."""
+        self._receiver.close()
         self.family.close()
         self._poll.close()
         self._next_look.close()
@@ -124,32 +131,24 @@ class Supervisor:
         Comes back after `timeout_s` even if there was nothing, and now and then without.
         """
         for _ in range(_CALLS_A_STEP):
-            events = self._poll.poll(timeout_s)
-            if events != self._calls_only:
+            events = self._poll.poll(0 if self._received else timeout_s)
+            if events != self._calls_only and (events or not self._received):
                 break
-            self._serve()
+            self._serve_next()
         else:
             return _NONE
-        # Ends before calls: see `Family.known`.
-        events.sort(key=self._turn)
-        return {fd for fd, event in events if self._is_watched(fd, event)}
-
-    def _turn(self, event: tuple[int, int]) -> int:
-        """When its turn is among those that came together."""
-        return (event[0] == self._listener.fd) + 2 * (event[0] == self._next_look.fd)
-
-    def _is_watched(self, fd: int, event: int) -> bool:
-        """Serve a descriptor of ours that is readable; False: it was ours."""
-        if fd == self._next_look.fd:
-            self._look()
-            return False
-        if fd != self._listener.fd:
-            return not self.family.has_news(fd)
-        if event & select.EPOLLIN:
-            self._serve()
-        else:  # nobody is left who could call
-            self._poll.unregister(fd)
-        return False
+        readable = dict(events)
+        called, is_time = readable.pop(self._listener.fd, 0), readable.pop(self._next_look.fd, 0)
+        with self._receiver:  # ends before calls: see `Family.known`
+            watched = {fd for fd in readable if not self.family.has_news(fd)}
+        if called & ~select.EPOLLIN:  # nobody is left who could call
+            self._poll.unregister(self._listener.fd)
+        if self._received or self._receiver.has_call():
+            self._serve_next()
+        if is_time:
+            with self._receiver:
+                self._look()
+        return watched
 
     def _look(self) -> None:
         """However many processes there are, looking takes a small part of the time."""
@@ -159,12 +158,21 @@ class Supervisor:
             self._affinity.tell_who_asks_often()
         self._next_look.set(max(_LOOK_EVERY_S, (time.monotonic() - began) * 50))
 
-    def _serve(self) -> None:
-        call = self._listener.receive()
-        if call is None:
+    def _serve_next(self) -> None:
+        """The call that came first: one has."""
+        early = len(self._received) > 0
+        call = self._received.popleft() if early else self._listener.receive()
+        if call is None or (early and not self._listener.is_waiting(call)):
             return
-        name, serve = self._services[call.number]
+        name, serve, takes_time = self._services[call.number]
         self.calls[name] += 1
+        if takes_time:
+            with self._receiver:
+                self._answer(name, serve, call)
+        else:
+            self._answer(name, serve, call)
+
+    def _answer(self, name: str, serve: Callable[[str, Notification], None], call: Notification) -> None:
         try:
             serve(name, call)
         except ProcessLookupError:  # it died while we were at it

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -12,6 +13,8 @@ from tests.run.conftest import PROGRAMS, SECONDS, TOPOLOGY, begun
 
 import numaemu as nm
 from numaemu_host import pidfd
+
+KERNEL = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
 
 
 @pytest.mark.usefixtures("runtime")
@@ -68,6 +71,39 @@ def test_a_run_can_be_ended_though_its_machine_is_stopped(runtime: Path, kind: s
                 send(signal.SIGCONT, pids)
         assert not (runtime / name).exists() or kind == "shared"
         assert shared.fsck() == []
+
+
+@pytest.mark.timeout(SECONDS)
+@pytest.mark.skipif(KERNEL < (5, 19), reason="its calls can be interrupted until they are answered")
+@pytest.mark.usefixtures("runtime")
+def test_a_signal_interrupts_no_call_that_waits_for_another_one() -> None:
+    """While the machine is stopped two processes call, and then get a signal whose handler has no SA_RESTART."""
+    with nm.boot(topology=TOPOLOGY) as machine:
+        pids = [one["pid"] for one in machine.status()["processes"]]
+        with begun("run", "-m", machine.name, "--", sys.executable, PROGRAMS / "interrupted.py") as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            call, *callers = process.stdout.readline().split()
+            try:
+                send(signal.SIGSTOP, pids)
+                process.stdin.write("\n")
+                process.stdin.flush()
+                for pid in callers:
+                    while Path(f"/proc/{pid}/syscall").read_text().split()[0] != call:
+                        assert process.poll() is None
+                while not all_sleep(process.pid):  # nothing is left to be received
+                    assert process.poll() is None
+                send(signal.SIGUSR1, [int(pid) for pid in callers])
+            finally:
+                send(signal.SIGCONT, pids)
+            assert process.stdout.readline() == "0 0\n"
+        assert machine.fsck() == []
+
+
+def all_sleep(pid: int) -> bool:
+    """All threads of a process."""
+    stats = [stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "S" for stat in stats)
 
 
 def send(number: int, pids: list[int]) -> None:

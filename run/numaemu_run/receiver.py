@@ -1,0 +1,77 @@
+"""Calls that come while another one is served: a thread receives them, and they are served in their order.
+
+A signal interrupts a call that nobody has received: it is EINTR then, unless the handler has SA_RESTART, and no call of
+memory policy knows that. Once it is received only a fatal signal does.
+
+Source: seccomp_do_user_notification in kernel/seccomp.c (5.19).
+"""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections import deque
+from typing import Final, Self
+
+from numaemu_host import sigmask
+from numaemu_run.seccomp import Listener, Notification
+
+#: The thread wakes up for one call, and for none: to be woken up for each would cost those that find nobody busy.
+_ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
+_NEVER: Final = select.EPOLLONESHOT
+
+
+class Receiver:
+    """As a context manager: calls are received meanwhile, and by nobody else. Not to be nested."""
+
+    def __init__(self, listener: Listener) -> None:
+        """Begins its thread. OSError: no descriptor is left."""
+        self._listener = listener
+        #: What was received, and is to be served before anything else is received.
+        self.calls: deque[Notification] = deque()
+        self._guard = threading.Lock()
+        self._is_on = False
+        self._call = select.poll()
+        self._call.register(listener.fd, select.POLLIN)
+        with contextlib.ExitStack() as stack:
+            self._arrivals = stack.enter_context(select.epoll())
+            self._arrivals.register(listener.fd, _NEVER)
+            self._closing = os.eventfd(0, os.EFD_CLOEXEC)
+            stack.callback(os.close, self._closing)
+            self._arrivals.register(self._closing, select.EPOLLIN)
+            self._descriptors = stack.pop_all()
+        self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
+        with sigmask.held(signal.valid_signals()):  # those are for others
+            self._thread.start()
+
+    def __enter__(self) -> Self:
+        self._is_on = True
+        self._arrivals.modify(self._listener.fd, _ONCE)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        with self._guard:
+            self._is_on = False
+        self._arrivals.modify(self._listener.fd, _NEVER)
+
+    def has_call(self) -> bool:
+        """Is there one to be received?"""
+        return any(event & select.POLLIN for _, event in self._call.poll(0))
+
+    def _run(self) -> None:
+        """The thread: until all is over, or nobody is left who could call."""
+        while self._arrivals.poll() == [(self._listener.fd, select.EPOLLIN)]:
+            with self._guard:
+                while self._is_on and self.has_call():
+                    call = self._listener.receive()
+                    if call is not None:
+                        self.calls.append(call)
+                if self._is_on:
+                    self._arrivals.modify(self._listener.fd, _ONCE)
+
+    def close(self) -> None:
+        """Nobody is received any more. To be done once."""
+        os.eventfd_write(self._closing, 1)
+        self._thread.join()
+        self._descriptors.close()
