@@ -61,11 +61,12 @@ class SwapCopier:
         swap_slots = int(np.count_nonzero(slots < self._c.layout.slot_count))
         if 0 < swap_slots < len(slots):
             raise BusMessageError("slots of the swap area and of the disk in one request")
-        area, rows = self._c.area(slots)
+        copied = self._c.are_copied(slots)
+        frames, pages = (self._c.frames, pfns[copied]), self._c.area(slots[copied])
         if out:
-            copy_reaching(self._reach, "writing", (area, rows), (self._c.frames, pfns))
+            copy_reaching(self._reach, "writing", pages, frames)
         else:
-            copy_reaching(self._reach, "reading", (self._c.frames, pfns), (area, rows))
+            copy_reaching(self._reach, "reading", frames, pages)
         return len(pfns)
 
     def _pfns(self, value: object) -> I8:

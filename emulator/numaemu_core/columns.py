@@ -72,6 +72,7 @@ class Columns:
         self.swap_count: U2 = views["swap_count"]
         self.slot_mapping: U4 = views["slot_mapping"]
         self.slot_index: U8 = views["slot_index"]
+        self.slot_hosted: U1 = views["slot_hosted"]
         self.pte_tables: U8 = views["pte"]
         self.pte: U8 = self.pte_tables.reshape(-1)
         self.accessed: U1 = views["accessed"].reshape(-1)
@@ -108,6 +109,12 @@ class Columns:
         if len(slots) and int(slots[0]) >= self.layout.slot_count:
             return self.disk, slots - self.layout.slot_count
         return self.swap, slots
+
+    def are_copied(self, slots: I8) -> Bool:
+        """Which of these slots have bytes: pages of the host's processes leave none there (PG_HOSTED)."""
+        if len(slots) and int(slots[0]) >= self.layout.slot_count:
+            return np.ones(len(slots), np.bool_)
+        return self.slot_hosted[slots] == 0
 
 
 def _pages(buffer: Any, count: int, page_size: int) -> U1:  # noqa: ANN401 - any buffer

@@ -36,7 +36,7 @@ from numaemu_core.page_lock import trylock_pages, unlock_pages
 from numaemu_core.page_table import is_present, is_swapped, pte_lock_keys
 from numaemu_core.rmap import linear_page_index
 from numaemu_core.swap_state import free_page_and_swap_cache, free_swap_and_cache, remove_exclusive_swap_page
-from numaemu_core.swapin import end_swap_bio_read, read_swap_cache_async
+from numaemu_core.swapin import any_is_hosted, end_swap_bio_read, read_swap_cache_async
 from numaemu_core.task_locks import down_write, spin_lock
 from numaemu_core.uapi import (
     MADV_COLD,
@@ -261,11 +261,12 @@ def _madvise_willneed(k: Kernel, task: Task, vma: VmArea, span: tuple[int, int])
     missing = is_swapped(entries)
     missing[missing] = k.slot_frame[slots[missing]] < 0
     vpns, slots = vpns[missing], slots[missing]
+    zero = any_is_hosted(k, slots)
     if by_vma:
-        pfns = yield from alloc_page_vma(k, task, vma, vpns, zero=False)
+        pfns = yield from alloc_page_vma(k, task, vma, vpns, zero=zero)
     else:
-        pfns = yield from alloc_page_cache(k, task, len(vpns), zero=False)
-    read = yield from read_swap_cache_async(k, slots[: len(pfns)], pfns)
+        pfns = yield from alloc_page_cache(k, task, len(vpns), zero=zero)
+    read = yield from read_swap_cache_async(k, slots[: len(pfns)], pfns, zeroed=zero)
     yield from end_swap_bio_read(k, read)
 
 

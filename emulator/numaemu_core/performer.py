@@ -306,14 +306,16 @@ class Performer:
         if not copy.done:
             match copy:
                 case ReadPages(slots, pfns):
-                    copy.done = self._copied(frames, pfns, *self.k.c.area(slots))
+                    read = self.k.c.are_copied(slots)
+                    copy.done = self._copied(frames, pfns[read], *self.k.c.area(slots[read]))
                 case CopyPages(_, source, target):
                     copy.done = self._copied(frames, target, frames, source)
         return copy.done
 
     def _finish_write(self, at: int) -> None:
         effect = self._writes[at]
-        if self._copied(*self.k.c.area(effect.slots), self.k.c.frames, effect.pfns):
+        written = self.k.c.are_copied(effect.slots)
+        if self._copied(*self.k.c.area(effect.slots[written]), self.k.c.frames, effect.pfns[written]):
             del self._writes[at]
             end_swap_write(self.k, effect.pfns)
 

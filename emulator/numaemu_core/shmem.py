@@ -18,7 +18,7 @@ from numaemu_core.page_table import PTE_PRESENT, is_swapped
 from numaemu_core.rmap import swap_entries
 from numaemu_core.swap_state import delete_from_swap_cache, free_page_and_swap_cache
 from numaemu_core.swapfile import SWAP_LOCK, get_swap_pages, swap_duplicate, swap_free
-from numaemu_core.swapin import end_swap_bio_read, read_swap_cache_async, readahead_slots
+from numaemu_core.swapin import any_is_hosted, end_swap_bio_read, read_swap_cache_async, readahead_slots
 from numaemu_core.task_locks import spin_lock
 
 
@@ -38,9 +38,10 @@ def shmem_swapin(k: Kernel, task: Task | None, mapping: AddressSpace, indexes: I
         enough = True
         if len(missing):
             wanted, faults, _ = readahead_slots(k, slots[missing])
-            pfns = yield from alloc_page_object(k, task, mapping, indexes[missing][faults], zero=False)
+            zero = any_is_hosted(k, wanted)
+            pfns = yield from alloc_page_object(k, task, mapping, indexes[missing][faults], zero=zero)
             enough = len(pfns) == len(wanted)
-            read = yield from read_swap_cache_async(k, wanted[: len(pfns)], pfns)
+            read = yield from read_swap_cache_async(k, wanted[: len(pfns)], pfns, zeroed=zero)
             yield from end_swap_bio_read(k, read)
             k.count("pgmajfault", len(missing))
         pfns = k.slot_frame[slots]

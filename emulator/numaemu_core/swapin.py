@@ -18,10 +18,11 @@ from numaemu_core.lru import lru_cache_add_active, mark_page_accessed
 from numaemu_core.mempolicy import alloc_page_cache, alloc_page_vma
 from numaemu_core.mm_types import VM_LOCKED, Task, VmArea
 from numaemu_core.mmzone import free_pages
-from numaemu_core.page_flags import PG_SWAPCACHE, PG_UPTODATE
+from numaemu_core.page_flags import PG_HOSTED, PG_SWAPCACHE, PG_UPTODATE
 from numaemu_core.page_lock import leave_pages_locked, lock_new_pages, lock_some_pages, take_over_pages, unlock_pages
 from numaemu_core.page_table import PTE_WRITABLE, is_swapped, pte_lock_keys, vm_page_prot
 from numaemu_core.rmap import set_anon_identity
+from numaemu_core.runs import clear_rows
 from numaemu_core.swap_state import (
     can_share_swap_page,
     delete_from_swap_cache,
@@ -115,18 +116,19 @@ def _read_missing(k: Kernel, task: Task, vma: VmArea, vpns: I8, slots: I8) -> Ke
     """Major faults on slots that are not cached."""
     wanted, faults, steps = readahead_slots(k, slots)
     places = vpns[faults] + steps * k.profile.readahead_addresses_advance
-    pfns = yield from _alloc_by_address(k, task, vma, places)
+    zero = any_is_hosted(k, wanted)
+    pfns = yield from _alloc_by_address(k, task, vma, places, zero=zero)
     k.reach("swap-in.frame_taken")
-    pages = yield from read_swap_cache_async(k, wanted[: len(pfns)], pfns)
+    pages = yield from read_swap_cache_async(k, wanted[: len(pfns)], pfns, zeroed=zero)
     k.count("pgmajfault", len(slots))
     return _Read(pages, len(pfns) == len(wanted))
 
 
-def _alloc_by_address(k: Kernel, task: Task, vma: VmArea, vpns: I8) -> KernelTask[I8]:
+def _alloc_by_address(k: Kernel, task: Task, vma: VmArea, vpns: I8, *, zero: bool) -> KernelTask[I8]:
     """A frame for each address: by the policy of the VMA there, which readahead may have left; of the task in a gap."""
     end = vma.vm_end >> k.page_shift
     if not len(vpns) or int(vpns.max()) < end:
-        return (yield from alloc_page_vma(k, task, vma, vpns, zero=False))
+        return (yield from alloc_page_vma(k, task, vma, vpns, zero=zero))
     areas: list[VmArea | None] = [vma]
     labels = np.zeros(len(vpns), np.int64)
     for vpn in distinct(vpns[vpns >= end]).tolist():  # fewer than a block has slots
@@ -137,20 +139,25 @@ def _alloc_by_address(k: Kernel, task: Task, vma: VmArea, vpns: I8) -> KernelTas
     for run in np.split(np.arange(len(vpns)), np.flatnonzero(np.diff(labels)) + 1):
         area = areas[int(labels[run[0]])]
         if area is not None:
-            got = yield from alloc_page_vma(k, task, area, vpns[run], zero=False)
+            got = yield from alloc_page_vma(k, task, area, vpns[run], zero=zero)
         else:
-            got = yield from alloc_page_cache(k, task, len(run), zero=False)
+            got = yield from alloc_page_cache(k, task, len(run), zero=zero)
         pfns.append(got)
         if len(got) < len(run):
             break
     return np.concatenate([NO_INDEXES, *pfns])
 
 
-def read_swap_cache_async(k: Kernel, slots: I8, pfns: I8) -> KernelTask[ReadPages | None]:
+def any_is_hosted(k: Kernel, slots: I8) -> bool:
+    """Has a page in one of these slots no bytes? Its frame is to be one of zeros."""
+    return bool(k.c.slot_hosted[slots].any())
+
+
+def read_swap_cache_async(k: Kernel, slots: I8, pfns: I8, *, zeroed: bool) -> KernelTask[ReadPages | None]:
     """Begin to read slots into new frames, which enter the swap cache; a slot that is free or cached gives its back.
 
     So does one whose frame cannot be locked: the caller looks again at what is cached. The frames are locked until
-    `end_swap_bio_read`.
+    `end_swap_bio_read`. `zeroed`: the frames are.
 
     Shapes: one frame a slot. Mirrors: read_swap_cache_async, mm/swap_state.c (2.6.15).
     """
@@ -163,7 +170,10 @@ def read_swap_cache_async(k: Kernel, slots: I8, pfns: I8) -> KernelTask[ReadPage
         fresh = (c.swap_count[slots] > 0) & (k.slot_frame[slots] < 0)
         mine, my_slots = pfns[fresh], slots[fresh]
         c.private[mine] = my_slots
-        c.pg_flags[mine] = PG_SWAPCACHE
+        hosted = c.slot_hosted[my_slots] != 0
+        if not zeroed:  # a slot may have got such a page while the frames were sought
+            clear_rows(c.frames, mine[hosted])
+        c.pg_flags[mine] = np.where(hosted, PG_SWAPCACHE | PG_HOSTED, PG_SWAPCACHE)
         swap_duplicate(k, my_slots)
         k.slot_frame[my_slots] = mine
     yield from unlock_pages(k, pfns[~fresh])

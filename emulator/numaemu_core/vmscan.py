@@ -28,6 +28,7 @@ from numaemu_core.page_flags import (
     LRU_PG_ACTIVE,
     PAGE_MAPPING_FILE,
     PG_DIRTY,
+    PG_HOSTED,
     PG_SWAPCACHE,
     PG_WRITEBACK,
 )
@@ -184,6 +185,7 @@ def swap_writepage(k: Kernel, pfns: I8) -> KernelTask[None]:
         alone = k.c.swap_count[k.c.private[pfns]] == 1
         delete_from_swap_cache(k, pfns[alone])
     out = pfns[~alone]
+    k.c.slot_hosted[k.c.private[out]] = k.c.pg_flags[out] & PG_HOSTED != 0
     k.c.pg_flags[out] = k.c.pg_flags[out] & ~np.uint16(PG_DIRTY) | np.uint16(PG_WRITEBACK)
     k.reach("swap-out.writeback_set")
     yield from unlock_pages(k, pfns)

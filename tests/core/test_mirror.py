@@ -19,7 +19,7 @@ from numaemu_core.kernel import Kernel
 from numaemu_core.mirror import sys_let_go_shared, sys_mirror
 from numaemu_core.mm_types import Task, VmArea
 from numaemu_core.mmzone import LOCAL_NODE, NUMA_HIT
-from numaemu_core.page_flags import FREE_UNCLEAN
+from numaemu_core.page_flags import ALLOCATED, FREE_UNCLEAN, PG_HOSTED
 from numaemu_core.topology import uniform
 from numaemu_core.uapi import MPOL_BIND, MPOL_INTERLEAVE, MPOL_MF_MOVE, MPOL_PREFERRED
 
@@ -198,6 +198,56 @@ def test_pages_of_the_host_move_to_frames_of_zeros(machine: Make) -> None:
     mirror(m, task, areas=[(0, 100, None, 0, False)], held=[(0, 100)])
     m.mbind(task, AT, 100, MPOL_BIND, {1}, MPOL_MF_MOVE)
     assert where(m, task, 100) == [1] * 100
+
+
+@pytest.mark.parametrize("name", [None, "0:1 77"])
+@pytest.mark.parametrize("way", ["", "crashed", "late"])
+def test_pages_of_the_host_are_swapped_without_bytes(
+    machine: Make, monkeypatch: pytest.MonkeyPatch, name: str | None, way: str
+) -> None:
+    """Nothing is written to their slots, whatever was there before, and they come back to frames of zeros.
+
+    Also to frames with the bytes of others, and if nobody has seen in time that it is such a slot.
+    """
+    if way == "late":
+        for module in ("swapin", "shmem"):
+            monkeypatch.setattr(f"numaemu_core.{module}.any_is_hosted", lambda *_args: False)
+    m = machine(**uniform(1, "1M", "4M", "linux-6.12", PAGE).as_dict())
+
+    def fill_with_bytes() -> None:
+        """A client comes, finds in memory and in swap what it wrote, and goes."""
+        other = m.attach()
+        at = m.mmap(other, 400)
+        for page in range(400):
+            m.call(access_process_vm.sys_write(m.k, other, at + page * PAGE, b"secret"))
+        for page in range(400):
+            assert m.call(access_process_vm.sys_read(m.k, other, at + page * PAGE, 6)) == b"secret"
+        m.call(fork.sys_exit(m.k, other))
+        m.performer.run()
+
+    fill_with_bytes()
+    before = m.k.c.swap.copy()
+    assert before.any()
+    task = m.attach()
+    mirror(m, task, areas=[(0, 400, name, 0, False)], held=[(0, 400)])
+    m.performer.run()
+    assert (m.k.c.swap == before).all()
+    fill_with_bytes()
+    before = m.k.c.swap.copy()
+    assert m.k.c.swap_count.any()
+    if way == "crashed":
+        m.recover()
+        task = m.k.tasks[task.pid]
+    for first in (0, 200):
+        mirror(m, task, held=[(first, first + 200)])
+        m.performer.run()
+    assert (m.k.c.swap == before).all()
+    allocated = np.flatnonzero(m.k.c.free_state == ALLOCATED)
+    assert (m.k.c.pg_flags[allocated] & PG_HOSTED).all()
+    assert not m.k.c.frames[allocated].any()
+    m.call(fork.sys_exit(m.k, task))
+    m.performer.run()
+    fill_with_bytes()
 
 
 def test_memory_is_a_tasks_own_or_that_of_the_host(machine: Make) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -159,15 +160,20 @@ for node in (0, 1, 2, 3):
         os._exit(node_of(memory.start) != node)
     assert os.wait()[1] == 0
     memory.map.madvise(mmap.MADV_DONTNEED)
+more = Memory(20000)  # than the node has
+assert mbind(more.start, more.length, 3) == 0
+more.write()
+assert node_of(more.start + more.length - PAGE) == 3
 """
 
 
 def test_bytes_stay_in_the_program(run: Run, machine: nm.Machine) -> None:
-    """Pages that are touched, moved, forked and discarded have frames, which take none of the host's memory."""
-    before = pools_kb(machine)
+    """Pages that are touched, moved, forked, discarded and swapped take none of the host's memory for the machine."""
+    before, swapped = memory_kb(machine), swapped_out(machine)
     done = run(sys.executable, "-c", WANDERING)
     assert (done.stderr, done.returncode) == ("", 0)
-    assert pools_kb(machine) - before < 1000
+    assert memory_kb(machine) - before < 1000
+    assert swapped_out(machine) - swapped > 3000
 
 
 def test_frames_of_a_program_are_not_mapped_by_clients(machine: nm.Machine) -> None:
@@ -179,11 +185,16 @@ def test_frames_of_a_program_are_not_mapped_by_clients(machine: nm.Machine) -> N
             near.read(at, 1)
 
 
-def pools_kb(machine: nm.Machine) -> int:
-    """What the host has given for the frames of all nodes."""
+def swapped_out(machine: nm.Machine) -> int:
+    """Pages since boot."""
+    return next(int(line.split()[1]) for line in machine.vmstat().splitlines() if line.startswith("pswpout "))
+
+
+def memory_kb(machine: nm.Machine) -> int:
+    """What the host has given for the frames of all nodes, and for the swap area."""
     kernel = next(each["pid"] for each in machine.status()["processes"] if each["role"] == "kernel")
     fds = list(Path(f"/proc/{kernel}/fd").iterdir())
-    return sum(fd.stat().st_blocks // 2 for fd in fds if "numaemu.pool." in str(fd.readlink()))
+    return sum(fd.stat().st_blocks // 2 for fd in fds if re.search(r"numaemu\.(pool|swap\b)", str(fd.readlink())))
 
 
 def free_pages(machine: nm.Machine) -> int:
