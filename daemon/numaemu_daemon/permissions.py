@@ -51,6 +51,7 @@ _SPECIAL: Final = {
     "numa_maps": Rule.LOOK,
     "pagemap": Rule.LOOK,
     "sysctl": Rule.OWNER,
+    "truncate_shared": Rule.OWN_TASK_OF_OWNER,
     "window": Rule.OWN_MAPPED_TASK,
     "window_close": Rule.OWN_MAPPED_TASK,
 }

@@ -67,6 +67,8 @@ def shmem_zero_setup(k: Kernel, length: int, name: str = ANON_SHARED_NAME, *, mi
     k.anon_objects += 1
     mapping = _new_object(k, FileKind.ANON_SHARED, name, ANON_INO_STEP * k.anon_objects, length)
     mapping.mirrored = mirrored
+    if mirrored:
+        k.mirrored_objects[name] = mapping
     k.journal.file(mapping)
     return mapping
 
@@ -241,6 +243,8 @@ def drop_unmapped_objects(k: Kernel, objects: Iterable[AddressSpace | None]) -> 
         if mapping.i_mmap or mapping.kept_as or mapping.wanted:
             continue
         mapping.dead = True
+        if mapping.mirrored:
+            del k.mirrored_objects[mapping.name]
         k.journal.append(["file_gone", mapping.id])
         yield from truncate_range(k, mapping, 0, len(mapping.i_pages))
         del k.address_spaces[mapping.id]

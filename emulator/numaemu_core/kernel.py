@@ -109,6 +109,9 @@ class Kernel:
         self.address_spaces: dict[int, AddressSpace] = {}
         #: Files by name.
         self.files: dict[str, AddressSpace] = {}
+        #: What mirrors share by name, and those of it that the host keeps.
+        self.mirrored_objects: dict[str, AddressSpace] = {}
+        self.kept_objects: dict[str, AddressSpace] = {}
         self.next_object = 1
         #: Shared anonymous mappings since boot.
         self.anon_objects = 0

@@ -13,11 +13,11 @@ from numaemu_core import limits
 from numaemu_core.distinct import distinct
 from numaemu_core.effects import Breathe, KernelTask
 from numaemu_core.errors import MmError
-from numaemu_core.files import drop_unmapped_objects, shmem_zero_setup
+from numaemu_core.files import drop_unmapped_objects, shmem_zero_setup, truncate_range
 from numaemu_core.fork import check_alive
 from numaemu_core.gup import fault_in_pages
 from numaemu_core.kernel import Kernel
-from numaemu_core.memory import unmap_vmas
+from numaemu_core.memory import unmap_mapping_range, unmap_vmas
 from numaemu_core.mm_types import (
     VM_ACCOUNT,
     VM_MAYEXEC,
@@ -28,7 +28,6 @@ from numaemu_core.mm_types import (
     VM_SHARED,
     VM_WRITE,
     AddressSpace,
-    FileKind,
     Mm,
     Task,
     VmArea,
@@ -97,19 +96,24 @@ def _begin(k: Kernel, mm: Mm) -> None:
 
 def _remap(k: Kernel, mm: Mm, unmapped: Sequence[Span], areas: Sequence[Area]) -> KernelTask[None]:
     """Unmap, and map; an object that is only mapped elsewhere then lives on."""
-    names = {area[2] for area in areas} - {None}
-    wanted = [one for one in k.address_spaces.values() if one.name in names and one.mirrored] if names else []
+    names = {area[2] for area in areas if area[2] is not None}
+    wanted = [k.mirrored_objects[name] for name in sorted(names & k.mirrored_objects.keys())]
     for one in wanted:
         one.wanted += 1
+    refused: MmError | None = None
     try:
         for start, end in unmapped:
             yield from do_munmap(k, mm, start, end)
         for area in areas:
             _fill(k, mm, area)
+    except MmError as error:
+        refused = error
     finally:
         for one in wanted:
             one.wanted -= 1
-        yield from drop_unmapped_objects(k, wanted)
+    yield from drop_unmapped_objects(k, wanted)
+    if refused is not None:
+        raise refused
 
 
 def sys_let_go_shared(k: Kernel, task: Task, names: Collection[str]) -> KernelTask[list[list[str]]]:
@@ -119,14 +123,25 @@ def sys_let_go_shared(k: Kernel, task: Task, names: Collection[str]) -> KernelTa
     mm/shmem.c). All of it may be done twice.
     """
     check_alive(k, task)
-    names = set(names)
-    kept = [one for one in k.address_spaces.values() if one.kept_as and not one.dead]
-    gone = [one for one in kept if one.name in names]
+    gone = [k.kept_objects.pop(name) for name in names if name in k.kept_objects]
     for one in gone:
         one.kept_as = ""
         k.journal.file(one)
     yield from drop_unmapped_objects(k, gone)
-    return [[one.name, one.kept_as] for one in kept if one.kept_as]
+    return [[name, one.kept_as] for name, one in k.kept_objects.items()]
+
+
+def sys_truncate_shared(k: Kernel, task: Task, name: str, first_byte: int, end_byte: int) -> KernelTask[None]:
+    """Whole pages of a shared object lose their memory, wherever they are mapped; its policies stay.
+
+    What the host has done by itself, as shmem_truncate_range, mm/shmem.c (6.12). It may be done twice.
+    """
+    check_alive(k, task)
+    first, end = -(-first_byte >> k.page_shift), end_byte >> k.page_shift
+    mapping = k.mirrored_objects.get(name)
+    if mapping is not None:
+        yield from unmap_mapping_range(k, mapping, first, end)
+        yield from truncate_range(k, mapping, first, end)
 
 
 def _touch(k: Kernel, task: Task, spans: Sequence[Span], *, write: bool) -> KernelTask[None]:
@@ -186,20 +201,15 @@ def _shared_object(k: Kernel, name: str, size_bytes: int, kept_as: str | None) -
     The first so many objects are kept as long as the host keeps them.
     """
     size_bytes = min(size_bytes, limits.FILE_PAGES_MAX << k.page_shift)
-    objects = k.address_spaces.values()
-    found = next((o for o in objects if o.kind is FileKind.ANON_SHARED and o.name == name and not o.dead), None)
-    if found is None:
-        found = shmem_zero_setup(k, size_bytes, name, mirrored=True)
+    found = k.mirrored_objects.get(name) or shmem_zero_setup(k, size_bytes, name, mirrored=True)
     missing = -(-size_bytes >> k.page_shift) - len(found.i_pages)
     if missing > 0:
         found.i_pages = np.concatenate((found.i_pages, np.zeros(missing, np.uint64)))
         found.i_size = size_bytes
         k.journal.file(found)
-    if kept_as is not None and kept_as != found.kept_as and _may_keep_more(k):
+    room = name in k.kept_objects or len(k.kept_objects) < limits.KEPT_OBJECTS_MAX
+    if kept_as is not None and kept_as != found.kept_as and room:
         found.kept_as = kept_as
+        k.kept_objects[name] = found
         k.journal.file(found)
     return found
-
-
-def _may_keep_more(k: Kernel) -> bool:
-    return sum(bool(one.kept_as) for one in k.address_spaces.values()) < limits.KEPT_OBJECTS_MAX

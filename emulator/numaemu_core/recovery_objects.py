@@ -33,6 +33,7 @@ def make_objects(k: Kernel, truth: Truth) -> None:
     for mapping in list(k.address_spaces.values()):
         if mapping.kind is FileKind.ANON_SHARED and not mapping.i_mmap and not mapping.kept_as:
             del k.address_spaces[mapping.id]
+            k.mirrored_objects.pop(mapping.name, None)
     k.il_weights = dict(truth.weights)
     _set_marks(k, truth)
 
@@ -45,6 +46,10 @@ def _make_file(k: Kernel, number: int, row: Row, truth: Truth) -> None:
     for start, end, policy in truth.policies.get(number, []):
         mapping.policy.set(start, end, policy_of_row(policy))
     k.address_spaces[number] = mapping
+    if mirrored:
+        k.mirrored_objects[name] = mapping
+    if kept_as:
+        k.kept_objects[name] = mapping
     if mapping.kind is not FileKind.ANON_SHARED:
         k.files[name] = mapping
     if mapping.kind is FileKind.DISK:

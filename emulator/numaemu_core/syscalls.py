@@ -70,6 +70,7 @@ SYSCALLS: Final[dict[str, Handler]] = {
     "mbind": mbind.sys_mbind,
     "migrate_pages": migrate_pages.sys_migrate_pages,
     "mirror": mirror.sys_mirror,
+    "truncate_shared": mirror.sys_truncate_shared,
     "mlock": mlock.sys_mlock,
     "mlock2": mlock.sys_mlock2,
     "mlockall": mlock.sys_mlockall,

@@ -144,7 +144,7 @@ def areas(value: object) -> list[list[Any]]:
     """Mappings: a list of first byte, end, shared object or nil, its first byte, does it grow?, its keeper or nil."""
     if not isinstance(value, list) or not all(isinstance(one, list) and len(one) == 6 for one in value):  # noqa: PLR2004 - as many fields
         raise MmError(errno.EINVAL, f"expected a list of mappings, got {_short(value)}")
-    name = optional(_object_name)
+    name = optional(object_name)
     return [[number(one[0]), number(one[1]), name(one[2]), number(one[3]), flag(one[4]), name(one[5])] for one in value]
 
 
@@ -152,10 +152,11 @@ def object_names(value: object) -> list[str]:
     """A list of names of shared objects."""
     if not isinstance(value, list):
         raise MmError(errno.EINVAL, f"expected a list of names, got {_short(value)}")
-    return [_object_name(one) for one in value]
+    return [object_name(one) for one in value]
 
 
-def _object_name(value: object) -> str:
+def object_name(value: object) -> str:
+    """The name of a shared object."""
     name = text(value)
     if not (0 < len(name) <= limits.FILE_NAME_MAX and name.isprintable()):
         raise MmError(errno.EINVAL, f"a printable name of 1 to {limits.FILE_NAME_MAX} characters, got {_short(value)}")
@@ -223,6 +224,7 @@ CALLS: Final[dict[str, tuple[Check, ...]]] = {
     "where": (number, ulong, ulong),
     "mirror": (number, spans, areas, spans, spans, spans),  # pid, unmapped, mapped, pages dropped, held, read
     "let_go_shared": (number, object_names),  # pid, shared memory that outlives its mappings no more
+    "truncate_shared": (number, object_name, ulong, ulong),  # pid, shared memory, from which byte to which
     "unpinned": (number,),
     "numa_maps": (number,),
     "maps": (number,),

@@ -22,8 +22,8 @@ POLICY_CALLS: Final = (
     "set_mempolicy",
     "set_mempolicy_home_node",
 )
-#: Those that ask nobody, once the thread is known.
-QUICK_CALLS: Final = ("getcpu", "sched_getaffinity")
+#: The one that asks nobody, if the thread is known.
+QUICK_CALL: Final = "getcpu"
 #: Calls that open a file for reading.
 OPEN_CALLS: Final = ("open", "openat", "openat2")
 #: Restartable sequences, which tell a thread its CPU: refused by the filter, so that libc asks.
@@ -38,8 +38,18 @@ MREMAP_CALL: Final = "mremap"
 EXIT_CALL: Final = "exit_group"
 #: Whoever executes a program takes the place of the first thread of its process.
 EXEC_CALLS: Final = ("execve", "execveat")
-#: Calls that are handed over in every run; opens are by their flags.
-HANDED_OVER: Final = (*POLICY_CALLS, BEGIN_CALL, MREMAP_CALL, SYSINFO_CALL, EXIT_CALL, *EXEC_CALLS)
+#: Calls that may take pages out of shared memory; opens that truncate are another.
+HOLE_CALLS: Final = ("creat", "fallocate", "ftruncate", "madvise", "truncate")
+#: Calls that are handed over in every run; opens, fallocate and madvise are by their arguments.
+HANDED_OVER: Final = (
+    *POLICY_CALLS,
+    BEGIN_CALL,
+    MREMAP_CALL,
+    SYSINFO_CALL,
+    EXIT_CALL,
+    *EXEC_CALLS,
+    *HOLE_CALLS,
+)
 #: Calls that look at a path: answered only where the tree of nodes cannot be mounted.
 PATH_CALLS: Final = (
     "access",
@@ -86,11 +96,14 @@ X86_64: Final = Abi(
     numbers=MappingProxyType(
         {
             "access": 21,
+            "creat": 85,
             "execve": 59,
             "execveat": 322,
             "exit_group": 231,
             "faccessat": 269,
             "faccessat2": 439,
+            "fallocate": 285,
+            "ftruncate": 77,
             "get_mempolicy": 239,
             "getcpu": 309,
             "getxattr": 191,
@@ -98,6 +111,7 @@ X86_64: Final = Abi(
             "listxattr": 194,
             "llistxattr": 195,
             "lstat": 6,
+            "madvise": 28,
             "mbind": 237,
             "migrate_pages": 256,
             "move_pages": 279,
@@ -117,6 +131,7 @@ X86_64: Final = Abi(
             "stat": 4,
             "statx": 332,
             "sysinfo": 99,
+            "truncate": 76,
         }
     ),
     seccomp=317,
@@ -138,12 +153,15 @@ AARCH64: Final = Abi(
             "exit_group": 94,
             "faccessat": 48,
             "faccessat2": 439,
+            "fallocate": 47,
+            "ftruncate": 46,
             "get_mempolicy": 236,
             "getcpu": 168,
             "getxattr": 8,
             "lgetxattr": 9,
             "listxattr": 11,
             "llistxattr": 12,
+            "madvise": 233,
             "mbind": 235,
             "migrate_pages": 238,
             "move_pages": 239,
@@ -159,6 +177,7 @@ AARCH64: Final = Abi(
             "set_mempolicy_home_node": 450,
             "statx": 291,
             "sysinfo": 179,
+            "truncate": 45,
         }
     ),
     seccomp=277,

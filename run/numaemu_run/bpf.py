@@ -29,8 +29,10 @@ _NR: Final = 0
 _ARCH: Final = 4
 _ARGS: Final = 16
 
-#: Where the flags of a call that opens a file are.
-_FLAGS_ARGUMENT: Final = {"open": 1, "openat": 2}
+#: Where the flags of a call are, if these say whether it is handed over.
+_FLAGS_ARGUMENT: Final = {"open": 1, "openat": 2, "fallocate": 1, "madvise": 2}
+_PUNCH_HOLE: Final = 2
+_MADV_REMOVE: Final = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,11 @@ def assemble(lines: Iterable[_Line]) -> bytes:
 def make_filter(abi: Abi, *, paths: bool) -> bytes:
     """A filter that hands over policy calls, opens for reading, mremap, sysinfo, and begin and end of programs.
 
-    `paths`: every call that looks at a path, too.
+    And what may take pages out of a file. `paths`: every call that looks at a path, too.
 
-    Opens that write or create cannot be of the files that are answered, and go to the kernel; without `paths`, so do
-    those of directories. Policy calls of 32-bit programs, all calls of x32, and rseq are refused with ENOSYS: they
-    would see the host.
+    Opens that write or create, and do not truncate, cannot be of the files that are answered, and go to the kernel;
+    without `paths`, so do those of directories. Policy calls of 32-bit programs, all calls of x32, and rseq are refused
+    with ENOSYS: they would see the host.
     """
     numbers = abi.numbers
     handed = [*HANDED_OVER, *(PATH_CALLS if paths else ())]
@@ -103,18 +105,15 @@ def make_filter(abi: Abi, *, paths: bool) -> bytes:
     if abi.other_abi_from:
         lines.append(Jump(_JGE_K, abi.other_abi_from, "refuse"))
     lines.append(Jump(_JEQ_K, numbers[RSEQ_CALL], "refuse"))
-    opens = [name for name in OPEN_CALLS if name in numbers]
-    lines += [Jump(_JEQ_K, numbers[name], name if name in _FLAGS_ARGUMENT else "hand over") for name in opens]
-    lines += [Jump(_JEQ_K, numbers[name], "hand over") for name in handed if name in numbers]
+    handed = [name for name in (*OPEN_CALLS, *handed) if name in numbers]
+    lines += [Jump(_JEQ_K, numbers[name], name if name in _FLAGS_ARGUMENT else "hand over") for name in handed]
     lines.append(_Plain(_RET_K, RET_ALLOW))
-    passed = os.O_ACCMODE | os.O_CREAT | (0 if paths else abi.o_directory)
-    for name in opens:
+    for name in handed:
         if name in _FLAGS_ARGUMENT:
             lines += [
                 name,
                 _Plain(_LD_W_ABS, _ARGS + 8 * _FLAGS_ARGUMENT[name]),  # both hosts are little-endian
-                Jump(_JSET_K, passed, "allow"),
-                _Plain(_RET_K, RET_USER_NOTIF),
+                *_by_flags(name, os.O_ACCMODE | os.O_CREAT | (0 if paths else abi.o_directory)),
             ]
     lines += [
         "allow",
@@ -125,3 +124,16 @@ def make_filter(abi: Abi, *, paths: bool) -> bytes:
         _Plain(_RET_K, RET_USER_NOTIF),
     ]
     return assemble(lines)
+
+
+def _by_flags(name: str, passed: int) -> list[_Line]:
+    """What becomes of a call whose flags are at hand; `passed`: those of opens that are for the kernel."""
+    if name == "fallocate":
+        return [Jump(_JSET_K, _PUNCH_HOLE, "hand over"), _Plain(_RET_K, RET_ALLOW)]
+    if name == "madvise":
+        return [Jump(_JEQ_K, _MADV_REMOVE, "hand over"), _Plain(_RET_K, RET_ALLOW)]
+    return [
+        Jump(_JSET_K, os.O_TRUNC, "hand over"),
+        Jump(_JSET_K, passed, "allow"),
+        _Plain(_RET_K, RET_USER_NOTIF),
+    ]

@@ -65,7 +65,7 @@ class Family:
         self._threads: dict[int, Thread] = {}
         self._by_pidfd: dict[int, Process] = {}
         self._orphans = Orphans(self.troubles)
-        self._objects = SharedObjects(kernel, self._processes)
+        self.objects = SharedObjects(kernel, self._processes)
         self._placement = Placement(self.counts, self._processes, events, self._toucher)
 
     def __iter__(self) -> Iterator[Process]:
@@ -216,7 +216,7 @@ class Family:
                     return self._attach(parent, status, share_mm=fork), mirror
                 finally:
                     fork.close()
-        mirror = Mirror(self._kernel, self._objects, status.tid)
+        mirror = Mirror(self._kernel, self.objects, status.tid)
         return self._attach(parent, status), mirror
 
     def _attach(self, elder: Thread | None, status: Status, share_mm: Task | None = None) -> Task:
@@ -302,7 +302,7 @@ class Family:
         first = process.leader
         if process.borrows:
             status, lent = status_of(first.tid), first.task
-            process.mirror, process.borrows = Mirror(self._kernel, self._objects, first.tid), False
+            process.mirror, process.borrows = Mirror(self._kernel, self.objects, first.tid), False
             first.task, first.rights = self._attach(first, status), _rights(status)
             lent.close()
         self.renew(first)
@@ -379,7 +379,7 @@ class Family:
     def _look_at_objects(self) -> None:
         with self.troubles.confined(), contextlib.suppress(OutOfMemory):  # who is killed may not know it yet
             if anyone := next((process for process in self if not process.doomed), None):
-                self._objects.look(anyone.leader.task)
+                self.objects.look(anyone.leader.task)
 
     def note_mremap(self, tid: int, start: int, old_length: int, new_length: int) -> None:
         """A thread is about to move or resize memory, whose policies go along. As `look`."""

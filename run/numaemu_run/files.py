@@ -20,7 +20,7 @@ from numaemu_run.node_tree import COVERED, NODE_DIR, NodeTree
 from numaemu_run.procfs import status_of
 from numaemu_run.seccomp import Notification
 
-_AT_FDCWD: Final = -100
+AT_FDCWD: Final = -100
 #: struct open_how: flags, mode, resolve.
 _HOW: Final = struct.Struct("=QQQ")
 #: Of `resolve`, all but RESOLVE_NO_MAGICLINKS and RESOLVE_CACHED: those change where a path leads, or whether it may.
@@ -87,7 +87,7 @@ class Files:
         if self._mounted and path.rpartition(b"/")[2] not in _NAMES:
             return None
         number = (directory + (1 << 31)) % (1 << 32) - (1 << 31)
-        link = f"/proc/{call.tid}/cwd" if number == _AT_FDCWD else f"/proc/{call.tid}/fd/{number}"
+        link = f"/proc/{call.tid}/cwd" if number == AT_FDCWD else f"/proc/{call.tid}/fd/{number}"
         try:
             base = str(Path(link).readlink())
         except OSError:
@@ -110,7 +110,7 @@ class Files:
         Raises:
             OSError: the file cannot be opened.
         """
-        arguments = _arguments(name, call)
+        arguments = open_arguments(name, call)
         if arguments is None:
             return None
         directory, address, flags = arguments
@@ -178,10 +178,10 @@ class Files:
         return "\n".join(lines) + "\n"
 
 
-def _arguments(name: str, call: Notification) -> tuple[int, int, int] | None:
+def open_arguments(name: str, call: Notification) -> tuple[int, int, int] | None:
     """Directory, address of the path, flags; None: the host is to say what is wrong, or how the path is meant."""
     if name == "open":
-        return _AT_FDCWD, call.args[0], call.args[1]
+        return AT_FDCWD, call.args[0], call.args[1]
     if name == "openat":
         return call.args[0], call.args[1], call.args[2]
     if call.args[3] < _HOW.size:

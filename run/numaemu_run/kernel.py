@@ -49,6 +49,10 @@ class Kernel:
         """See `numaemu_core.mirror`."""
         return dict(self.call(task, "let_go_shared", names))
 
+    def truncate_shared(self, task: Task, name: str, first: int, end: int) -> None:
+        """See `numaemu_core.mirror`."""
+        self.call(task, "truncate_shared", name, first, end)
+
     def mems_allowed(self, task: Task) -> int:
         """The nodes that its cpuset leaves a task, as a mask."""
         topology = self.machine.topology

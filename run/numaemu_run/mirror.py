@@ -192,6 +192,17 @@ class Mirror:
         self._zeros = difference(self._zeros, old)
         self._common = difference(self._common, old)
 
+    def maps(self, name: str) -> bool:
+        """Was it told of a mapping of the shared object?"""
+        return any(kind[0] == name for kind in self._told)
+
+    def forget(self, name: str, first: int, end: int) -> None:
+        """Bytes of a shared object have lost their pages: those that have memory again are new."""
+        spans = [(area, first - area.offset, end - area.offset) for area in self.areas if area.name == name]
+        gone = [(max(low, 0) + area.start, min(area.start + high, area.end)) for area, low, high in spans]
+        runs = joined(np.array([span for span in gone if span[0] < span[1]], np.int64).reshape(-1, 2) // PAGE_SIZE)
+        self.held, self._zeros = difference(self.held, runs), difference(self._zeros, runs)
+
     def knows_mappings(self, tid: int) -> bool:
         """Are all mappings as they were told? Then nothing has to be settled to ask for their policies. As `knows`."""
         return maps_of(tid) == self._text and image_of(tid, self.image).is_still(self.image)

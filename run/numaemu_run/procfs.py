@@ -284,6 +284,11 @@ def device_name(device: int) -> str:
     return f"{os.major(device):02x}:{os.minor(device):02x}"
 
 
+def object_name(found: os.stat_result) -> str:
+    """The name of a file as an object that processes share."""
+    return f"{device_name(found.st_dev)} {found.st_ino}"
+
+
 #: What maps calls SysV segments, by their keys.
 _SEGMENT_PATH: Final = re.compile(r"/SYSV[0-9a-f]{8} \(deleted\)")
 #: What maps and numa_maps call memory that is no file.

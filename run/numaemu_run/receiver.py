@@ -7,6 +7,7 @@ Source: seccomp_do_user_notification in kernel/seccomp.c (5.19).
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -26,7 +27,7 @@ class Receiver:
     """As a context manager: calls are received meanwhile, and by nobody else. Not to be nested."""
 
     def __init__(self, listener: Listener) -> None:
-        """Begins its thread. OSError: no descriptor is left."""
+        """Begins its thread. OSError: EMFILE, ENFILE: no descriptor is left; EAGAIN: no thread."""
         self._listener = listener
         #: What was received, and is to be served before anything else is received.
         self.calls: deque[Notification] = deque()
@@ -40,10 +41,13 @@ class Receiver:
             self._closing = os.eventfd(0, os.EFD_CLOEXEC)
             stack.callback(os.close, self._closing)
             self._arrivals.register(self._closing, select.EPOLLIN)
+            self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
+            with sigmask.held(signal.valid_signals()):  # those are for others
+                try:
+                    self._thread.start()
+                except RuntimeError as error:
+                    raise OSError(errno.EAGAIN, "no thread can be started") from error
             self._descriptors = stack.pop_all()
-        self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
-        with sigmask.held(signal.valid_signals()):  # those are for others
-            self._thread.start()
 
     def __enter__(self) -> Self:
         self._is_on = True
@@ -51,17 +55,17 @@ class Receiver:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        with self._guard:
-            self._is_on = False
-        self._arrivals.modify(self._listener.fd, _NEVER)
+        self._is_on = False
+        with self._guard:  # it may just receive one
+            self._arrivals.modify(self._listener.fd, _NEVER)
 
     def has_call(self) -> bool:
-        """Is there one to be received?"""
+        """Is there one to be received? To be asked by one thread at a time."""
         return any(event & select.POLLIN for _, event in self._call.poll(0))
 
     def _run(self) -> None:
         """The thread: until all is over, or nobody is left who could call."""
-        while self._arrivals.poll() == [(self._listener.fd, select.EPOLLIN)]:
+        while not any(fd == self._closing or event & select.EPOLLHUP for fd, event in self._arrivals.poll()):
             with self._guard:
                 while self._is_on and self.has_call():
                     call = self._listener.receive()

@@ -146,20 +146,22 @@ class Session:
         events = None
         with contextlib.suppress(OSError):  # then it is a guess who has touched a page
             events = FaultEvents(self._abi, started.pid)
-        supervisor = Supervisor(
-            Kernel(self.machine),
-            self.tree,
-            self._abi,
-            started.listener,
-            self._root,
-            events,
-            mounted=started.mounted,
-            exits=self._exits,
-        )
-        self.supervisor = supervisor
-        for fd in passing.fds:
-            supervisor.watch(fd)
-        with contextlib.closing(events) if events else contextlib.nullcontext(), contextlib.closing(supervisor):
+        with contextlib.ExitStack() as stack:
+            if events:
+                stack.enter_context(contextlib.closing(events))
+            self.supervisor = supervisor = Supervisor(
+                Kernel(self.machine),
+                self.tree,
+                self._abi,
+                started.listener,
+                self._root,
+                events,
+                mounted=started.mounted,
+                exits=self._exits,
+            )
+            stack.enter_context(contextlib.closing(supervisor))
+            for fd in passing.fds:
+                supervisor.watch(fd)
             code = _serve(supervisor, started.pid, passing)
             self._ended_at = time.monotonic()
             _end_the_rest(supervisor, passing, strangers)

@@ -16,7 +16,7 @@ from typing import Final
 from numaemu.task import Task
 from numaemu_core import limits
 from numaemu_run.kernel import Kernel
-from numaemu_run.procfs import Area, device_name, maps_of, segment_name
+from numaemu_run.procfs import Area, device_name, maps_of, object_name, segment_name
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")
 _SEGMENTS: Final = Path("/proc/sysvipc/shm")
@@ -40,6 +40,16 @@ class SharedObjects:
         self._kept[area.name] = area.path
         return area.path
 
+    def may_keep(self, name: str) -> bool:
+        """Is it of a kind that the host keeps?"""
+        return _is_segment(name) or _is_in_memory(_device_of(name))
+
+    def keeps(self, task: Task, name: str) -> bool:
+        """Has the machine an object of that name, mapped or not? OSError: refused."""
+        if not self._is_asked:
+            self.look(task)
+        return name in self._kept
+
     def let_go(self, task: Task) -> None:
         """What the host keeps no more goes: nobody is to run out of memory for its sake. OSError: refused."""
         if not self._is_asked:
@@ -56,7 +66,10 @@ class SharedObjects:
         self.let_go(task)
 
     def _mapped(self, names: Collection[str]) -> set[str]:
-        """Those that have been removed, and are mapped: also if the machine was not told of that yet."""
+        """Files that have been removed, and are mapped: also if the machine was not told of that yet.
+
+        The host lists a segment for as long as it is mapped.
+        """
         found: set[str] = set()
         for pid in self._pids:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -85,7 +98,7 @@ def _is_there(name: str, path: str) -> bool | None:
         return False
     except OSError:
         return None
-    return f"{device_name(found.st_dev)} {found.st_ino}" == name
+    return object_name(found) == name
 
 
 def _device_of(name: str) -> str:

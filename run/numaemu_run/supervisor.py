@@ -1,6 +1,7 @@
 """The loop: calls of the program come one by one, and each gets its answer; processes end; signals pass."""
 
 import collections
+import contextlib
 import errno
 import os
 import select
@@ -18,11 +19,12 @@ from numaemu_run.abi import (
     BEGIN_CALL,
     EXEC_CALLS,
     EXIT_CALL,
+    HOLE_CALLS,
     MREMAP_CALL,
     OPEN_CALLS,
     PATH_CALLS,
     POLICY_CALLS,
-    QUICK_CALLS,
+    QUICK_CALL,
     SYSINFO_CALL,
     Abi,
 )
@@ -31,6 +33,7 @@ from numaemu_run.descriptors import NONE_LEFT
 from numaemu_run.family import Family
 from numaemu_run.fault_events import FaultEvents
 from numaemu_run.files import Files
+from numaemu_run.holes import Holes
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree
 from numaemu_run.paths import PathCalls
@@ -69,10 +72,15 @@ class Supervisor:
         """
         self._exits = exits
         self._listener = listener
-        self._poll = select.epoll()  # however many processes there are, a call waits no longer for it
-        self._poll.register(listener.fd, select.EPOLLIN)
-        self._next_look = timerfd.Timer()  # a timeout at each poll would cost every call
-        self._poll.register(self._next_look.fd, select.EPOLLIN)
+        with contextlib.ExitStack() as stack:
+            self._poll = stack.enter_context(select.epoll())  # a call waits no longer where there are more processes
+            self._poll.register(listener.fd, select.EPOLLIN)
+            self._next_look = timerfd.Timer()  # a timeout at each poll would cost every call
+            stack.callback(self._next_look.close)
+            self._poll.register(self._next_look.fd, select.EPOLLIN)
+            self._receiver = stack.enter_context(contextlib.closing(Receiver(listener)))
+            self._received = self._receiver.calls
+            self._descriptors = stack.pop_all()
         self._next_look.set(_LOOK_EVERY_S)
         #: What a poll gives while the program calls, and nothing else happens.
         self._calls_only = [(listener.fd, select.EPOLLIN)]
@@ -87,17 +95,16 @@ class Supervisor:
         self._abi = abi
         self._kernel = kernel
         self._services = {
-            number: (name, self._service_of(name), name not in QUICK_CALLS) for name, number in abi.numbers.items()
+            number: (name, self._service_of(name), name != QUICK_CALL) for name, number in abi.numbers.items()
         }
         self._files = Files(kernel, self.family, tree, root, mounted=mounted)
         self._paths = PathCalls(self._files, abi)
+        self._holes = Holes(kernel, self.family)
         self._affinity = AffinityCalls(kernel, self.family, tree, abi)
         self._of_threads: dict[str, Callable[[Notification, Thread], int | None]] = {
             **PolicyCalls(kernel, self.family, listener.is_waiting).handlers,
             **self._affinity.handlers,
         }
-        self._receiver = Receiver(listener)
-        self._received = self._receiver.calls
 
     def _service_of(self, name: str) -> Callable[[str, Notification], None]:
         """What serves a call of that name."""
@@ -107,19 +114,20 @@ class Supervisor:
             return self._serve_path
         if name in EXEC_CALLS:
             return self._serve_exec
+        if name in HOLE_CALLS:
+            return self._serve_hole
         return {
             BEGIN_CALL: self._serve_begin,
             MREMAP_CALL: self._serve_mremap,
             SYSINFO_CALL: self._serve_sysinfo,
             EXIT_CALL: self._serve_exit,
+            QUICK_CALL: self._serve_quick,
         }.get(name, self._serve_thread)
 
     def close(self) -> None:
         """Nobody is served any more; whoever is still known is forgotten."""
-        self._receiver.close()
-        self.family.close()
-        self._poll.close()
-        self._next_look.close()
+        with self._descriptors:
+            self.family.close()
 
     def watch(self, fd: int) -> None:
         """Let `step` end when this becomes readable, too."""
@@ -134,20 +142,27 @@ class Supervisor:
             events = self._poll.poll(0 if self._received else timeout_s)
             if events != self._calls_only and (events or not self._received):
                 break
-            self._serve_next()
+            self._serve(self._next_call())
         else:
             return _NONE
-        readable = dict(events)
-        called, is_time = readable.pop(self._listener.fd, 0), readable.pop(self._next_look.fd, 0)
-        with self._receiver:  # ends before calls: see `Family.known`
-            watched = {fd for fd in readable if not self.family.has_news(fd)}
-        if called & ~select.EPOLLIN:  # nobody is left who could call
-            self._poll.unregister(self._listener.fd)
+        watched = self._see(events)
         if self._received or self._receiver.has_call():
-            self._serve_next()
-        if is_time:
-            with self._receiver:
-                self._look()
+            call = self._next_call()
+            watched |= self._see(self._poll.poll(0))  # its number may be that of one who has ended meanwhile
+            self._serve(call)
+        return watched
+
+    def _see(self, events: list[tuple[int, int]]) -> set[int]:
+        """Everything but calls: ends, of which a call is to know (see `Family.known`); gives what is watched."""
+        watched = set()
+        with self._receiver:
+            for fd, event in events:
+                if fd == self._next_look.fd:
+                    self._look()
+                elif fd != self._listener.fd:
+                    watched |= set() if self.family.has_news(fd) else {fd}
+                elif event & select.EPOLLHUP:  # nobody is left who could call
+                    self._poll.unregister(fd)
         return watched
 
     def _look(self) -> None:
@@ -158,11 +173,15 @@ class Supervisor:
             self._affinity.tell_who_asks_often()
         self._next_look.set(max(_LOOK_EVERY_S, (time.monotonic() - began) * 50))
 
-    def _serve_next(self) -> None:
-        """The call that came first: one has."""
-        early = len(self._received) > 0
-        call = self._received.popleft() if early else self._listener.receive()
-        if call is None or (early and not self._listener.is_waiting(call)):
+    def _next_call(self) -> Notification | None:
+        """The call that came first: one has. None: its thread died."""
+        if not self._received:
+            return self._listener.receive()
+        call = self._received.popleft()
+        return call if self._listener.is_waiting(call) else None
+
+    def _serve(self, call: Notification | None) -> None:
+        if call is None:
             return
         name, serve, takes_time = self._services[call.number]
         self.calls[name] += 1
@@ -211,7 +230,7 @@ class Supervisor:
         except (PermissionError, MachineGone):  # what we may not look into, or cannot tell, is the host's business
             opened = None
         if opened is None:
-            self._listener.let_through(call)
+            self._serve_hole(name, call)
             return
         fd, flags = opened
         self.files_given += 1
@@ -245,6 +264,11 @@ class Supervisor:
             self.family.note_mremap(call.tid, call.args[0], call.args[1], call.args[2])
         self._listener.let_through(call)
 
+    def _serve_hole(self, name: str, call: Notification) -> None:
+        with self.family.troubles.confined():
+            self._holes.note(name, call)
+        self._listener.let_through(call)
+
     def _serve_exec(self, _name: str, call: Notification) -> None:
         with self.family.troubles.confined():
             self.family.note_exec(call.tid)
@@ -268,12 +292,24 @@ class Supervisor:
         else:
             self._listener.give(call, value)
 
+    def _serve_quick(self, name: str, call: Notification) -> None:
+        """Nobody else is received meanwhile, unless the thread is to be met."""
+        thread = self.family.known(call.tid)
+        if thread is None:
+            with self._receiver:
+                self._serve_thread(name, call)
+        else:
+            self._answer_thread(name, call, thread)
+
     def _serve_thread(self, name: str, call: Notification) -> None:
         thread = self.family.known(call.tid)
         if thread is None:
             thread = self.family.thread(call.tid)
             if not self._listener.is_waiting(call):  # that took a while: it may be that of another one by now
                 return
+        self._answer_thread(name, call, thread)
+
+    def _answer_thread(self, name: str, call: Notification, thread: Thread) -> None:
         try:
             value = self._of_threads[name](call, thread)
         except OutOfMemory:

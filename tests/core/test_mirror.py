@@ -16,7 +16,7 @@ from numaemu_core.effects import KernelTask
 from numaemu_core.errors import MmError, OutOfMemory, SegmentationFault
 from numaemu_core.install_page import install_new_pages
 from numaemu_core.kernel import Kernel
-from numaemu_core.mirror import sys_let_go_shared, sys_mirror
+from numaemu_core.mirror import sys_let_go_shared, sys_mirror, sys_truncate_shared
 from numaemu_core.mm_types import Task, VmArea
 from numaemu_core.mmzone import LOCAL_NODE, NUMA_HIT
 from numaemu_core.page_flags import ALLOCATED, FREE_UNCLEAN, PG_HOSTED
@@ -310,6 +310,26 @@ def test_objects_that_are_kept_no_more_go_with_their_last_mapping(machine: Make)
     assert where(m, task, 4) == [0] * 4
 
 
+def test_cut_out_pages_of_an_object_are_placed_anew(machine: Make) -> None:
+    """Whoever maps them, in memory or in swap; whole pages only, and the policy of the object stays."""
+    m = machine(**uniform(2, "1M", "4M", "linux-6.12", PAGE).as_dict())
+    one, other = m.attach(), m.attach()
+    for task in (one, other):
+        mirror(m, task, areas=[(0, 400, "0:1 77", 0, False)])
+    m.mbind(one, AT, 400, MPOL_BIND, {1})
+    mirror(m, one, held=[(0, 400)])
+    mirror(m, other, held=[(0, 8)])
+    assert m.k.c.swap_count.any()
+    m.mbind(one, AT, 400, MPOL_BIND, {0})
+    m.call(sys_truncate_shared(m.k, other, "0:1 77", 4 * PAGE - 1, 400 * PAGE + 1))
+    m.call(sys_truncate_shared(m.k, other, "0:1 8", 0, PAGE))
+    (mapping,) = (found for found in m.k.address_spaces.values() if found.name == "0:1 77")
+    assert mapping.i_pages.astype(bool).tolist() == [True] * 4 + [False] * 396
+    mirror(m, one, held=[(0, 8)])
+    assert where(m, one, 8) == [1] * 4 + [0] * 4
+    assert where(m, other, 4) == [1] * 4
+
+
 def test_objects_that_are_mapped_elsewhere_live_on(machine: Make) -> None:
     """One call unmaps the only mapping and makes another one: policy and pages are those that were there."""
     m = machine()
@@ -335,6 +355,16 @@ def test_objects_whose_new_mapping_is_refused_are_gone(machine: Make, monkeypatc
     assert refused.value.errno == errno.ENOMEM
     m.performer.run()
     assert len(m.k.address_spaces) == 0
+
+
+def test_an_object_that_is_kept_may_get_another_path(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no more room than it had."""
+    monkeypatch.setattr(limits, "KEPT_OBJECTS_MAX", 1)
+    m = machine()
+    task = m.attach()
+    mirror(m, task, areas=[(0, 4, "0:1 77", 0, False)], kept_as="one")
+    mirror(m, task, areas=[(4, 8, "0:1 77", 0, False)], kept_as="other")
+    assert let_go(m, task) == [["0:1 77", "other"]]
 
 
 def test_only_so_many_objects_are_kept(machine: Make, monkeypatch: pytest.MonkeyPatch) -> None:

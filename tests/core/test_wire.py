@@ -91,6 +91,7 @@ VALID: dict[str, tuple[list[Any], list[Any] | None]] = {
     "where": ([3, 0, 4096], None),
     "mirror": ([3, [[0, 4096]], [[4096, 8192, "0:1 7", 0, False, None]], [], [[4096, 8192]], []], None),
     "let_go_shared": ([3, ["0:1 8"]], None),
+    "truncate_shared": ([3, "0:1 8", 0, 4096], None),
     "unpinned": ([3], None),
     "numa_maps": ([3], None),
     "maps": ([3], None),

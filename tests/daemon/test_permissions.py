@@ -113,7 +113,7 @@ def test_calls_about_tasks_of_others(name: str, house: House) -> None:
 def test_calls_about_own_tasks(name: str, house: House) -> None:
     """All are allowed, but for access slots, which are for clients that map the memory, and what is the owner's."""
     assert house.ask(OWNER, name, arguments(name, house.pids[OWNER])) == ALLOWED
-    refused = {"fsck", "let_go_shared", "mirror", "sysctl", "window", "window_close"}
+    refused = {"fsck", "let_go_shared", "mirror", "sysctl", "truncate_shared", "window", "window_close"}
     assert house.ask(OTHER, name, arguments(name, house.pids[OTHER])) == (EPERM if name in refused else ALLOWED)
 
 

@@ -23,6 +23,8 @@ from numaemu_run.abi import (
 )
 from numaemu_run.bpf import RET_ALLOW, RET_ERRNO, RET_USER_NOTIF, Jump, assemble, make_filter
 
+#: Whatever their arguments are.
+CUTTING = ("creat", "ftruncate", "truncate")
 REFUSED = RET_ERRNO | errno.ENOSYS
 ABI = [pytest.param(abi, id=abi.machine) for abi in ABIS.values()]
 
@@ -53,7 +55,16 @@ def test_policy_calls_are_handed_over_and_others_are_not(abi: Abi) -> None:
     program = make_filter(abi, paths=False)
     wanted = {
         abi.numbers[name]
-        for name in (*POLICY_CALLS, *OPEN_CALLS, BEGIN_CALL, MREMAP_CALL, SYSINFO_CALL, EXIT_CALL, *EXEC_CALLS)
+        for name in (
+            *POLICY_CALLS,
+            *OPEN_CALLS,
+            BEGIN_CALL,
+            MREMAP_CALL,
+            SYSINFO_CALL,
+            EXIT_CALL,
+            *EXEC_CALLS,
+            *CUTTING,
+        )
         if name in abi.numbers
     }
     assert {n for n in range(600) if verdict(program, abi.audit_arch, n) == RET_USER_NOTIF} == wanted
@@ -62,6 +73,20 @@ def test_policy_calls_are_handed_over_and_others_are_not(abi: Abi) -> None:
     assert {n for n in range(600) if verdict(program, abi.audit_arch, n) == RET_ALLOW} == {*range(600)} - wanted - {
         rseq
     }
+
+
+@pytest.mark.parametrize("abi", ABI)
+def test_calls_that_take_pages_away_are_handed_over(abi: Abi) -> None:
+    """Holes, and opens that truncate; what else madvise, fallocate and opens for writing do is for the host."""
+    program = make_filter(abi, paths=False)
+
+    def said(name: str, *args: int) -> int:
+        return verdict(program, abi.audit_arch, abi.numbers[name], *args)
+
+    assert {said("madvise", 0, 0, advice) for advice in range(30) if advice != 9} == {RET_ALLOW}
+    assert said("madvise", 0, 0, 9) == RET_USER_NOTIF
+    assert [said("fallocate", 3, mode) for mode in (0, 1, 3, 16)] == [RET_ALLOW, RET_ALLOW, RET_USER_NOTIF, RET_ALLOW]
+    assert said("openat", 0, 0, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) == RET_USER_NOTIF
 
 
 @pytest.mark.parametrize("abi", ABI)

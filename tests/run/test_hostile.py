@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from tests.run.conftest import PROGRAMS, SECONDS, own_descriptors
+from tests.run.conftest import PROGRAMS, SECONDS, Run, compiled, own_descriptors
 
 import numaemu as nm
 from numaemu_run import descriptors
@@ -100,3 +101,10 @@ def test_a_supervisor_without_descriptors_serves_whom_it_knows(
     assert set(together) <= {".", *refused}, done
     assert 0 < together.count("-") < len(together), done
     assert "[Errno 24]" in done.stderr
+
+
+@pytest.mark.skipif(not os.access("/proc/sys/kernel/ns_last_pid", os.W_OK), reason="numbers cannot be asked for")
+def test_a_number_that_is_used_again_is_nobody_elses(run: Run, tmp_path: Path) -> None:
+    """Also if its process has ended while the supervisor was busy: the new one has a CPU of its own."""
+    done = run(compiled("renumbered.c", tmp_path))
+    assert (done.stdout, done.stderr) == ("00000000\n", "")

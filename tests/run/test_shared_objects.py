@@ -67,6 +67,27 @@ def test_what_is_removed_while_it_is_mapped_stays(run: Run, request: pytest.Fixt
     assert (done.stdout, done.stderr) == ("nodes [2]\n", "")
 
 
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        ("segment", "madvise"),
+        ("memfd", "madvise"),
+        ("memfd", "fallocate"),
+        ("memfd", "ftruncate"),
+        ("path", "fallocate"),
+        ("path", "truncate"),
+        ("path", "open"),
+        ("path", "relative"),
+    ],
+)
+def test_pages_that_were_cut_out_are_placed_anew(run: Run, request: pytest.FixtureRequest, kind: str, way: str) -> None:
+    """By the policy of now; those that were left stay where they are."""
+    what = kind if kind == "memfd" else request.getfixturevalue(kind)
+    done = run(sys.executable, PROGRAMS / "cut.py", what, way)
+    lines = ["2 2 2 2 2 2 2 2", "1 1 1 1 1 1 1 1"] if way in {"open", "relative"} else ["2 2 2 2 1 1 1 1"]
+    assert (done.stdout.splitlines(), done.stderr) == (lines, "")
+
+
 def test_it_outlasts_a_run(run: Run, machine: nm.Machine, path: Path) -> None:
     """It is in the machine until it is removed, and a later run looks."""
     before = free_kb(machine)
