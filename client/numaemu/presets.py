@@ -38,7 +38,7 @@ def _threads(first: int, cores: int, all_cores: int) -> tuple[int, ...]:
 #: Two sockets. 21 between them is what firmware of Xeons says (32: that of EPYCs).
 _TWO_SOCKET: Final = Preset(
     "two-socket",
-    "two sockets of four cores; the second threads of cores are numbered behind all first ones",
+    "two sockets; CPUs 0 to 3 and 8 to 11, as where second threads of cores are numbered behind all first ones",
     ((0, 1, _threads(0, 4, 8)), (1, 1, _threads(4, 4, 8))),
     ((10, 21), (21, 10)),
 )

@@ -27,6 +27,8 @@ _LINK: Final = "-> "
 #: Rights of most files of sysfs, and of its directories.
 _OF_FILES: Final = 0o444
 _OF_FOLDERS: Final = 0o755
+#: From there on Linux takes a node for another socket's (include/linux/topology.h).
+_REMOTE_DISTANCE: Final = 20
 
 
 def bitmap(mask: int, bits: int) -> str:
@@ -57,6 +59,10 @@ class NodeTree:
         #: Bits of a node mask in /proc: MAX_NUMNODES.
         self.node_bits = profile_named(topology.profile).max_numnodes
         self.nodes = mask_of(node.id for node in topology.nodes)
+        self._packages = _packages(topology)
+        self._package_cpus: dict[int, list[int]] = {}
+        for cpu, nid in self.cpu_node.items():
+            self._package_cpus.setdefault(self._packages[nid], []).append(cpu)
         self.memory_nodes = mask_of(node.id for node in topology.nodes if node.memory_bytes)
 
     def files(self) -> dict[str, str]:
@@ -105,17 +111,18 @@ class NodeTree:
                 place = f"cpu{cpu}"
                 found[f"{place}/online"] = "1"
                 found[f"{place}/node{node.id}"] = f"{_LINK}../../node/node{node.id}"
-                found |= {f"{place}/topology/{name}": text for name, text in self._topology(cpu, node.cpus)}
+                found |= {f"{place}/topology/{name}": text for name, text in self._topology(cpu)}
         return found
 
-    def _topology(self, cpu: int, siblings: Iterable[int]) -> Iterable[tuple[str, str]]:
-        """One package a node, one core a CPU."""
-        yield "physical_package_id", str(self.cpu_node[cpu])
+    def _topology(self, cpu: int) -> Iterable[tuple[str, str]]:
+        """One core a CPU."""
+        package = self._packages[self.cpu_node[cpu]]
+        yield "physical_package_id", str(package)
         yield "die_id", "0"
         yield "core_id", str(cpu)
         for names, members in (
             (("thread_siblings", "core_cpus"), [cpu]),
-            (("core_siblings", "package_cpus"), siblings),
+            (("core_siblings", "package_cpus"), self._package_cpus[package]),
         ):
             for name in names:
                 yield name, bitmap(mask_of(members), self.cpu_bits)
@@ -133,3 +140,18 @@ class NodeTree:
                 path.chmod(_OF_FILES)
         for folder, *_ in os.walk(root):  # whatever our umask leaves: the program may become another user
             Path(folder).chmod(_OF_FOLDERS)
+
+
+def _packages(topology: Topology) -> dict[int, int]:
+    """The first node of each node's package: those with CPUs share one that are nearer than REMOTE_DISTANCE.
+
+    Firmware says 11 or 12 between parts of a socket, and 20 or more between sockets.
+    """
+    found = {node.id: node.id for node in topology.nodes}
+    for i, one in enumerate(topology.nodes):
+        for j, other in enumerate(topology.nodes[:i]):
+            near = max(topology.distances[i][j], topology.distances[j][i]) < _REMOTE_DISTANCE
+            if near and one.cpus and other.cpus:
+                old, new = sorted((found[one.id], found[other.id]), reverse=True)
+                found = {nid: new if package == old else package for nid, package in found.items()}
+    return found

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from numaemu.description import Usual, Wanted, describe
 from numaemu_core.topology import Topology, from_dict
 from numaemu_run.node_tree import NodeTree, bitmap, huge_page_sizes
 
@@ -67,14 +68,35 @@ def test_nodes_have_no_huge_pages() -> None:
 
 
 def test_cpus_are_told_where_they_are() -> None:
-    """Each CPU has the package and the siblings of its node; numbers between are possible and not present."""
+    """Each CPU has the package of its node, here one for both; numbers between are possible and not present."""
     files = tree(ODD)
     cpu = "sys/devices/system/cpu"
     assert (files[f"{cpu}/online"], files[f"{cpu}/possible"]) == ("0,2,40", "0-40")
-    assert files[f"{cpu}/cpu40/topology/physical_package_id"] == "4"
-    assert files[f"{cpu}/cpu0/topology/core_siblings_list"] == "0,2"
+    assert files[f"{cpu}/cpu40/topology/physical_package_id"] == "1"
+    assert files[f"{cpu}/cpu0/topology/core_siblings_list"] == "0,2,40"
     assert files[f"{cpu}/cpu0/topology/thread_siblings_list"] == "0"
     assert f"{cpu}/cpu1/topology/core_id" not in files
+
+
+@pytest.mark.parametrize(
+    ("preset", "packages", "beside_cpu_0"),
+    [
+        ("two-socket", [0, 1], "0-3,8-11"),
+        ("sub-numa-clusters", [0, 0, 2, 2], "0-7"),
+        ("eight-nodes", [0, 0, 0, 0, 4, 4, 4, 4], "0-7,16-23"),
+        ("memoryless-node", [0, 0, 0, 0], "0-15"),
+        ("dram-cxl", [0], "0-7"),
+        ("sparse-ids", [0, 1, 16, 17], "0,8,16,24"),
+    ],
+)
+def test_near_nodes_share_a_package(preset: str, packages: list[int], beside_cpu_0: str) -> None:
+    """A package is a socket: parts of one are nearer to each other than 20, and memory without CPUs is in none."""
+    topology = describe(Wanted(preset=preset), Usual(2, "64M", "64M", "linux-6.12"))
+    files = tree(topology)
+    place = "sys/devices/system/cpu/cpu{}/topology/"
+    first = [node.cpus[0] for node in topology.nodes if node.cpus]
+    assert [int(files[place.format(cpu) + "physical_package_id"]) for cpu in first] == packages
+    assert files[place.format(0) + "package_cpus_list"] == beside_cpu_0
 
 
 def test_links_lead_from_cpus_to_nodes_and_back(tmp_path: Path) -> None:
