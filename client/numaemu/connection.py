@@ -84,6 +84,8 @@ class Init:
         self._pid = pid
         #: See `Machine.give_up_when`.
         self.too_long: Callable[[float], bool] | None = None
+        #: See `Machine.while_waiting`.
+        self.meanwhile: Callable[[], None] | None = None
         #: Nobody waits for the machine any more.
         self.given_up = False
         try:
@@ -95,6 +97,8 @@ class Init:
         """Is it over, or given up? To be asked now and then by who has waited so long."""
         if pidfd.has_exited(self.fd):
             return True
+        if self.meanwhile is not None:
+            self.meanwhile()
         if not self.given_up and self.too_long is not None and pidfd.is_stopped(self._pid):
             self.given_up = self.too_long(waited_s)
         return self.given_up

@@ -224,6 +224,12 @@ class Machine:
         if isinstance(init, Init):
             init.too_long = too_long
 
+    def while_waiting(self, act: Callable[[], None]) -> None:
+        """Let something be done a few times a second while a call waits, by the thread that waits; not on TCP."""
+        init = self._attachment.peer.init
+        if isinstance(init, Init):
+            init.meanwhile = act
+
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:

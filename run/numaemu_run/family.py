@@ -17,6 +17,7 @@ from numaemu_core.errors import OutOfMemory
 from numaemu_core.nodemask import first_node
 from numaemu_core.views import pages_by_node
 from numaemu_host.pidfd import started_at, ticks_now
+from numaemu_run.ancestors import Ancestors
 from numaemu_run.descriptors import kept
 from numaemu_run.fault_events import FaultEvents
 from numaemu_run.image import have_one_memory, image_of
@@ -66,6 +67,7 @@ class Family:
         self._by_pidfd: dict[int, Process] = {}
         self._orphans = Orphans(self.troubles)
         self.objects = SharedObjects(kernel, self._processes)
+        self._ancestors = Ancestors(self._processes)
         self._placement = Placement(self.counts, self._processes, events, self._toucher)
 
     def __iter__(self) -> Iterator[Process]:
@@ -135,9 +137,7 @@ class Family:
         status = status_of(tid)
         if status.parent == os.getpid() or status.tgid in self._processes:
             return True
-        while status.tgid not in self._processes and status.parent not in {0, 1, os.getpid()}:
-            status = status_of(status.parent)
-        ancestor = self._processes.get(status.tgid)
+        ancestor = self._ancestors.nearest(status)
         return ancestor is not None and (
             ancestor.binds or any(one.policy or one.cpus != self._tree.cpus for one in ancestor.threads.values())
         )

@@ -3,15 +3,12 @@
 import contextlib
 import os
 import resource
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Self
 
 from numaemu.errors import MachineGone
@@ -24,6 +21,7 @@ from numaemu_run.fault_events import FaultEvents
 from numaemu_run.kernel import Kernel
 from numaemu_run.node_tree import NodeTree, huge_page_sizes
 from numaemu_run.procfs import PAGE_SIZE, children_of, descendants_of, status_of
+from numaemu_run.run_folder import run_folder
 from numaemu_run.supervisor import Supervisor
 from numaemu_run.telling import notice
 
@@ -68,11 +66,11 @@ class Session:
         try:
             self.machine: Machine = self._stack.enter_context(_machine(topology, name))
             self.machine.give_up_when(self._is_too_long)
+            self.machine.while_waiting(self._pass_signals)
             _check_page_size(self.machine.topology)
             self.tree = NodeTree(self.machine.topology, huge_page_sizes())
             with signals.held():  # one that ends us is not to come between
-                self._root = Path(tempfile.mkdtemp(prefix="numaemu-run-"))
-                self._stack.callback(shutil.rmtree, self._root, ignore_errors=True)
+                self._root = self._stack.enter_context(run_folder())
             self.tree.write(self._root)
         except BaseException:
             self._stack.close()
@@ -132,11 +130,15 @@ class Session:
         self.seconds = time.monotonic() - began
         return Outcome(code)
 
+    def _pass_signals(self) -> None:
+        """Nobody else does in the middle of a call of ours."""
+        if self._ended_at is None and self._passing is not None:
+            self._passing.take_sent()
+
     def _is_too_long(self, waited_s: float) -> bool:
         """The machine is stopped: shall nobody wait for it any more? Asked in the middle of a call of ours."""
         since = self._ended_at
         if since is None and self._passing is not None:
-            self._passing.take_sent()  # nobody else does meanwhile
             since = self._passing.told_to_end_at
         self._gave_up = since is not None and min(waited_s, time.monotonic() - since) > _STOPPED_S
         return self._gave_up

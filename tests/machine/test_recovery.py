@@ -298,9 +298,13 @@ def say_hello(machine: nm.Machine, times: int) -> None:
 
 
 def test_only_a_machine_whose_init_is_stopped_is_given_up(boot: Boot) -> None:
-    """Who waits is asked then, and not where init sees to a daemon that is stopped; other handles wait on."""
+    """Who waits is asked then, and not where init sees to a daemon that is stopped; other handles wait on.
+
+    In both cases who waits may do something else now and then.
+    """
     machine = boot()
     asked: list[float] = []
+    done: list[str] = []
 
     def too_long(waited_s: float) -> bool:
         asked.append(waited_s)
@@ -308,9 +312,11 @@ def test_only_a_machine_whose_init_is_stopped_is_given_up(boot: Boot) -> None:
 
     with nm.connect(machine.name) as impatient:
         impatient.give_up_when(too_long)
+        impatient.while_waiting(lambda: done.append("waited"))
         os.kill(kernel_row(machine)["pid"], signal.SIGSTOP)
         impatient.vmstat()
         assert asked == []
+        assert done
         pids = [row["pid"] for row in machine.status()["processes"]]
         try:
             for pid in pids:  # init first: it would see to the others

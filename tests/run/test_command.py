@@ -275,6 +275,23 @@ def test_a_signal_finds_no_folder_that_nobody_takes_away(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_folder_of_a_run_that_was_killed_goes_with_the_next_one(
+    machine: nm.Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of runs that go on stay."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    waiting = ("run", "-m", machine.name, "--", "sh", "-c", "echo ready; read x")
+    with begun(*waiting) as living:
+        kept = set(tmp_path.iterdir())
+        with begun(*waiting) as killed:
+            killed.kill()
+        assert set(tmp_path.iterdir()) > kept
+        assert numaemu("run", "-m", machine.name, "--", "true").returncode == 0
+        assert set(tmp_path.iterdir()) == kept
+        living.communicate("\n", timeout=SECONDS)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_a_program_leaves_behind_ends_with_it(machine: nm.Machine, tmp_path: Path) -> None:
     """A child in the background is asked to end, and made to if it will not."""
     script = (
