@@ -6,6 +6,7 @@ Source: shmem_fallocate and shmem_setattr of mm/shmem.c, madvise_remove of mm/ma
 """
 
 import os
+import posixpath
 from typing import Final
 
 from numaemu_core import limits
@@ -13,6 +14,7 @@ from numaemu_run import target
 from numaemu_run.family import Family
 from numaemu_run.files import AT_FDCWD, open_arguments
 from numaemu_run.kernel import Kernel
+from numaemu_run.mounts import own_mounts
 from numaemu_run.procfs import PAGE_SIZE, areas_of, maps_of, object_name
 from numaemu_run.seccomp import Notification
 
@@ -35,9 +37,13 @@ class Holes:
         """A call that may make some is about to be let through.
 
         Raises:
-            OSError: it cannot be seen what it is about, or the machine refuses.
+            OSError: the machine refuses.
         """
-        for hole in _holes_of(name, call):
+        try:
+            holes = _holes_of(name, call)
+        except OSError:  # the host says so, too, or does not let us look
+            return
+        for hole in holes:
             self._make(call.tid, *hole)
 
     def _make(self, tid: int, name: str, first: int, end: int) -> None:
@@ -62,17 +68,17 @@ def _holes_of(name: str, call: Notification) -> list[_Hole]:
         case "madvise":
             return _in_mappings(call.tid, args[0], args[0] + -(-args[1] // PAGE_SIZE) * PAGE_SIZE)
         case "fallocate":
-            return _in_file(f"/proc/{call.tid}/fd/{_signed(args[0])}", args[2], args[2] + args[3])
+            return _in_open_file(call.tid, args[0], args[2], args[2] + args[3])
         case "ftruncate":
-            return _in_file(f"/proc/{call.tid}/fd/{_signed(args[0])}", args[1])
+            return _in_open_file(call.tid, args[0], args[1])
         case "truncate":
-            return _in_file(_path(call.tid, AT_FDCWD, args[0]), args[1])
+            return _in_named_file(call.tid, AT_FDCWD, args[0], args[1])
         case "creat":
-            return _in_file(_path(call.tid, AT_FDCWD, args[0]))
+            return _in_named_file(call.tid, AT_FDCWD, args[0])
     arguments = open_arguments(name, call)
     if arguments is None or not arguments[2] & os.O_TRUNC:
         return []
-    return _in_file(_path(call.tid, _signed(arguments[0]), arguments[1]))
+    return _in_named_file(call.tid, _signed(arguments[0]), arguments[1])
 
 
 def _in_mappings(tid: int, start: int, end: int) -> list[_Hole]:
@@ -83,21 +89,31 @@ def _in_mappings(tid: int, start: int, end: int) -> list[_Hole]:
     ]
 
 
-def _in_file(path: str, first: int = 0, end: int = _EVERYTHING) -> list[_Hole]:
-    """Of a file that a path of ours leads to; none if it is not there, or has no pages there."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a path of /proc leads anywhere
-    except OSError:  # the host says so, too
-        return []
-    return [(object_name(found), first, end)] if found.st_blocks and first < found.st_size else []
+def _in_open_file(tid: int, fd: int, first: int, end: int = _EVERYTHING) -> list[_Hole]:
+    """Of a descriptor. OSError: there is none."""
+    link = f"/proc/{tid}/fd/{_signed(fd)}"
+    return _in_memory(_leads_to(link), link, first, end)
 
 
-def _path(tid: int, directory: int, address: int) -> str:
-    """What a path of a thread is for us. OSError: it cannot be read."""
+def _in_named_file(tid: int, directory: int, address: int, first: int = 0) -> list[_Hole]:
+    """Of a path of a thread. OSError: it cannot be read."""
     path = os.fsdecode(target.read_path(tid, address))
-    if path.startswith("/"):
-        return f"/proc/{tid}/root{path}"
-    return f"/proc/{tid}/{'cwd' if directory == AT_FDCWD else f'fd/{directory}'}/{path}"
+    if not path.startswith("/"):
+        path = _leads_to(f"/proc/{tid}/cwd" if directory == AT_FDCWD else f"/proc/{tid}/fd/{directory}") + "/" + path
+    path = posixpath.normpath(path)
+    return _in_memory(path, f"/proc/{tid}/root{path}", first, _EVERYTHING)
+
+
+def _leads_to(link: str) -> str:
+    return os.readlink(link)  # noqa: PTH115 - half the time
+
+
+def _in_memory(path: str, link: str, first: int, end: int) -> list[_Hole]:
+    """Of a file, if it is memory and has pages there; `link` is what leads us to it."""
+    if not own_mounts().is_memory_path(path):
+        return []
+    found = os.stat(link)  # noqa: PTH116 - as well
+    return [(object_name(found), first, min(end, _EVERYTHING))] if found.st_blocks and first < found.st_size else []
 
 
 def _signed(argument: int) -> int:

@@ -7,7 +7,6 @@ Source: proc(5); shm_rmid of ipc/shm.c, shmem_evict_inode of mm/shmem.c (6.12).
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Final
 from numaemu.task import Task
 from numaemu_core import limits
 from numaemu_run.kernel import Kernel
-from numaemu_run.procfs import Area, device_name, maps_of, object_name, segment_name
+from numaemu_run.mounts import own_mounts
+from numaemu_run.procfs import Area, maps_of, object_name, segment_name
 
-_MOUNTS: Final = Path("/proc/self/mountinfo")
 _SEGMENTS: Final = Path("/proc/sysvipc/shm")
 
 
@@ -42,7 +41,7 @@ class SharedObjects:
 
     def may_keep(self, name: str) -> bool:
         """Is it of a kind that the host keeps?"""
-        return _is_segment(name) or _is_in_memory(_device_of(name))
+        return _is_segment(name) or own_mounts().is_memory_device(_device_of(name))
 
     def keeps(self, task: Task, name: str) -> bool:
         """Has the machine an object of that name, mapped or not? OSError: refused."""
@@ -105,17 +104,6 @@ def _device_of(name: str) -> str:
     return name.partition(" ")[0]
 
 
-@functools.cache
-def _is_in_memory(device: str) -> bool:
-    """Of a device as maps has it, in our mount namespace."""
-    for line in _MOUNTS.read_text(errors="replace").splitlines():
-        mount, _, file_system = line.partition(" - ")
-        major, minor = map(int, mount.split()[2].split(":"))
-        if device_name(os.makedev(major, minor)) == device:
-            return file_system.split()[0] == "tmpfs"
-    return False
-
-
 def _is_segment(name: str) -> bool:
     return name.startswith(segment_name(""))
 
@@ -132,4 +120,4 @@ def _segments() -> set[str]:
 def _can_be_told(area: Area) -> bool:
     """Is it memory that the host may keep, under a name that the machine takes?"""
     is_short = len(area.path.encode()) <= limits.FILE_NAME_MAX and area.path.isprintable()
-    return is_short and (_is_segment(area.name) or _is_in_memory(_device_of(area.name)))
+    return is_short and (_is_segment(area.name) or own_mounts().is_memory_device(_device_of(area.name)))

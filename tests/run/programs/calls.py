@@ -15,8 +15,10 @@ NUMBERS = {
         "getcpu": 309,
         "migrate_pages": 256,
         "move_pages": 279,
+        "openat": 257,
         "personality": 135,
         "sched_setaffinity": 203,
+        "truncate": 76,
         "exit": 60,
     },
     "aarch64": {
@@ -26,8 +28,10 @@ NUMBERS = {
         "getcpu": 168,
         "migrate_pages": 238,
         "move_pages": 239,
+        "openat": 56,
         "personality": 92,
         "sched_setaffinity": 122,
+        "truncate": 45,
         "exit": 93,
     },
 }[os.uname().machine]

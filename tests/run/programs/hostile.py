@@ -81,6 +81,9 @@ def pointers() -> None:
         refuses("move_pages", 0, 1, bad, nodes, status, MOVE)
     for bad in (edge + 2, *unreadable):
         refuses("move_pages", 0, 1, pages, bad, status, MOVE)
+    for bad in unreadable:
+        refuses("truncate", bad, 0)
+        refuses("openat", 1 << 20, bad, os.O_WRONLY | os.O_TRUNC)
     for bad in (edge, *unwritable):
         refuses("get_mempolicy", None, bad, 64, 0, 0)
     for bad in (edge + 2, *unwritable):
