@@ -44,13 +44,14 @@ class AffinityCalls:
         self._places = {cpu: _PLACE.pack(cpu, node) for cpu, node in tree.cpu_node.items()}
         self.handlers: Final[Mapping[str, Callable[[Notification, Thread], int | None]]] = MappingProxyType(
             {
-                "getcpu": self._getcpu,
+                "getcpu": self.getcpu,
                 "sched_getaffinity": self._sched_getaffinity,
                 "sched_setaffinity": self._sched_setaffinity,
             }
         )
 
-    def _getcpu(self, call: Notification, thread: Thread) -> int:
+    def getcpu(self, call: Notification, thread: Thread) -> int:
+        """The system call. OSError: EFAULT."""
         args = call.args
         thread.process.cpu_questions += 1
         self._pairs.write(call.tid, args[0], args[1], self._places[thread.cpu])

@@ -185,15 +185,12 @@ class Supervisor:
             return
         name, serve, takes_time = self._services[call.number]
         self.calls[name] += 1
-        if takes_time:
-            with self._receiver:
-                self._answer(name, serve, call)
-        else:
-            self._answer(name, serve, call)
-
-    def _answer(self, name: str, serve: Callable[[str, Notification], None], call: Notification) -> None:
         try:
-            serve(name, call)
+            if takes_time:
+                with self._receiver:
+                    serve(name, call)
+            else:
+                serve(name, call)
         except ProcessLookupError:  # it died while we were at it
             self._listener.refuse(call, errno.ESRCH)
         except MmError as refused:
@@ -299,7 +296,7 @@ class Supervisor:
             with self._receiver:
                 self._serve_thread(name, call)
         else:
-            self._answer_thread(name, call, thread)
+            self._listener.give(call, self._affinity.getcpu(call, thread))
 
     def _serve_thread(self, name: str, call: Notification) -> None:
         thread = self.family.known(call.tid)
@@ -307,9 +304,6 @@ class Supervisor:
             thread = self.family.thread(call.tid)
             if not self._listener.is_waiting(call):  # that took a while: it may be that of another one by now
                 return
-        self._answer_thread(name, call, thread)
-
-    def _answer_thread(self, name: str, call: Notification, thread: Thread) -> None:
         try:
             value = self._of_threads[name](call, thread)
         except OutOfMemory:
