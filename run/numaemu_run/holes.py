@@ -112,7 +112,7 @@ def _in_memory(path: str, link: str, first: int, end: int) -> list[_Hole]:
     """Of a file, if it is memory and has pages there; `link` is what leads us to it."""
     if not own_mounts().is_memory_path(path):
         return []
-    found = os.stat(link)  # noqa: PTH116 - as well
+    found = os.stat(link)  # noqa: PTH116 - half the time, too
     return [(object_name(found), first, min(end, _EVERYTHING))] if found.st_blocks and first < found.st_size else []
 
 

@@ -17,16 +17,26 @@ def run_folder() -> Iterator[Path]:
     """A new one, held by a lock on it. OSError: there is no place for it."""
     _remove_abandoned()
     with contextlib.ExitStack() as stack:
-        while True:
-            path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-            stack.callback(shutil.rmtree, path, ignore_errors=True)
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, lock)
-            with contextlib.suppress(OSError):  # a file system without locks: nobody else removes it either
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if path.exists():  # else another run was quicker than the lock
-                break
+        while not _is_held(path := Path(tempfile.mkdtemp(prefix=_PREFIX)), stack):
+            pass  # another run took it for an abandoned one
         yield path
+
+
+def _is_held(path: Path, stack: contextlib.ExitStack) -> bool:
+    """Hold a new folder until the end of `stack`, which removes it; False: another run was quicker."""
+    stack.callback(shutil.rmtree, path, ignore_errors=True)
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    stack.callback(os.close, lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: nobody else removes it either
+        return True
+    return path.exists()
 
 
 def _remove_abandoned() -> None:
