@@ -165,7 +165,7 @@ def _segments(layout: Layout) -> list[SegmentLayout]:
     swap_map.add("swap_count", "u2", layout.slot_count)  # swap_lock
     swap_map.add("slot_mapping", "u4", layout.slot_count)  # daemon only: the object whose page is there, 0: none
     swap_map.add("slot_index", "u8", layout.slot_count)  # daemon only: which of its pages
-    swap_map.add("slot_hosted", "u1", layout.slot_count)  # daemon only: is the page there one that has no bytes?
+    swap_map.add("slot_hosted", "u1", layout.slot_count)  # by the daemon, read by swap: has it no bytes?
     return [*pools, swap, disk, swap_map, _ptes(layout), _pte_bits(layout), _frames(layout), _control(), _locks(layout)]
 
 
