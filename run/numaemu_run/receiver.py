@@ -18,9 +18,8 @@ from typing import Final, Self
 from numaemu_host import sigmask
 from numaemu_run.seccomp import Listener, Notification
 
-#: The thread wakes up for one call, and for none: to be woken up for each would cost those that find nobody busy.
+#: The thread wakes up for one call, and takes what there is: to be woken up for each would cost others.
 _ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
-_NEVER: Final = select.EPOLLONESHOT
 
 
 class Receiver:
@@ -37,7 +36,6 @@ class Receiver:
         self._call.register(listener.fd, select.POLLIN)
         with contextlib.ExitStack() as stack:
             self._arrivals = stack.enter_context(select.epoll())
-            self._arrivals.register(listener.fd, _NEVER)
             self._closing = os.eventfd(0, os.EFD_CLOEXEC)
             stack.callback(os.close, self._closing)
             self._arrivals.register(self._closing, select.EPOLLIN)
@@ -50,14 +48,15 @@ class Receiver:
             self._descriptors = stack.pop_all()
 
     def __enter__(self) -> Self:
-        self._is_on = True
-        self._arrivals.modify(self._listener.fd, _ONCE)
+        with self._guard:  # it may be late from the time before
+            self._is_on = True
+            self._arrivals.register(self._listener.fd, _ONCE)
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._is_on = False
         with self._guard:  # it may just receive one
-            self._arrivals.modify(self._listener.fd, _NEVER)
+            self._arrivals.unregister(self._listener.fd)
 
     def has_call(self) -> bool:
         """Is there one to be received? To be asked by one thread at a time."""

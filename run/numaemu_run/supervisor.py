@@ -73,18 +73,22 @@ class Supervisor:
         self._exits = exits
         self._listener = listener
         with contextlib.ExitStack() as stack:
-            self._poll = stack.enter_context(select.epoll())  # a call waits no longer where there are more processes
-            self._poll.register(listener.fd, select.EPOLLIN)
+            self._events = stack.enter_context(select.epoll())  # a call waits no longer where there are more processes
             self._next_look = timerfd.Timer()  # a timeout at each poll would cost every call
             stack.callback(self._next_look.close)
-            self._poll.register(self._next_look.fd, select.EPOLLIN)
+            self._events.register(self._next_look.fd, select.EPOLLIN)
             self._receiver = stack.enter_context(contextlib.closing(Receiver(listener)))
             self._received = self._receiver.calls
             self._descriptors = stack.pop_all()
         self._next_look.set(_LOOK_EVERY_S)
+        #: Calls, and then the rest, for what has happened before a call is to be seen with it. An epoll of both would
+        #: cost each call 3 % more.
+        self._poll = select.poll()
+        self._poll.register(listener.fd, select.POLLIN)
+        self._poll.register(self._events, select.POLLIN)
         #: What a poll gives while the program calls, and nothing else happens.
-        self._calls_only = [(listener.fd, select.EPOLLIN)]
-        self.family = Family(kernel, tree, self._poll, events)
+        self._calls_only = [(listener.fd, select.POLLIN)]
+        self.family = Family(kernel, tree, self._events, events)
         #: How often each call came, and how often it was refused by the machine.
         self.calls: collections.defaultdict[str, int] = collections.defaultdict(int)
         self.refused: collections.Counter[str] = collections.Counter()
@@ -131,38 +135,39 @@ class Supervisor:
 
     def watch(self, fd: int) -> None:
         """Let `step` end when this becomes readable, too."""
-        self._poll.register(fd, select.EPOLLIN)
+        self._events.register(fd, select.EPOLLIN)
 
     def step(self, timeout_s: float | None = None) -> AbstractSet[int]:
         """Serve what has come, or wait for something; gives the watched descriptors that are readable.
 
         Comes back after `timeout_s` even if there was nothing, and now and then without.
         """
+        timeout_ms = None if timeout_s is None else timeout_s * 1000
         for _ in range(_CALLS_A_STEP):
-            events = self._poll.poll(0 if self._received else timeout_s)
+            events = self._poll.poll(0 if self._received else timeout_ms)
             if events != self._calls_only and (events or not self._received):
                 break
             self._serve(self._next_call())
         else:
             return _NONE
-        watched = self._see(events)
+        if any(event & select.POLLHUP for _, event in events):  # nobody is left who could call
+            self._poll.unregister(self._listener.fd)
+        watched = self._see()
         if self._received or self._receiver.has_call():
             call = self._next_call()
-            watched |= self._see(self._poll.poll(0))  # its number may be that of one who has ended meanwhile
+            watched |= self._see()  # its number may be that of one who has ended meanwhile
             self._serve(call)
         return watched
 
-    def _see(self, events: list[tuple[int, int]]) -> set[int]:
+    def _see(self) -> set[int]:
         """Everything but calls: ends, of which a call is to know (see `Family.known`); gives what is watched."""
         watched = set()
         with self._receiver:
-            for fd, event in events:
+            for fd, _ in self._events.poll(0):
                 if fd == self._next_look.fd:
                     self._look()
-                elif fd != self._listener.fd:
+                else:
                     watched |= set() if self.family.has_news(fd) else {fd}
-                elif event & select.EPOLLHUP:  # nobody is left who could call
-                    self._poll.unregister(fd)
         return watched
 
     def _look(self) -> None:
