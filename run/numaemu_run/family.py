@@ -49,8 +49,8 @@ _PID_MASK: Final = (1 << 32) - 1
 class Family:
     """All threads and processes of a run."""
 
-    def __init__(self, kernel: Kernel, tree: NodeTree, poll: select.epoll, events: FaultEvents | None) -> None:
-        """`poll` is told of a descriptor for each process, readable when that has ended.
+    def __init__(self, kernel: Kernel, tree: NodeTree, news: select.epoll, events: FaultEvents | None) -> None:
+        """`news` is told of a descriptor for each process, readable when that has ended.
 
         `events`: the faults of all of them, where the host tells them.
         """
@@ -61,7 +61,7 @@ class Family:
         self.exited: Final[collections.deque[Exited]] = collections.deque(maxlen=_EXITED_MAX)
         self._kernel = kernel
         self._tree = tree
-        self._poll = poll
+        self._news = news
         self._processes: dict[int, Process] = {}
         self._threads: dict[int, Thread] = {}
         self._by_pidfd: dict[int, Process] = {}
@@ -79,8 +79,8 @@ class Family:
     def known(self, tid: int) -> Thread | None:
         """Who calls with that number just now, if there is no doubt; None: see `thread`.
 
-        There is none about the first thread of a process that executes no program: if that had ended, the poll would
-        have told so before it told of the call.
+        There is none about the first thread of a process that executes no program: if that had ended, the poll that
+        told of the call would have told of that, too, and it would be forgotten.
         """
         thread = self._threads.get(tid)
         if thread is not None and tid == thread.process.pid and thread.process.executor is None:
@@ -187,7 +187,7 @@ class Family:
             os.close(pidfd)
             raise
         self._processes[process.pid] = self._by_pidfd[pidfd] = process
-        self._poll.register(pidfd, select.EPOLLIN)
+        self._news.register(pidfd, select.EPOLLIN)
         self.counts.processes += 1
         return thread
 
@@ -433,7 +433,7 @@ class Family:
         del self._processes[process.pid], self._by_pidfd[process.pidfd]
         for thread in list(process.threads.values()):
             self._forget_thread(thread)
-        self._poll.unregister(process.pidfd)
+        self._news.unregister(process.pidfd)
         os.close(process.pidfd)
 
     def _meet_orphans(self, process: Process) -> None:
