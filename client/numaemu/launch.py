@@ -80,7 +80,8 @@ def start(
 
 
 def _command(place: Path, topology: Topology, ready_fd: int, owner_pid: int | None) -> list[str]:
-    command = [sys.executable, "-m", "numaemu_daemon", "--dir", str(place), "--name", place.name]
+    # -P: what lies in the current directory is not taken for a module of ours, and not executed.
+    command = [sys.executable, "-P", "-m", "numaemu_daemon", "--dir", str(place), "--name", place.name]
     command += ["--topology", json.dumps(topology.as_dict()), "--ready-fd", str(ready_fd)]
     if owner_pid is not None:
         command += ["--owner-pid", str(owner_pid)]

@@ -122,8 +122,10 @@ JOURNAL_ROW_BYTES_MAX: Final = 128
 JOURNAL_WIDE_ROW_BYTES_MAX: Final = 512
 JOURNAL_WIDE_FACTOR: Final = 4
 
-#: One message on the wire, either way.
+#: One request on the wire.
 MESSAGE_BYTES_MAX: Final = 1 << 20
+#: Replies are as long as what was asked for: numa_maps of as many mappings as there may be, 256 bytes each.
+REPLY_BYTES_MAX: Final = MAX_VMAS * 256
 #: Bytes of memory that one call reads or writes for a remote client: a write stands in the journal.
 REMOTE_BYTES_MAX: Final = 256 << 10
 #: A client on TCP of which nothing was heard for so long is gone.

@@ -292,7 +292,7 @@ def unpack_request(body: bytes | memoryview, boot_id: str) -> Request:
         WireError: it is no request of this version for this machine: it gets no answer that needs its id.
         MmError: its id is known (`request_id` attribute of the error), its name or arguments are wrong.
     """
-    message = _unpack(body, 6)
+    message = _unpack(body, 6, limits.MESSAGE_BYTES_MAX)
     version, boot, request_id, name, args, window = message
     if version != VERSION:
         raise WireError(f"version {_short(version)}, this machine speaks {VERSION}")
@@ -349,7 +349,7 @@ def unpack_reply(body: bytes | memoryview) -> tuple[str, int, Any]:
     Raises:
         MmError, SegmentationFault, OutOfMemory: the call was refused (`request_id`: which); WireError: it is no reply.
     """
-    version, boot_id, request_id, status, result = _unpack(body, 5)
+    version, boot_id, request_id, status, result = _unpack(body, 5, limits.REPLY_BYTES_MAX)
     if version != VERSION:
         raise WireError(f"version {_short(version)}, this library speaks {VERSION}")
     if not isinstance(boot_id, str) or type(request_id) is not int:
@@ -382,8 +382,8 @@ def _refusal(kind: str, status: int, detail: str, address: int) -> MmError:
             return MmError(status, detail)
 
 
-def _unpack(body: bytes | memoryview, count: int) -> list[Any]:
-    if len(body) > limits.MESSAGE_BYTES_MAX:
+def _unpack(body: bytes | memoryview, count: int, bytes_max: int) -> list[Any]:
+    if len(body) > bytes_max:
         raise WireError(f"a message of {len(body)} bytes is too long")
     try:
         message = msgpack.unpackb(body, raw=False, strict_map_key=True)

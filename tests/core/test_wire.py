@@ -249,7 +249,15 @@ def test_only_what_fits_is_sent() -> None:
 # -- replies -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("result", [None, 0, WORD, True, "text", b"\0\xff", [1, None, [2]], {"a": 1}], ids=repr)
+#: Longer than a request may be, as numa_maps of many mappings are.
+LONG = "7f0000000000 default\n" * (limits.MESSAGE_BYTES_MAX // 16)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [None, 0, WORD, True, "text", b"\0\xff", [1, None, [2]], {"a": 1}, LONG],
+    ids=lambda result: repr(result)[:20],
+)
 def test_a_reply_survives_the_wire(result: Any) -> None:  # noqa: ANN401 - any call's result
     """A result arrives as it was sent, with the machine and the request that it belongs to."""
     assert unpack_reply(pack_reply(BOOT, 7, result)) == (BOOT, 7, result)
@@ -292,7 +300,6 @@ NO_REPLIES: dict[str, bytes] = {
     "too-many": raw(VERSION, BOOT, 7, 0, None, None),
     "request": request("exit", [1]),
     "version": raw(2, BOOT, 7, 0, None),
-    "huge": raw(VERSION, BOOT, 7, 0, b"\0" * limits.MESSAGE_BYTES_MAX),
     "refusal-none": raw(VERSION, BOOT, 7, errno.EINVAL, None),
     "refusal-number": raw(VERSION, BOOT, 7, errno.EINVAL, 5),
     "refusal-short": raw(VERSION, BOOT, 7, errno.EINVAL, ["errno", "text"]),
@@ -306,6 +313,12 @@ def test_what_is_no_reply_is_a_wire_error(body: bytes) -> None:
     """A message that is no reply of this protocol is refused as such, whatever its parts are."""
     with pytest.raises(WireError):
         unpack_reply(body)
+
+
+def test_a_reply_that_is_longer_than_any_is_not_read() -> None:
+    """However it goes on."""
+    with pytest.raises(WireError, match="too long"):
+        unpack_reply(bytes(limits.REPLY_BYTES_MAX + 1))
 
 
 # -- anything at all ---------------------------------------------------------------------------------------------------

@@ -54,6 +54,22 @@ def test_what_cannot_be_executed_is_told_as_a_shell_tells_it(
     assert (done.returncode, done.stderr) == (code, f"numaemu run: {complaint}\n")
 
 
+def test_of_what_cannot_be_executed_there_is_a_report(run: Run, tmp_path: Path) -> None:
+    """One of CI is not to find an empty file."""
+    path = tmp_path / "report.json"
+    assert run("/nonexistent/program", options=("--report", "json", "--report-file", str(path))).returncode == 127
+    assert json.loads(path.read_text())["exit_code"] == 127
+
+
+def test_what_lies_in_the_current_directory_is_no_module_of_ours(tmp_path: Path) -> None:
+    """The daemon executes nothing of it, whatever it is called."""
+    for name in ("random", "secrets", "types", "numaemu_daemon", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('executed')")
+    command = [sys.executable, "-P", "-m", "numaemu", "run", "--memory", "4M", "--", "echo", "ran"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("ran\n", "", 0)
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -166,11 +182,18 @@ def test_a_container_is_no_part_of_the_program(runtime: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_the_exit_code_needs_no_stderr(machine: nm.Machine, code: int) -> None:
-    """Where stderr is closed, or a pipe that nobody reads, the exit code is still that of the program."""
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_the_exit_code_needs_no_standard_streams(machine: nm.Machine, stream: int, code: int) -> None:
+    """Where one is closed the exit code is still that of the program, whose stream is closed, too."""
+    words = [sys.executable, "-m", "numaemu", "run", "-m", machine.name, "--", "sh", "-c"]
+    closed = ["sh", "-c", f'exec "$@" {stream}>&-', "sh", *words, f"! test -e /proc/$$/fd/{stream} && exit {code}"]
+    assert subprocess.run(closed, timeout=SECONDS, check=False).returncode == code
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_the_exit_code_needs_nobody_who_reads_stderr(machine: nm.Machine, code: int) -> None:
+    """Where it is a pipe without a reader the exit code is still that of the program."""
     words = [sys.executable, "-m", "numaemu", "run", "-m", machine.name]
-    closed = ["sh", "-c", 'exec "$@" 2>&-', "sh", *words]
-    assert subprocess.run([*closed, "--", "sh", "-c", f"exit {code}"], timeout=SECONDS, check=False).returncode == code
     reader, writer = os.pipe()
     os.close(reader)
     try:

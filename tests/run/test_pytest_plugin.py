@@ -154,6 +154,7 @@ def test_signal(numa):
     numa.assert_on_node(done, 1)
 
 def test_exit_code(numa):
+    assert numa.run(["/nonexistent/program"], check=False).returncode == 127
     numa.run(["sh", "-c", "echo a word; exit 3"])
 
 def test_too_long(numa):

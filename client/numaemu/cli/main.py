@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numaemu
@@ -56,6 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0, 1 if it failed (`run`: 125), 2 for a wrong command line, 130 after Ctrl-C."""
     failure = _FAILURE
+    if sys.__stdout__ is None:  # closed by whoever has started us: what is printed goes nowhere
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as we live
     try:
         args = make_parser().parse_args(argv)
         failure = args.failure

@@ -43,7 +43,7 @@ class Ran:
     returncode: int
     stdout: str
     stderr: str
-    #: What `numaemu run --report json` tells; empty if it was not asked for, or the program could not be executed.
+    #: What `numaemu run --report json` tells; empty if it was not asked for.
     report: dict[str, Any]
 
     def __str__(self) -> str:
@@ -110,10 +110,10 @@ def run(
             except BaseException:
                 _end(process)
                 raise
-        if report and process.returncode == _NOT_RUN and not path.exists():
+        told = path.read_text(encoding="utf-8") if path.exists() else ""
+        if report and process.returncode == _NOT_RUN and not told:
             raise NumaemuFailure(err.strip())
-        told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return Ran(words, process.returncode, out, err, told)
+    return Ran(words, process.returncode, out, err, json.loads(told or "{}"))
 
 
 def check(ran: Ran) -> None:
