@@ -21,7 +21,7 @@ from numaemu_run.seccomp import Listener, Notification
 #: The thread wakes up for one call, and takes what there is. Calls that find nobody busy are not to wake it up, nor to
 #: pay for its epoll, which costs each of them 3 % even while it is disarmed: it knows the listener only when in use.
 _ONCE: Final = select.EPOLLIN | select.EPOLLONESHOT
-#: The host keeps no more of that for us.
+#: No registration more: of memory, or of those that a user may have (fs.epoll.max_user_watches).
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.ENOMEM})
 
 
@@ -51,7 +51,7 @@ class Receiver:
             self._descriptors = stack.pop_all()
 
     def __enter__(self) -> Self:
-        """Where the host has no room for that, calls are received later, as if we had not come."""
+        """Where the host has no room for it, no call is received meanwhile."""
         with self._guard:  # the thread may still be about to arm what an earlier use has registered
             try:
                 self._arrivals.register(self._listener.fd, _ONCE)

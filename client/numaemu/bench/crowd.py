@@ -100,7 +100,7 @@ class Crowd:
 @contextlib.contextmanager
 def crowd(machine: nm.Machine, endpoint: str, clients: int) -> Iterator[Crowd]:
     """So many client processes of a machine, which also know an echo."""
-    command = [sys.executable, "-m", "numaemu.bench.crowd", machine.name, endpoint]
+    command = [sys.executable, "-P", "-m", "numaemu.bench.crowd", machine.name, endpoint]
     members: list[_Member] = []
     try:
         for number in range(clients):

@@ -34,7 +34,7 @@ def echoing() -> Iterator[str]:
     """The endpoint of an echo in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="numaemu-echo-") as folder:
         endpoint = f"ipc://{folder}/echo.ipc"
-        command = [sys.executable, "-m", "numaemu.bench.echo", endpoint]
+        command = [sys.executable, "-P", "-m", "numaemu.bench.echo", endpoint]
         server = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert server.stdout is not None
         server.stdout.readline()

@@ -63,7 +63,7 @@ def flood_p99_stranger() -> Iterator[Figure]:
 @contextlib.contextmanager
 def _flooder(name: str, kind: str) -> Iterator[Callable[[], None]]:
     """A process that begins to flood, or stops, whenever the function is called."""
-    command = [sys.executable, "-m", "numaemu.bench.flooder", name, kind]
+    command = [sys.executable, "-P", "-m", "numaemu.bench.flooder", name, kind]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         source, sink = process.stdin, process.stdout
         assert source is not None

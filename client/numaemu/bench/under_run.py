@@ -16,8 +16,8 @@ from numaemu.bench.echo import MESSAGE, dealer_to, echoing
 from numaemu.bench.machines import seconds
 from numaemu.bench.rounds import Figure, Reach, alone, compare, times
 
-_RUN: Final = (sys.executable, "-m", "numaemu", "run", "--nodes", "2", "--memory", "64M", "--swap", "64M")
-_EMPTY: Final = (sys.executable, "-m", "numaemu.bench.empty_supervisor")
+_RUN: Final = (sys.executable, "-P", "-m", "numaemu", "run", "--nodes", "2", "--memory", "64M", "--swap", "64M")
+_EMPTY: Final = (sys.executable, "-P", "-m", "numaemu.bench.empty_supervisor")
 _CALLS: Final = 500
 _SUMS: Final = 300_000
 #: Rounds are short, and a host that is busy for a moment, or runs slower, is more than what is looked for.

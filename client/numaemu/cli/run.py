@@ -13,11 +13,9 @@ from numaemu.cli.described import add_described, check_described, said, wanted_o
 from numaemu.cli.options import PROFILES, add_machine, examples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import FrameType
 
     from numaemu_core.topology import Topology
-    from numaemu_run.session import Outcome, Session
 
 #: What a machine has of which nothing is said: numaemu.description.Usual. Programs of today expect a kernel of today.
 USUAL: Final[dict[str, Any]] = {"nodes": 2, "memory": "1G", "swap": "1G", "profile": PROFILES[-1]}
@@ -64,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("--report-file: say --report json or --report junit")
     from numaemu_run.child import StartError  # noqa: PLC0415 - --help answers without it
     from numaemu_run.report import make_report  # noqa: PLC0415 - as above
-    from numaemu_run.session import Session, end_as  # noqa: PLC0415 - as above
+    from numaemu_run.session import Outcome, Session, end_as  # noqa: PLC0415 - as above
     from numaemu_run.telling import tell  # noqa: PLC0415 - as above
 
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -72,36 +70,22 @@ def run(args: argparse.Namespace) -> int:
             signal.signal(number, _end)
     topology = None if machine is not None else topology_of(args)
     file = None if args.report_file is None else Path(args.report_file).open("w", encoding="utf-8")  # noqa: SIM115 - below
-    try:
-        with (
-            file or contextlib.nullcontext(),
-            Session(topology, machine, mount=not args.no_mount, exits=args.report is not None) as session,
-        ):
-            outcome = _outcome(session, command)
-            text = "" if args.report is None else make_report(args.report, session, command, outcome)
-            if file is not None:
-                file.write(text)
-    except StartError as error:
-        tell(f"numaemu run: {error}\n")
-        return error.code
+    with (
+        file or contextlib.nullcontext(),
+        Session(topology, machine, mount=not args.no_mount, exits=args.report is not None) as session,
+    ):
+        try:
+            outcome = session.run(command, os.environ)
+        except StartError as error:
+            tell(f"numaemu run: {error}\n")
+            outcome = Outcome(error.code)
+        there_was_a_run = session.supervisor is not None  # also of a program that could not be executed
+        text = make_report(args.report, session, command, outcome) if args.report and there_was_a_run else ""
+        if file is not None:
+            file.write(text)
     if file is None:
         tell(text)
     return end_as(outcome)
-
-
-def _outcome(session: Session, command: Sequence[str]) -> Outcome:
-    """Run it; of what cannot be executed there is a report, too. StartError: the host refuses."""
-    from numaemu_run.child import StartError  # noqa: PLC0415 - --help answers without it
-    from numaemu_run.session import Outcome  # noqa: PLC0415 - as above
-    from numaemu_run.telling import tell  # noqa: PLC0415 - as above
-
-    try:
-        return session.run(command, os.environ)
-    except StartError as error:
-        if session.supervisor is None:
-            raise
-        tell(f"numaemu run: {error}\n")
-        return Outcome(error.code)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
